@@ -1,0 +1,26 @@
+#include "cuda/probe.h"
+
+#include <cuda_runtime.h>
+
+namespace ltood {
+
+namespace {
+
+__global__ void probe_kernel(int* out) {
+#ifdef __CUDA_ARCH__
+  *out = __CUDA_ARCH__;
+#endif
+}
+
+}  // namespace
+
+int cuda_runtime_version() { return CUDART_VERSION; }
+
+int launch_probe(int* out, void* stream) {
+  probe_kernel<<<1, 1, 0, static_cast<cudaStream_t>(stream)>>>(out);
+  return static_cast<int>(cudaGetLastError());
+}
+
+const char* cuda_error_string(int error) { return cudaGetErrorString(static_cast<cudaError_t>(error)); }
+
+}  // namespace ltood

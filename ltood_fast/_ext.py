@@ -1,0 +1,84 @@
+"""The only loader of ltood_fast._C, and what the build and this machine offer."""
+
+from __future__ import annotations
+
+import functools
+from importlib import metadata
+from typing import Any
+
+import torch
+
+try:
+    from . import _C
+except ImportError as error:
+    raise ImportError(
+        f"ltood_fast._C cannot be loaded ({error}): build it for this torch ({torch.__version__}) with "
+        "`pip install --no-build-isolation .`"
+    ) from error
+
+# Public function -> the dispatcher op that serves it. An op without a kernel for a device runs its reference there.
+OP_OF_FUNCTION = {
+    "nt_xent": "contrastive",
+    "supcon": "contrastive",
+    "psd_loss": "contrastive",
+    "domain_loss": "contrastive",
+    "stage1_loss": "contrastive",
+    "guided_contrastive": "guided",
+    "relational_distill": "guided",
+    "stage2_loss": "guided",
+    "cluster_kl": "cluster_kl",
+    "refine_centroids": "cluster_kl",
+    "knn": "knn",
+    "knn_density": "knn",
+    "cluster_tailness": "knn",
+}
+
+
+def _minor_version(version: str) -> list[str]:
+    return version.split("+")[0].split(".")[:2]
+
+
+def check_torch_version(built_for: str, running: str) -> None:
+    """A torch extension is bound to the minor version of torch that it was built for."""
+    if _minor_version(built_for) != _minor_version(running):
+        raise ImportError(
+            f"ltood_fast was built for torch {built_for} but runs on torch {running}: "
+            "build it again with `pip install --no-build-isolation .`"
+        )
+
+
+check_torch_version(_C.build_info()["torch"], torch.__version__)
+
+
+@functools.cache
+def has_kernel(op: str, device_type: str) -> bool:
+    """Whether `torch.ops.ltood_fast.<op>` has a kernel for "cpu" or "cuda" in this build."""
+    if device_type not in ("cpu", "cuda") or not hasattr(torch.ops.ltood_fast, op):
+        return False
+    return torch._C._dispatch_has_kernel_for_dispatch_key(f"ltood_fast::{op}", device_type.upper())
+
+
+def build_info() -> dict[str, Any]:
+    """What was built and what this machine offers.
+
+    Returns:
+        A dict of plain values: ``version``; ``torch`` (built for) and ``torch_running``; ``compiler``; ``cuda``
+        (whether the CUDA kernels were compiled), ``cuda_reason``, ``cuda_archs``, ``cuda_runtime``; ``cuda_devices``
+        (names of the devices at hand); ``kernels``: for every public function and device type, ``"kernel"`` or
+        ``"reference"``, which is what ``backend="auto"`` runs.
+    """
+    info = {"version": metadata_version(), **_C.build_info(), "torch_running": torch.__version__}
+    info["cuda_devices"] = [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())]
+    info["kernels"] = {
+        function: {device: "kernel" if has_kernel(op, device) else "reference" for device in ("cpu", "cuda")}
+        for function, op in OP_OF_FUNCTION.items()
+    }
+    return info
+
+
+def metadata_version() -> str:
+    """The installed version, or "0+source" when the package runs from a checkout that was only built in place."""
+    try:
+        return metadata.version("ltood_fast")
+    except metadata.PackageNotFoundError:
+        return "0+source"

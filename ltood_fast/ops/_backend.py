@@ -1,0 +1,35 @@
+"""Which implementation a call runs: our kernel or the plain PyTorch reference."""
+
+from __future__ import annotations
+
+import torch
+
+from .._ext import OP_OF_FUNCTION, has_kernel
+
+BACKENDS = ("auto", "reference", "cpu", "cuda")
+
+
+def use_kernel(function: str, backend: str, device: torch.device) -> bool:
+    """True when `function` runs its kernel on `device`, False when it runs its reference.
+
+    Args:
+        function: public name, e.g. ``"nt_xent"``.
+        backend: ``"auto"`` (the kernel if this build has one for the device, else the reference), ``"reference"``, or
+            ``"cpu"`` / ``"cuda"`` (that kernel or an error).
+        device: where the inputs are.
+    """
+    if backend not in BACKENDS:
+        raise ValueError(f"{function}: backend must be one of {', '.join(BACKENDS)}, got {backend!r}")
+    if backend == "reference":
+        return False
+    available = has_kernel(OP_OF_FUNCTION[function], device.type)
+    if backend == "auto":
+        return available
+    if backend != device.type:
+        raise ValueError(f"{function}: backend={backend!r} needs inputs on a {backend} device, got {device}")
+    if not available:
+        raise RuntimeError(
+            f"{function}: backend={backend!r} was asked for, but this build has no {backend} kernel for it; "
+            "use backend='auto' or see ltood_fast.build_info()"
+        )
+    return True

@@ -1,0 +1,41 @@
+"""Pieces that every reference shares. Plain PyTorch; float64 stays float64, everything else is computed in float32."""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+
+def wide(x: Tensor) -> Tensor:
+    """The dtype that sums are carried in: float64 for float64, float32 for all others."""
+    return x if x.dtype == torch.float64 else x.float()
+
+
+def unit_rows(x: Tensor, normalize: bool = True) -> Tensor:
+    """Rows of x in the wide dtype, L2-normalised on request (eps 1e-12, gradient through the norm)."""
+    return F.normalize(wide(x), dim=1, eps=1e-12) if normalize else wide(x)
+
+
+def view_mask(n: int, instance_ids: Tensor | None, device: torch.device) -> Tensor:
+    """[N, N] bool: j is another view of i. Without ids, row i and row i + N/2 (mod N) are the two views of an image."""
+    if instance_ids is None:
+        instance_ids = torch.arange(n, device=device) % (n // 2)
+    return (instance_ids[:, None] == instance_ids[None, :]) & ~torch.eye(n, dtype=torch.bool, device=device)
+
+
+def best_k(scores: Tensor, admissible: Tensor, k: int) -> tuple[Tensor, Tensor]:
+    """(scores [N, k], columns [N, k]) of the k largest admissible entries of each row, best first, ties to the lower
+    column. A row with fewer than k admissible entries ends in score -inf and column -1."""
+    ranked, columns = scores.masked_fill(~admissible, -torch.inf).sort(dim=1, descending=True, stable=True)
+    ranked, columns = ranked[:, :k], columns[:, :k]
+    return ranked, columns.masked_fill(ranked == -torch.inf, -1)
+
+
+def reduce_rows(rows: Tensor, has_positive: Tensor, reduction: str) -> Tensor:
+    """`mean` counts only the rows that have a positive; the others hold 0. No such row at all: 0, with zero gradient."""
+    if reduction == "none":
+        return rows
+    if reduction == "sum":
+        return rows.sum()
+    return rows.sum() / has_positive.sum().clamp(min=1)

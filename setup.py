@@ -1,0 +1,141 @@
+"""Builds ltood_fast._C: torch glue through torch's cpp_extension, torch-free CUDA sources straight through nvcc.
+
+LTOOD_CUDA=0|1|auto     leave the CUDA kernels out | insist on them | build them when torch and nvcc allow it (default)
+TORCH_CUDA_ARCH_LIST    architectures, as torch spells them (default "8.0 8.6 8.9+PTX 9.0a")
+LTOOD_SANITIZE=1        address and undefined-behaviour sanitizers, for the tests
+MAX_JOBS                parallel compilations (default: the number of cores)
+"""
+
+import os
+import re
+import shutil
+import subprocess
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+from setuptools import setup
+
+try:
+    import torch
+    from torch.utils.cpp_extension import BuildExtension, CppExtension
+except ImportError as error:
+    raise SystemExit(
+        f"ltood_fast builds against the torch it will run on, and torch cannot be imported ({error}): "
+        "install torch first, then `pip install --no-build-isolation .`"
+    ) from error
+
+ROOT = Path(__file__).resolve().parent
+DEFAULT_ARCHS = "8.0 8.6 8.9+PTX 9.0a"  # 9.0a has no forward-compatible PTX; newer devices JIT the 8.9 one
+
+
+def read_sources() -> dict[str, list[str]]:
+    """csrc/sources.txt as {kind: [path]}."""
+    sources: dict[str, list[str]] = {}
+    for line in (ROOT / "csrc/sources.txt").read_text().splitlines():
+        if fields := line.split("#")[0].split():
+            sources.setdefault(fields[0], []).append(fields[1])
+    return sources
+
+
+def find_cuda_home() -> Path | None:
+    """The CUDA toolkit: CUDA_HOME, the toolkit of PyPI (cuda-toolkit[nvcc,cccl,cudart]), /usr/local/cuda, or nvcc on PATH."""
+    candidates = [os.environ.get("CUDA_HOME"), os.environ.get("CUDA_PATH")]
+    try:
+        import nvidia.cu13
+
+        candidates += list(nvidia.cu13.__path__)
+    except ImportError:
+        pass
+    candidates.append("/usr/local/cuda")
+    if on_path := shutil.which("nvcc"):
+        candidates.append(os.path.dirname(os.path.dirname(os.path.realpath(on_path))))
+    return next((Path(c) for c in candidates if c and (Path(c) / "bin/nvcc").exists()), None)
+
+
+def decide_cuda() -> tuple[Path | None, str]:
+    """(toolkit or None, the reason in one line). A CPU-only torch takes part only when LTOOD_CUDA=1 asks for it."""
+    mode = os.environ.get("LTOOD_CUDA", "auto")
+    if mode not in ("0", "1", "auto"):
+        raise SystemExit(f"LTOOD_CUDA must be 0, 1 or auto, got {mode!r}")
+    if mode == "0":
+        return None, "left out: LTOOD_CUDA=0"
+    if mode == "auto" and torch.version.cuda is None:
+        return None, "left out: this torch is a CPU-only build (LTOOD_CUDA=1 builds them all the same)"
+    home = find_cuda_home()
+    if home is None:
+        if mode == "1":
+            raise SystemExit("LTOOD_CUDA=1 but no nvcc was found: set CUDA_HOME to a CUDA toolkit")
+        return None, "left out: no nvcc was found (set CUDA_HOME to a CUDA toolkit)"
+    return home, f"built with {home}/bin/nvcc"
+
+
+def gencode_flags(arch_list: str) -> list[str]:
+    """nvcc flags for an architecture list in torch's spelling: "8.0;9.0a+PTX" -> one -gencode each, and one for PTX."""
+    flags = []
+    for arch in re.split(r"[;\s]+", arch_list.strip()):
+        match = re.fullmatch(r"(\d+)\.(\d+[af]?)(\+PTX)?", arch)
+        if match is None:
+            raise SystemExit(f"TORCH_CUDA_ARCH_LIST must list versions such as '8.0;9.0a+PTX', got {arch!r}")
+        number = match[1] + match[2]
+        flags.append(f"-gencode=arch=compute_{number},code=sm_{number}")
+        if match[3]:
+            flags.append(f"-gencode=arch=compute_{number},code=compute_{number}")
+    return flags
+
+
+SOURCES = read_sources()
+CUDA_HOME, CUDA_REASON = decide_cuda()
+ARCH_LIST = os.environ.get("TORCH_CUDA_ARCH_LIST") or DEFAULT_ARCHS
+SANITIZE = os.environ.get("LTOOD_SANITIZE") == "1"
+print(f"ltood_fast: CUDA kernels {CUDA_REASON}", flush=True)
+
+
+class BuildExtensionWithNvcc(BuildExtension):
+    """Compiles the torch-free .cu files with nvcc directly (1-2 s a file), then hands the objects to torch's builder."""
+
+    def build_extensions(self):
+        if CUDA_HOME:
+            Path(self.build_temp).mkdir(parents=True, exist_ok=True)
+            with ThreadPoolExecutor(int(os.environ.get("MAX_JOBS") or os.cpu_count() or 1)) as pool:
+                self.extensions[0].extra_objects += list(pool.map(self._compile_cuda, SOURCES.get("cuda", [])))
+        super().build_extensions()
+
+    def _compile_cuda(self, source: str) -> str:
+        target = Path(self.build_temp) / (source.replace("/", "_") + ".o")
+        flags = ["-O3", "-std=c++17", "-lineinfo", "--expt-relaxed-constexpr", "-Xcompiler=-fPIC", f"-I{ROOT / 'csrc'}"]
+        command = [CUDA_HOME / "bin/nvcc", *flags, *gencode_flags(ARCH_LIST), "-c", ROOT / source, "-o", target]
+        print(" ".join(map(str, command)), flush=True)
+        subprocess.run(list(map(str, command)), check=True)
+        return str(target)
+
+
+def extension() -> CppExtension:
+    torch_version = tuple(int(part) for part in re.findall(r"\d+", torch.__version__)[:2])
+    compile_args = ["-O3", "-g0", "-fopenmp", "-fvisibility=hidden", "-Wall", "-Wno-unknown-pragmas"]
+    compile_args += ["-std=c++20" if torch_version >= (2, 12) else "-std=c++17"]
+    link_args = ["-fopenmp"]
+    if SANITIZE:
+        sanitizers = ["-fsanitize=address,undefined", "-fno-omit-frame-pointer", "-g"]
+        compile_args, link_args = compile_args + sanitizers, link_args + sanitizers
+    else:
+        link_args.append("-Wl,-s")
+    macros = [("LTOOD_TORCH_VERSION", f'"{torch.__version__}"'), ("LTOOD_CUDA_REASON", f'"{CUDA_REASON}"')]
+    sources, libraries, library_dirs = SOURCES.get("cpu", []) + SOURCES["torch"], [], []
+    if CUDA_HOME:
+        sources += SOURCES.get("torch_cuda", [])
+        macros += [("LTOOD_WITH_CUDA", "1"), ("LTOOD_CUDA_ARCHS", f'"{ARCH_LIST}"')]
+        libraries = ["cudart_static", "rt", "dl", "pthread"]
+        library_dirs = [str(d) for d in (CUDA_HOME / "lib64", CUDA_HOME / "lib") if d.is_dir()]
+    return CppExtension(
+        "ltood_fast._C",
+        sources,
+        include_dirs=[str(ROOT / "csrc")],
+        define_macros=macros,
+        libraries=libraries,
+        library_dirs=library_dirs,
+        extra_compile_args={"cxx": compile_args},
+        extra_link_args=link_args,
+    )
+
+
+setup(ext_modules=[extension()], cmdclass={"build_ext": BuildExtensionWithNvcc})
