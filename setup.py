@@ -38,7 +38,7 @@ def read_sources() -> dict[str, list[str]]:
 
 
 def find_cuda_home() -> Path | None:
-    """The CUDA toolkit: CUDA_HOME, the toolkit of PyPI (cuda-toolkit[nvcc,cccl,cudart]), /usr/local/cuda, or nvcc on PATH."""
+    """The CUDA toolkit: CUDA_HOME, PyPI's cuda-toolkit[nvcc,cccl,cudart], /usr/local/cuda, or nvcc on PATH."""
     candidates = [os.environ.get("CUDA_HOME"), os.environ.get("CUDA_PATH")]
     try:
         import nvidia.cu13
@@ -91,7 +91,7 @@ print(f"ltood_fast: CUDA kernels {CUDA_REASON}", flush=True)
 
 
 class BuildExtensionWithNvcc(BuildExtension):
-    """Compiles the torch-free .cu files with nvcc directly (1-2 s a file), then hands the objects to torch's builder."""
+    """Compiles the torch-free .cu files with nvcc directly (1-2 s a file); torch's builder links the objects."""
 
     def build_extensions(self):
         if CUDA_HOME:

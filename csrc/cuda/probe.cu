@@ -1,6 +1,6 @@
-#include "cuda/probe.h"
-
 #include <cuda_runtime.h>
+
+#include "cuda/probe.h"
 
 namespace ltood {
 

@@ -1,5 +1,5 @@
-// The device guard and the current stream without libc10_cuda, so that the CUDA glue also links against a CPU-only torch.
-// Not yet verified on hardware: native_handle() of a CUDA stream is taken to be its cudaStream_t.
+// The device guard and the current stream without libc10_cuda, so that the CUDA glue also links against a CPU-only
+// torch. Not yet verified on hardware: native_handle() of a CUDA stream is taken to be its cudaStream_t.
 #pragma once
 
 #include <ATen/core/Tensor.h>

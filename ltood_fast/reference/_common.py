@@ -33,7 +33,7 @@ def best_k(scores: Tensor, admissible: Tensor, k: int) -> tuple[Tensor, Tensor]:
 
 
 def reduce_rows(rows: Tensor, has_positive: Tensor, reduction: str) -> Tensor:
-    """`mean` counts only the rows that have a positive; the others hold 0. No such row at all: 0, with zero gradient."""
+    """`mean` counts only the rows that have a positive; the others hold 0. No such row at all: 0, zero gradient."""
     if reduction == "none":
         return rows
     if reduction == "sum":

@@ -1,0 +1,57 @@
+# make demo | test | lint | format | gpu-check | clean
+# TORCH picks another torch:    make test TORCH="torch==2.15.0 torchvision==0.30.0"
+# PYTHON, VENV pick the interpreter and the environment; VENV= (empty) uses PYTHON as it is and installs nothing.
+PYTHON ?= python3
+VENV ?= .venv
+# torchvision's wheels import only beside the CUDA build of torch, which also runs without a GPU: one environment for both.
+TORCH ?= torch==2.14.1 torchvision==0.29.1
+EXTRAS ?= train,dev
+RUN_DIR ?= runs/demo
+
+ifeq ($(VENV),)
+BIN :=
+PY := $(PYTHON)
+READY :=
+else
+BIN := $(VENV)/bin/
+PY := $(VENV)/bin/python
+READY := $(VENV)/.installed
+endif
+CXX_FILES := $(shell find csrc -name '*.h' -o -name '*.cpp' -o -name '*.cu' -o -name '*.cuh')
+SOURCES := $(CXX_FILES) csrc/sources.txt setup.py pyproject.toml
+
+.PHONY: demo test lint format gpu-check clean
+
+demo: $(READY)
+	$(PY) -m ltood_fast train --config demo --run-dir $(RUN_DIR) $(DEMO_ARGS)
+
+test: $(READY)
+	$(PY) -m pytest --cov --cov-report=term $(PYTEST_ARGS)
+
+lint: $(READY)
+	$(PY) -m ruff check .
+	$(PY) -m ruff format --check .
+	$(BIN)clang-format --dry-run --Werror $(CXX_FILES)
+
+format: $(READY)
+	$(PY) -m ruff check --fix .
+	$(PY) -m ruff format .
+	$(BIN)clang-format -i $(CXX_FILES)
+
+# On a machine with a GPU and a CUDA build of torch, without a network: make gpu-check VENV=
+gpu-check: $(READY)
+	LTOOD_CUDA=1 $(PY) setup.py -q build_ext --inplace
+	$(PY) -m ltood_fast info
+	$(PY) -m pytest -m cuda
+
+$(VENV)/.torch:
+	$(PYTHON) -m venv $(VENV)
+	$(VENV)/bin/pip install -q $(TORCH) numpy ninja setuptools wheel pybind11
+	touch $@
+
+$(VENV)/.installed: $(VENV)/.torch $(SOURCES)
+	$(VENV)/bin/pip install -q --no-build-isolation -e '.[$(EXTRAS)]'
+	touch $@
+
+clean:
+	rm -rf build dist *.egg-info ltood_fast/*.so

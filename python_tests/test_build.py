@@ -1,0 +1,69 @@
+"""What was built says so, and a wrong setting of the build ends in one sentence."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+import ltood_fast
+from ltood_fast import _ext
+
+ROOT = Path(__file__).resolve().parent.parent
+
+
+def run_setup(**settings: str) -> subprocess.CompletedProcess:
+    return subprocess.run(
+        [sys.executable, "setup.py", "--name"], cwd=ROOT, env={**os.environ, **settings}, capture_output=True, text=True
+    )
+
+
+def test_build_info_names_every_function_and_backend():
+    info = ltood_fast.build_info()
+    assert info["torch"].split(".")[:2] == torch.__version__.split(".")[:2]
+    assert set(info["kernels"]) == set(_ext.OP_OF_FUNCTION)
+    for function, backends in info["kernels"].items():
+        op = _ext.OP_OF_FUNCTION[function]
+        assert backends == {d: "kernel" if _ext.has_kernel(op, d) else "reference" for d in ("cpu", "cuda")}
+    assert info["cuda_reason"]
+
+
+def test_every_public_function_has_an_op_that_exists_or_a_reference():
+    for function in _ext.OP_OF_FUNCTION:
+        assert callable(getattr(ltood_fast, function)), function
+
+
+def test_a_build_for_another_torch_is_refused():
+    _ext.check_torch_version("2.14.1+cu130", "2.14.0")
+    with pytest.raises(ImportError, match=r"built for torch 2\.11\.0 but runs on torch 2\.14\.1"):
+        _ext.check_torch_version("2.11.0", "2.14.1")
+
+
+@pytest.mark.parametrize(
+    ("settings", "sentence"),
+    [
+        ({"LTOOD_CUDA": "yes"}, "LTOOD_CUDA must be 0, 1 or auto, got 'yes'"),
+        ({"LTOOD_CUDA": "0"}, "CUDA kernels left out: LTOOD_CUDA=0"),
+    ],
+)
+def test_settings_of_the_build(settings, sentence):
+    result = run_setup(**settings)
+    assert sentence in result.stdout + result.stderr
+    assert (result.returncode != 0) == ("must be" in sentence)
+
+
+def test_a_cuda_op_without_a_device_gives_one_clear_error():
+    if not _ext.build_info()["cuda"]:
+        with pytest.raises(AttributeError):
+            torch.ops.ltood_fast.cuda_probe  # noqa: B018
+        return
+    if torch.cuda.is_available():
+        out = torch.zeros(1, dtype=torch.int32, device="cuda")
+        torch.ops.ltood_fast.cuda_probe(out)
+        major, minor = torch.cuda.get_device_capability()
+        assert out.item() <= 100 * major + 10 * minor
+        return
+    with pytest.raises(NotImplementedError, match="ltood_fast::cuda_probe"):
+        torch.ops.ltood_fast.cuda_probe(torch.zeros(1, dtype=torch.int32))
