@@ -1,5 +1,5 @@
 # make demo | test | lint | format | gpu-check | clean
-# TORCH picks another torch:    make test TORCH="torch==2.15.0 torchvision==0.30.0"
+# TORCH picks another torch:    make test TORCH="torch torchvision"
 # PYTHON, VENV pick the interpreter and the environment; VENV= (empty) uses PYTHON as it is and installs nothing.
 PYTHON ?= python3
 VENV ?= .venv
