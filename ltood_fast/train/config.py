@@ -1,0 +1,335 @@
+"""The configuration of a run: frozen dataclasses, YAML presets, `--section.key value` overrides, saved with the run.
+
+Every value has a type and a range. An unknown key, a wrong type or a value out of range is a `ConfigError` of one sentence.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import difflib
+import hashlib
+import json
+import math
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, get_args, get_origin, get_type_hints
+
+from .._files import write_atomic
+
+PRESETS = Path(__file__).resolve().parent.parent / "configs"
+STAGES = ("simclr", "stage1", "stage2")
+# Sections that do not change what a stage's weights become: they may differ when a run is resumed.
+FREE_SECTIONS = ("eval", "run")
+
+
+class ConfigError(ValueError):
+    """A sentence about one key of the configuration."""
+
+
+def _number(default: float, low: float = 0, high: float = math.inf) -> Any:
+    return field(default=default, metadata={"low": low, "high": high})
+
+
+def _choice(default: str, *others: str) -> Any:
+    return field(default=default, metadata={"choices": (default, *others)})
+
+
+@dataclass(frozen=True)
+class DataConfig:
+    """Which images: see `ltood_fast.data.load_data` for the specification strings."""
+
+    id: str = "digits"  # long-tailed in-distribution set, its labels unused in training
+    ood: str = "letters"  # out-of-distribution pool; empty: none
+    root: str = ""  # folder that relative paths and downloads refer to
+    id_list: str = ""  # `path label` lists, for sets of the kind `list`
+    ood_list: str = ""
+    probe_list: str = ""  # balanced labelled set of the linear probe
+    test_list: str = ""
+    split: str = ""  # official .npy index split of the ID set
+    imbalance: float = _number(0.0)  # largest class / smallest class, exponential in between; 0 or 1: as it is
+    image_size: int = _number(32, 4, 1024)  # pixels
+    cache_dir: str = ""  # where decoded sets are kept; empty: under the user's cache folder
+    ood_size: int = _number(0)  # images to render or to keep at most; 0: all
+    seed: int = _number(0)  # of the imbalance's and the pool's random choices
+
+
+@dataclass(frozen=True)
+class AugmentConfig:
+    """SimCLR's augmentation; the defaults are the source's for CIFAR."""
+
+    crop_min: float = _number(0.1, 0.01, 1.0)  # smallest part of the area that a random resized crop keeps
+    crop_max: float = _number(1.0, 0.01, 1.0)
+    flip: float = _number(0.5, 0, 1)  # probability of a horizontal flip
+    jitter: float = _number(0.4, 0, 1)  # strength for brightness, contrast, saturation; hue a quarter of it
+    jitter_p: float = _number(0.8, 0, 1)
+    gray_p: float = _number(0.2, 0, 1)
+    blur_p: float = _number(0.0, 0, 1)  # 0.5 for ImageNet
+
+
+@dataclass(frozen=True)
+class ModelConfig:
+    encoder: str = _choice("resnet18", "resnet50", "small_resnet", "tiny_conv")
+    stem: str = _choice("cifar", "imagenet")  # resnet18/50: 3x3 stride 1 without pooling, or 7x7 stride 2 with it
+    width: int = _number(24, 1, 4096)  # small_resnet, tiny_conv: channels of the first stage
+    hidden: int = _number(512, 1, 65536)  # projection head
+    out: int = _number(128, 1, 65536)
+    channels_last: bool = False
+
+
+@dataclass(frozen=True)
+class OptimConfig:
+    name: str = _choice("sgd", "adamw")
+    batch_size: int = _number(512, 2)  # images; twice as many views
+    lr: float = _number(0.5)
+    momentum: float = _number(0.9, 0, 1)  # sgd
+    weight_decay: float = _number(1e-4)
+    warmup_epochs: int = _number(10)  # linear to lr, then cosine to min_lr
+    min_lr: float = _number(1e-6)
+
+
+@dataclass(frozen=True)
+class SimCLRConfig:
+    """The baseline: instance discrimination on the ID set alone."""
+
+    epochs: int = _number(2000, 1)
+    temperature: float = _number(0.2, 1e-3)
+
+
+@dataclass(frozen=True)
+class Stage1Config:
+    """ID and sampled OOD images, L_PSD + alpha L_DD."""
+
+    epochs: int = _number(2000, 1)
+    init: str = _choice("scratch", "simclr")  # [ours] simclr: go on from that stage's weights
+    temperature: float = _number(0.2, 1e-3)
+    alpha: float = _number(0.3)  # [source]
+    k: int = _number(1, 1)  # neighbours that are positives
+    warmup_epochs: int = _number(100)  # NT-Xent on ID alone before the first sampling
+    resample_every: int = _number(25, 1)  # T, epochs [source]
+    budget: int = _number(10000, 1)  # N_b, OOD images [source]
+    ood_strategy: str = _choice("tailness", "random", "none")
+    clusters: int = _number(10, 1)
+    tailness_k: int = _number(10, 1)  # neighbours of the density
+    budget_temperature: float = _number(1.0, 1e-3)  # [ours] T_c
+    refine_steps: int = _number(100)  # [ours] KL refinement of the k-means centroids; 0: k-means as it is
+    refine_lr: float = _number(0.1)  # [ours]
+    cluster_space: str = _choice("features", "projection")  # [ours] which embeddings are clustered and searched
+    neighbors: str = _choice("in_batch", "queue", "dataset")  # [ours] where the neighbours of a row come from
+    queue_size: int = _number(4096, 1)  # rows
+    same_domain: bool = True  # neighbours from the own domain only
+    neighbor_weight: float = _number(1.0)  # [ours] lam
+    neighbor_weighting: str = _choice("none", "density")  # [ours] density: lam falls with the rank of a row's sparsity
+
+
+@dataclass(frozen=True)
+class Stage2Config:
+    """ID images alone, guided by the frozen network of stage 1."""
+
+    epochs: int = _number(500, 1)
+    temperature: float = _number(0.2, 1e-3)
+    lr_scale: float = _number(1.0)  # [ours] times optim.lr, as the student starts trained
+    beta: float = _number(0.4)  # [source]
+    distill: str = _choice("relational", "feature")  # [ours]
+    k: int = _number(5, 1)  # [ours] positives that the guide chooses
+    weighted: bool = True  # similarity sets the forces [source]
+    gamma: float = _number(1.0)  # [ours]
+    clusters: int = _number(10, 1)
+    guide_views: str = _choice("augmented", "clean")  # [ours] what the guide sees: the student's views or the images
+
+
+@dataclass(frozen=True)
+class EvalConfig:
+    """Linear probe and kNN on frozen features."""
+
+    batch_size: int = _number(512, 1)
+    probe: str = _choice("logistic", "sgd")  # sgd: the source's protocol; logistic [ours]: fast and without a rate
+    knn_k: int = _number(20, 1)
+    groups: str = _choice("rank", "count")  # rank: CIFAR's 3/3/4 classes; count: ImageNet's 100 and 20 images
+
+
+@dataclass(frozen=True)
+class RunConfig:
+    device: str = _choice("auto", "cpu", "cuda")
+    precision: str = _choice("32-true", "bf16-mixed")
+    threads: int = _number(0)  # 0: torch's own choice
+    checkpoint_every: int = _number(1, 1)  # epochs
+    progress: bool = True
+
+
+@dataclass(frozen=True)
+class Config:
+    seed: int = _number(0)
+    stages: tuple[str, ...] = STAGES
+    data: DataConfig = field(default_factory=DataConfig)
+    augment: AugmentConfig = field(default_factory=AugmentConfig)
+    model: ModelConfig = field(default_factory=ModelConfig)
+    optim: OptimConfig = field(default_factory=OptimConfig)
+    simclr: SimCLRConfig = field(default_factory=SimCLRConfig)
+    stage1: Stage1Config = field(default_factory=Stage1Config)
+    stage2: Stage2Config = field(default_factory=Stage2Config)
+    eval: EvalConfig = field(default_factory=EvalConfig)
+    run: RunConfig = field(default_factory=RunConfig)
+
+
+def known_keys() -> dict[str, tuple[dataclasses.Field, Any]]:
+    """Every key as `section.key` (or `key` at the top) with its field and type."""
+    keys = {}
+    for section, kind in get_type_hints(Config).items():
+        if dataclasses.is_dataclass(kind):
+            types = get_type_hints(kind)
+            keys.update({f"{section}.{f.name}": (f, types[f.name]) for f in dataclasses.fields(kind)})
+    top = get_type_hints(Config)
+    keys.update({f.name: (f, top[f.name]) for f in dataclasses.fields(Config) if f.name in ("seed", "stages")})
+    return keys
+
+
+def _unknown(key: str, keys: list[str]) -> ConfigError:
+    near = difflib.get_close_matches(key, keys, n=1, cutoff=0.4)
+    hint = f", did you mean {near[0]}?" if near else ""
+    return ConfigError(f"config: key must be a known one, got {key!r}{hint}")
+
+
+def _parse(key: str, kind: Any, value: Any) -> Any:
+    """A YAML value or a command-line string as the type of its field."""
+
+    def wrong(allowed: str) -> ConfigError:
+        return ConfigError(f"config: {key} must be {allowed}, got {value!r}")
+
+    if kind is bool:
+        if isinstance(value, str) and value.lower() in ("true", "false"):
+            return value.lower() == "true"
+        if isinstance(value, bool):
+            return value
+        raise wrong("true or false")
+    if kind in (int, float):
+        if isinstance(value, bool) or not isinstance(value, (int, float, str)):
+            raise wrong("an integer" if kind is int else "a number")
+        if kind is int and isinstance(value, float):
+            raise wrong("an integer")
+        try:
+            return kind(value)
+        except ValueError:
+            raise wrong("an integer" if kind is int else "a number") from None
+    if get_origin(kind) is tuple:
+        items = value.split(",") if isinstance(value, str) else value
+        if not isinstance(items, (list, tuple)) or not all(isinstance(item, get_args(kind)[0]) for item in items):
+            raise wrong("a list of names")
+        return tuple(items)
+    if not isinstance(value, str):
+        raise wrong("a string")
+    return value
+
+
+def _check_range(key: str, f: dataclasses.Field, value: Any) -> None:
+    if (choices := f.metadata.get("choices")) and value not in choices:
+        raise ConfigError(f"config: {key} must be one of {', '.join(choices)}, got {value!r}")
+    if "low" in f.metadata and not f.metadata["low"] <= value <= f.metadata["high"]:
+        low, high = f.metadata["low"], f.metadata["high"]
+        allowed = f"at least {low:g}" if high == math.inf else f"in [{low:g}, {high:g}]"
+        raise ConfigError(f"config: {key} must be {allowed}, got {value}")
+    if isinstance(value, float) and not math.isfinite(value):
+        raise ConfigError(f"config: {key} must be finite, got {value}")
+
+
+def _check_together(config: Config) -> None:
+    """The rules that bind two keys."""
+
+    def require(condition: bool, key: str, allowed: str, got: object) -> None:
+        if not condition:
+            raise ConfigError(f"config: {key} must be {allowed}, got {got}")
+
+    order = [STAGES.index(s) for s in config.stages if s in STAGES]
+    sorted_subset = len(order) == len(config.stages) and order == sorted(set(order))
+    require(bool(order) and sorted_subset, "stages", f"some of {', '.join(STAGES)} in that order", config.stages)
+    require("stage2" not in config.stages or "stage1" in config.stages, "stages", "with stage1, the guide of stage2",
+            config.stages)  # fmt: skip
+    s1 = config.stage1
+    require(s1.init == "scratch" or "simclr" in config.stages, "stage1.init", "scratch without stage simclr", s1.init)
+    require(s1.warmup_epochs <= s1.epochs, "stage1.warmup_epochs", f"at most stage1.epochs = {s1.epochs}",
+            s1.warmup_epochs)  # fmt: skip
+    a = config.augment
+    require(a.crop_min <= a.crop_max, "augment.crop_min", f"at most augment.crop_max = {a.crop_max}", a.crop_min)
+
+
+def from_dict(values: dict[str, Any]) -> Config:
+    """A checked Config of `{"section.key": value}`; what is not named keeps its default."""
+    keys = known_keys()
+    sections: dict[str, dict[str, Any]] = {}
+    for key, value in values.items():
+        if key not in keys:
+            raise _unknown(key, list(keys))
+        f, kind = keys[key]
+        parsed = _parse(key, kind, value)
+        _check_range(key, f, parsed)
+        section, _, name = key.rpartition(".")
+        sections.setdefault(section, {})[name] = parsed
+    top = sections.pop("", {})
+    types = get_type_hints(Config)
+    config = Config(**top, **{section: types[section](**fields) for section, fields in sections.items()})
+    _check_together(config)
+    return config
+
+
+def flatten(values: dict[str, Any], prefix: str = "") -> dict[str, Any]:
+    """`{"a": {"b": 1}}` as `{"a.b": 1}`."""
+    flat = {}
+    for key, value in values.items():
+        if isinstance(value, dict):
+            flat.update(flatten(value, f"{prefix}{key}."))
+        else:
+            flat[f"{prefix}{key}"] = value
+    return flat
+
+
+def to_dict(config: Config) -> dict[str, Any]:
+    """Nested plain values: what YAML and a checkpoint hold."""
+    return json.loads(json.dumps(dataclasses.asdict(config)))
+
+
+def presets() -> list[str]:
+    return sorted(path.stem for path in PRESETS.glob("*.yaml"))
+
+
+def load_config(name_or_path: str, overrides: dict[str, str] | None = None) -> Config:
+    """A preset by name or a YAML file by path, with `{"section.key": "value"}` on top.
+
+    Raises:
+        ConfigError: the file is missing or no YAML mapping; a key is unknown, a value of the wrong type or out of range.
+    """
+    import yaml
+
+    path = PRESETS / f"{name_or_path}.yaml"
+    if not path.is_file():
+        path = Path(name_or_path)
+    if not path.is_file():
+        near = difflib.get_close_matches(name_or_path, presets(), n=1)
+        hint = f", did you mean {near[0]}?" if near else ""
+        raise ConfigError(
+            f"config: config must be a preset ({', '.join(presets())}) or a YAML file, got {name_or_path!r}{hint}"
+        )
+    try:
+        values = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise ConfigError(f"config: {path} must be YAML, got {' '.join(str(error).split())}") from None
+    if values is not None and not isinstance(values, dict):
+        raise ConfigError(f"config: {path} must hold sections of keys, got a {type(values).__name__}")
+    return from_dict({**flatten(values or {}), **(overrides or {})})
+
+
+def save_config(config: Config, path: Path) -> None:
+    import yaml
+
+    write_atomic(path, yaml.safe_dump(to_dict(config), sort_keys=False).encode())
+
+
+def config_hash(config: Config) -> str:
+    """Of everything that decides what the weights become."""
+    values = {key: value for key, value in to_dict(config).items() if key not in FREE_SECTIONS}
+    return hashlib.sha256(json.dumps(values, sort_keys=True).encode()).hexdigest()
+
+
+def differing_keys(mine: Config, theirs: dict[str, Any]) -> list[str]:
+    """The keys in which a saved configuration differs, free sections left out."""
+    a, b = flatten(to_dict(mine)), flatten(theirs)
+    changed = [key for key in sorted(a.keys() | b.keys()) if a.get(key) != b.get(key)]
+    return [key for key in changed if key.split(".")[0] not in FREE_SECTIONS]
