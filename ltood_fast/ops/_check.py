@@ -62,7 +62,7 @@ def temperature(op: str, value: float | Tensor, argument: str = "temperature") -
         require_type(value.dtype.is_floating_point, op, argument, "a float or a 0-d float tensor", value.dtype)
         require(value.dim() == 0, op, argument, "a float or a 0-d float tensor", f"shape {tuple(value.shape)}")
         if value.device.type == "cpu" and not torch.compiler.is_compiling():
-            require(float(value) > 0, op, argument, "positive", float(value))
+            require(value.item() > 0, op, argument, "positive", value.item())
         return
     positive_number(op, argument, value)
 
@@ -75,6 +75,17 @@ def positive_number(op: str, argument: str, value: float) -> None:
 def nonnegative_number(op: str, argument: str, value: float) -> None:
     require_type(isinstance(value, (int, float)), op, argument, "a number", type(value).__name__)
     require(value >= 0 and math.isfinite(value), op, argument, "non-negative and finite", value)
+
+
+def row_weights(op: str, argument: str, x: Tensor, length: int, like: Tensor) -> None:
+    """One non-negative weight a row. Values are read on the CPU only, as in `index_range`."""
+    require_type(x.dtype in FLOAT_DTYPES, op, argument, "a number or a float tensor", x.dtype)
+    require(x.shape == (length,), op, argument, f"a number or of shape [{length}]", f"shape {tuple(x.shape)}")
+    same_device(op, argument, x, "the embeddings", like)
+    if x.device.type == "cpu" and not torch.compiler.is_compiling():
+        smallest, largest = float(x.detach().min()), float(x.detach().max())
+        allowed = smallest >= 0 and math.isfinite(largest)
+        require(allowed, op, argument, "non-negative and finite", f"[{smallest}, {largest}]")
 
 
 def count(op: str, argument: str, value: int, low: int, high: int | None = None) -> None:

@@ -1,0 +1,400 @@
+"""Contrastive losses of one set of embeddings: nt_xent, supcon, psd_loss, domain_loss, stage1_loss.
+
+All five are one computation: the row log-sum-exp over all other rows, less the (weighted) mean similarity to the
+positives of the row. They differ in who the positives are.
+"""
+
+from __future__ import annotations
+
+from torch import Tensor
+
+from ..reference import contrastive as reference
+from ..reference.contrastive import Stage1Result
+from . import _check as check
+from ._backend import use_kernel
+
+__all__ = ["Stage1Result", "domain_loss", "nt_xent", "psd_loss", "stage1_loss", "supcon"]
+
+DOMAIN_KINDS = ("supcon", "bce")
+
+
+def _check_common(op: str, z: Tensor, temperature: float | Tensor, reduction: str) -> None:
+    check.embeddings(op, "z", z)
+    check.temperature(op, temperature)
+    if isinstance(temperature, Tensor):
+        check.same_device(op, "temperature", temperature, "z", z)
+    check.choice(op, "reduction", reduction, check.REDUCTIONS)
+
+
+def _check_views(op: str, z: Tensor, instance_ids: Tensor | None) -> None:
+    n = z.shape[0]
+    if instance_ids is not None:
+        check.integers(op, "instance_ids", instance_ids, n, z)
+    else:
+        allowed = "given when the number of rows is odd (without it, rows i and i + N/2 are the two views of an image)"
+        check.require(n % 2 == 0, op, "instance_ids", allowed, f"None for {n} rows")
+
+
+def _check_neighbor_weight(op: str, value: float | Tensor, z: Tensor) -> None:
+    if isinstance(value, Tensor):
+        check.row_weights(op, "neighbor_weight", value, z.shape[0], z)
+    else:
+        check.nonnegative_number(op, "neighbor_weight", value)
+
+
+def _check_neighbors(
+    op: str,
+    z: Tensor,
+    k: int,
+    neighbor_weight: float | Tensor,
+    domain: Tensor | None,
+    bank: Tensor | None,
+    instance_ids: Tensor | None,
+    bank_ids: Tensor | None,
+    bank_domain: Tensor | None,
+) -> None:
+    if domain is not None:
+        check.integers(op, "domain", domain, z.shape[0], z)
+    if bank is None:
+        for name, value in (("bank_ids", bank_ids), ("bank_domain", bank_domain)):
+            check.require(value is None, op, name, "None when there is no bank", "a tensor")
+        check.require(z.shape[0] > 1, op, "z", "at least 2 rows, to find neighbours in the batch", f"{z.shape[0]} row")
+        check.count(op, "k", k, 1, z.shape[0] - 1)
+    else:
+        check.same_width(op, "bank", bank, "z", z)
+        check.count(op, "k", k, 1, bank.shape[0])
+        if bank_ids is not None:
+            check.integers(op, "bank_ids", bank_ids, bank.shape[0], z)
+            allowed = "given with bank_ids, which are compared with them"
+            check.require(instance_ids is not None, op, "instance_ids", allowed, None)
+        if bank_domain is not None:
+            check.integers(op, "bank_domain", bank_domain, bank.shape[0], z)
+            allowed = "None unless neighbours are restricted to the row's domain"
+            check.require(domain is not None, op, "bank_domain", allowed, "a tensor")
+    _check_neighbor_weight(op, neighbor_weight, z)
+
+
+def nt_xent(
+    z: Tensor,
+    temperature: float | Tensor = 0.5,
+    *,
+    instance_ids: Tensor | None = None,
+    normalize: bool = True,
+    reduction: str = "mean",
+    return_lse: bool = False,
+    backend: str = "auto",
+) -> Tensor | tuple[Tensor, Tensor]:
+    r"""Instance discrimination: the other views of a row's image are its positives, all other rows its negatives.
+
+    ``l_i = lse_i - mean_{v in V(i)} s_iv`` with ``s_ij = <u_i, u_j> / temperature``, ``u`` the (normalised) rows of z,
+    and ``lse_i = log sum_{j != i} exp(s_ij)``. NT-Xent of SimCLR [Chen et al. 2020, eq. 1], for any number of views.
+    Replaces, in O(N·D) memory where the kernel serves the device::
+
+        u = F.normalize(z, dim=1)
+        s = (u @ u.T / temperature).fill_diagonal_(-torch.inf)
+        loss = F.cross_entropy(s, torch.arange(N).roll(N // 2))
+
+    Args:
+        z: ``[N, D]`` float64, float32, bfloat16 or float16: one embedding a row. By default ``N = 2B`` and rows ``i``
+            and ``i + B`` are the two views of an image.
+        temperature: tau > 0, a number or a 0-d tensor; a tensor that requires grad gets its gradient.
+        instance_ids: ``[N]`` integers: rows with one id are views of one image (multi-crop). A row may have no other
+            view: it is a negative for the others, its own loss is 0.
+        normalize: L2-normalise the rows first (eps 1e-12); the gradient goes through it. ``False``: use them as given.
+        reduction: ``"mean"`` (over the rows that have a positive), ``"sum"``, or ``"none"`` (``[N]``).
+        return_lse: also return ``lse [N]``, differentiable.
+        backend: ``"auto"``, ``"reference"``, ``"cpu"`` or ``"cuda"``, see ``ltood_fast.build_info()``.
+
+    Returns:
+        The loss, 0-d (or ``[N]``), float32 (float64 for float64 input); with ``return_lse``, ``(loss, lse)``.
+
+    Raises:
+        ValueError: shapes, ranges or devices that do not fit (an odd N without ``instance_ids``, N = 0, tau <= 0, ...).
+        TypeError: a dtype that is not allowed.
+        RuntimeError: a second derivative is asked for (kernel), or ``backend`` names a kernel this build lacks.
+    """
+    _check_common("nt_xent", z, temperature, reduction)
+    _check_views("nt_xent", z, instance_ids)
+    use_kernel("nt_xent", backend, z.device)
+    return reference.nt_xent(
+        z, temperature, instance_ids=instance_ids, normalize=normalize, reduction=reduction, return_lse=return_lse
+    )
+
+
+def supcon(
+    z: Tensor,
+    labels: Tensor,
+    temperature: float | Tensor = 0.5,
+    *,
+    normalize: bool = True,
+    reduction: str = "mean",
+    return_lse: bool = False,
+    backend: str = "auto",
+) -> Tensor | tuple[Tensor, Tensor]:
+    r"""Supervised contrastive loss: all other rows of a row's label are its positives.
+
+    ``l_i = lse_i - mean_{j != i, y_j = y_i} s_ij``, terms as in :func:`nt_xent`: the "out" form of
+    [Khosla et al. 2020, eq. 2]. The kernel takes the positives from class sums, linear in N. Replaces::
+
+        u = F.normalize(z, dim=1)
+        s = u @ u.T / temperature
+        others = ~torch.eye(N, dtype=torch.bool)
+        same = (labels[:, None] == labels) & others
+        rows = s.masked_fill(~others, -torch.inf).logsumexp(1) - s.where(same, 0).sum(1) / same.sum(1).clamp(min=1)
+        loss = rows[same.any(1)].mean()
+
+    Args:
+        z: ``[N, D]`` float64, float32, bfloat16 or float16: one embedding a row, any N >= 1.
+        labels: ``[N]`` integers of any value. A row that is alone in its class has loss 0.
+        temperature: tau > 0, a number or a 0-d tensor; a tensor that requires grad gets its gradient.
+        normalize: L2-normalise the rows first (eps 1e-12); the gradient goes through it. ``False``: use them as given.
+        reduction: ``"mean"`` (over the rows that have a positive), ``"sum"``, or ``"none"`` (``[N]``).
+        return_lse: also return ``lse [N]``, differentiable.
+        backend: ``"auto"``, ``"reference"``, ``"cpu"`` or ``"cuda"``, see ``ltood_fast.build_info()``.
+
+    Returns:
+        The loss, 0-d (or ``[N]``), float32 (float64 for float64 input); with ``return_lse``, ``(loss, lse)``.
+
+    Raises:
+        ValueError, TypeError, RuntimeError: as :func:`nt_xent`.
+    """
+    _check_common("supcon", z, temperature, reduction)
+    check.integers("supcon", "labels", labels, z.shape[0], z)
+    use_kernel("supcon", backend, z.device)
+    return reference.supcon(z, labels, temperature, normalize=normalize, reduction=reduction, return_lse=return_lse)
+
+
+def psd_loss(
+    z: Tensor,
+    temperature: float | Tensor = 0.2,
+    *,
+    k: int = 1,
+    neighbor_weight: float | Tensor = 1.0,
+    bank: Tensor | None = None,
+    domain: Tensor | None = None,
+    instance_ids: Tensor | None = None,
+    bank_ids: Tensor | None = None,
+    bank_domain: Tensor | None = None,
+    normalize: bool = True,
+    reduction: str = "mean",
+    return_lse: bool = False,
+    return_neighbors: bool = False,
+    backend: str = "auto",
+) -> Tensor | tuple[Tensor, ...]:
+    r"""Pseudo semantic discrimination: a row's nearest neighbours are positives beside its other views.
+
+    ``l_i = lse_i - (sum_{V(i)} s_iv + lam_i sum_{M_k(i)} s_im) / (|V(i)| + lam_i |M_k(i)|)``, terms as in
+    :func:`nt_xent`; ``M_k(i)`` are the k most similar rows outside i's own instance, of the batch or of ``bank``, ties
+    to the lower index. Nearest neighbours as positives without labels: **[source]** [Hoang et al. 2025]; the form of
+    the mean and its weights: **[ours]**. The choice of neighbours carries no gradient, the similarity to them does, to
+    z and never to the bank. Replaces, for k = 1 in the batch::
+
+        u = F.normalize(z, dim=1)
+        s = (u @ u.T / temperature).fill_diagonal_(-torch.inf)
+        rows, view = torch.arange(N), torch.arange(N).roll(N // 2)
+        outside = s.detach().clone()
+        outside[rows, view] = -torch.inf
+        near = outside.argmax(1)
+        loss = (s.logsumexp(1) - (s[rows, view] + lam * s[rows, near]) / (1 + lam)).mean()
+
+    Args:
+        z: ``[N, D]`` float64, float32, bfloat16 or float16: one embedding a row.
+        temperature: tau > 0, a number or a 0-d tensor; a tensor that requires grad gets its gradient.
+        k: neighbours of a row, ``1 <= k < N`` (``<= Q`` with a bank). A row with fewer candidates uses what it has.
+        neighbor_weight: lam >= 0, a number or one weight a row ``[N]`` (no gradient).
+        bank: ``[Q, D]`` rows to search for neighbours instead of the batch (a queue, features of the data set). They
+            are detached and are no negatives. Normalised as z is.
+        domain: ``[N]`` integers (0 = in-distribution, 1 = OOD): neighbours come from the row's own domain only.
+        instance_ids: ``[N]`` integers: rows with one id are views of one image; None: rows i and i + N/2 are.
+        bank_ids: ``[Q]`` integers, needs ``instance_ids``: a bank row with the row's own id is never its neighbour.
+        bank_domain: ``[Q]`` integers, needs ``domain``. Without it a bank is not restricted by domain. **[ours]**
+        normalize: L2-normalise the rows first (eps 1e-12); the gradient goes through it. ``False``: use them as given.
+        reduction: ``"mean"`` (over the rows that have a positive), ``"sum"``, or ``"none"`` (``[N]``).
+        return_lse: also return ``lse [N]``, differentiable.
+        return_neighbors: also return ``cosines [N, k]`` (inner products when ``normalize=False``; no gradient) and
+            ``indices [N, k]`` int64, best first; -inf and -1 where a row ran out of candidates.
+        backend: ``"auto"``, ``"reference"``, ``"cpu"`` or ``"cuda"``, see ``ltood_fast.build_info()``.
+
+    Returns:
+        The loss, 0-d (or ``[N]``), float32 (float64 for float64 input); with extras
+        ``(loss[, lse][, cosines, indices])``.
+
+    Raises:
+        ValueError, TypeError, RuntimeError: as :func:`nt_xent`; also k larger than the candidates, ``bank_ids``
+        without ``instance_ids``, ``bank_domain`` without ``domain``, a negative weight.
+    """
+    _check_common("psd_loss", z, temperature, reduction)
+    _check_views("psd_loss", z, instance_ids)
+    _check_neighbors("psd_loss", z, k, neighbor_weight, domain, bank, instance_ids, bank_ids, bank_domain)
+    use_kernel("psd_loss", backend, z.device)
+    return reference.psd_loss(
+        z,
+        temperature,
+        k=k,
+        neighbor_weight=neighbor_weight,
+        bank=bank,
+        domain=domain,
+        instance_ids=instance_ids,
+        bank_ids=bank_ids,
+        bank_domain=bank_domain,
+        normalize=normalize,
+        reduction=reduction,
+        return_lse=return_lse,
+        return_neighbors=return_neighbors,
+    )
+
+
+def domain_loss(
+    z: Tensor,
+    domain: Tensor,
+    temperature: float | Tensor = 0.2,
+    *,
+    kind: str = "supcon",
+    weight: Tensor | None = None,
+    bias: Tensor | None = None,
+    normalize: bool = True,
+    reduction: str = "mean",
+    return_lse: bool = False,
+    backend: str = "auto",
+) -> Tensor | tuple[Tensor, Tensor]:
+    r"""Domain discrimination: tells in-distribution from OOD embeddings.
+
+    ``kind="supcon"``: :func:`supcon` with the domains as labels **[ours; COLT does the same]**. ``kind="bce"``: a
+    linear head and binary cross-entropy, the alternative, the same plain PyTorch on every device::
+
+        loss = F.binary_cross_entropy_with_logits(F.normalize(z, dim=1) @ weight + bias, domain.float())
+
+    Args:
+        z: ``[N, D]`` float64, float32, bfloat16 or float16: one embedding a row.
+        domain: ``[N]`` integers, 0 = in-distribution, 1 = OOD (any values for "supcon").
+        temperature: tau > 0, a number or a 0-d tensor that may require grad. "bce" has no temperature and ignores it.
+        kind: ``"supcon"`` or ``"bce"``.
+        weight: ``[D]`` float, the head of "bce".
+        bias: 0-d float, the head of "bce".
+        normalize: L2-normalise the rows first (eps 1e-12); the gradient goes through it. ``False``: use them as given.
+        reduction: ``"mean"``, ``"sum"`` or ``"none"``.
+        return_lse: ("supcon" only) also return ``lse [N]``, differentiable.
+        backend: ``"auto"``, ``"reference"``, ``"cpu"`` or ``"cuda"``; "bce" has no kernel of its own.
+
+    Returns:
+        The loss, 0-d (or ``[N]``), float32 (float64 for float64 input); with ``return_lse``, ``(loss, lse)``.
+
+    Raises:
+        ValueError, TypeError, RuntimeError: as :func:`nt_xent`; also a head that is missing, misshapen or unused.
+    """
+    op = "domain_loss"
+    _check_common(op, z, temperature, reduction)
+    check.integers(op, "domain", domain, z.shape[0], z)
+    check.choice(op, "kind", kind, DOMAIN_KINDS)
+    if kind == "bce":
+        _check_head(z, domain, weight, bias, return_lse, backend)
+    else:
+        for name, value in (("weight", weight), ("bias", bias)):
+            check.require(value is None, op, name, "None for kind='supcon'", "a tensor")
+        use_kernel(op, backend, z.device)
+    return reference.domain_loss(
+        z,
+        domain,
+        temperature,
+        kind=kind,
+        weight=weight,
+        bias=bias,
+        normalize=normalize,
+        reduction=reduction,
+        return_lse=return_lse,
+    )
+
+
+def _check_head(
+    z: Tensor, domain: Tensor, weight: Tensor | None, bias: Tensor | None, return_lse: bool, backend: str
+) -> None:
+    op = "domain_loss"
+    for name, value, shape in (("weight", weight, (z.shape[1],)), ("bias", bias, ())):
+        allowed = f"a float tensor of shape {list(shape)} for kind='bce'"
+        check.require_type(isinstance(value, Tensor), op, name, allowed, type(value).__name__)
+        check.require_type(value.dtype in check.FLOAT_DTYPES, op, name, allowed, value.dtype)
+        check.require(value.shape == shape, op, name, allowed, f"shape {tuple(value.shape)}")
+        check.same_device(op, name, value, "z", z)
+    check.index_range(op, "domain", domain, 0, 2)
+    check.require(not return_lse, op, "return_lse", "False for kind='bce', which has no log-sum-exp", return_lse)
+    check.choice(op, "backend", backend, ("auto", "reference"))
+
+
+def stage1_loss(
+    z: Tensor,
+    domain: Tensor,
+    temperature: float | Tensor = 0.2,
+    *,
+    alpha: float = 0.3,
+    k: int = 1,
+    neighbor_weight: float | Tensor = 1.0,
+    same_domain: bool = True,
+    bank: Tensor | None = None,
+    instance_ids: Tensor | None = None,
+    bank_ids: Tensor | None = None,
+    bank_domain: Tensor | None = None,
+    normalize: bool = True,
+    reduction: str = "mean",
+    return_lse: bool = False,
+    return_neighbors: bool = False,
+    backend: str = "auto",
+) -> Stage1Result | tuple:
+    r"""The loss of stage 1, ``psd_loss + alpha * domain_loss``, in one pass forward and one backward.
+
+    Both parts have the same similarities, log-sum-exp and temperature: see :func:`psd_loss` and :func:`supcon` for
+    the formulas. Sum and alpha = 0.3: **[source]** [Hoang et al. 2025]. Replaces::
+
+        psd = ltood_fast.psd_loss(z, temperature, k=k, neighbor_weight=neighbor_weight, domain=domain)
+        separation = ltood_fast.domain_loss(z, domain, temperature)
+        total = psd + alpha * separation
+
+    Args:
+        z: ``[N, D]`` float64, float32, bfloat16 or float16: one embedding a row.
+        domain: ``[N]`` integers, 0 = in-distribution, 1 = OOD.
+        temperature: tau > 0, a number or a 0-d tensor; a tensor that requires grad gets its gradient.
+        alpha: weight >= 0 of the domain loss.
+        k: neighbours of a row, ``1 <= k < N`` (``<= Q`` with a bank). A row with fewer candidates uses what it has.
+        neighbor_weight: lam >= 0, a number or one weight a row ``[N]`` (no gradient).
+        same_domain: neighbours come from the row's own domain only (of a bank's rows: only with ``bank_domain``).
+        bank: ``[Q, D]`` rows to search for neighbours instead of the batch, detached, no negatives.
+        instance_ids: ``[N]`` integers: rows with one id are views of one image; None: rows i and i + N/2 are.
+        bank_ids: ``[Q]`` integers, needs ``instance_ids``: a bank row with the row's own id is never its neighbour.
+        bank_domain: ``[Q]`` integers, needs ``same_domain``.
+        normalize: L2-normalise the rows first (eps 1e-12); the gradient goes through it. ``False``: use them as given.
+        reduction: ``"mean"`` (each part over its own rows that have a positive), ``"sum"``, or ``"none"`` (``[N]``).
+        return_lse: also return ``lse [N]``, differentiable.
+        return_neighbors: also return ``cosines [N, k]`` (no gradient) and ``indices [N, k]``, as :func:`psd_loss`.
+        backend: ``"auto"``, ``"reference"``, ``"cpu"`` or ``"cuda"``, see ``ltood_fast.build_info()``.
+
+    Returns:
+        ``Stage1Result(total, psd, domain)``, each 0-d (or ``[N]``), float32 (float64 for float64 input); with extras
+        ``(result[, lse][, cosines, indices])``.
+
+    Raises:
+        ValueError, TypeError, RuntimeError: as :func:`psd_loss`.
+    """
+    op = "stage1_loss"
+    _check_common(op, z, temperature, reduction)
+    _check_views(op, z, instance_ids)
+    check.integers(op, "domain", domain, z.shape[0], z)
+    check.nonnegative_number(op, "alpha", alpha)
+    own_domain = domain if same_domain else None
+    _check_neighbors(op, z, k, neighbor_weight, own_domain, bank, instance_ids, bank_ids, bank_domain)
+    use_kernel(op, backend, z.device)
+    return reference.stage1_loss(
+        z,
+        domain,
+        temperature,
+        alpha=alpha,
+        k=k,
+        neighbor_weight=neighbor_weight,
+        same_domain=same_domain,
+        bank=bank,
+        instance_ids=instance_ids,
+        bank_ids=bank_ids,
+        bank_domain=bank_domain,
+        normalize=normalize,
+        reduction=reduction,
+        return_lse=return_lse,
+        return_neighbors=return_neighbors,
+    )

@@ -1,0 +1,221 @@
+"""Contrastive losses of one set of embeddings, straight from their formulas: N×N, slow and obvious.
+
+Notation: u_i = rows of z (L2-normalised on request), s_ij = <u_i, u_j> / tau, lse_i = log sum_{j != i} exp(s_ij).
+Every loss is l_i = lse_i - (weighted mean of s_ij over the positives of i); a row without positives has loss 0.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from ._common import best_k, reduce_rows, unit_rows, view_mask
+
+
+class Stage1Result(NamedTuple):
+    """The stage-1 loss and its parts: total = psd + alpha * domain."""
+
+    total: Tensor
+    psd: Tensor
+    domain: Tensor
+
+
+def _full_precision(z: Tensor) -> torch.autocast:
+    return torch.autocast(z.device.type, enabled=False)
+
+
+def _similarities(u: Tensor, temperature: float | Tensor) -> tuple[Tensor, Tensor]:
+    """(s [N, N], lse [N]); lse leaves the diagonal out and is -inf where a row has no other."""
+    s = u @ u.T / temperature
+    diagonal = torch.eye(u.shape[0], dtype=torch.bool, device=u.device)
+    return s, s.masked_fill(diagonal, -torch.inf).logsumexp(dim=1)
+
+
+def _row_losses(lse: Tensor, attraction: Tensor, weight: Tensor) -> tuple[Tensor, Tensor]:
+    """(l_i = lse_i - attraction_i / weight_i, which rows have a positive); rows without one hold 0."""
+    has_positive = weight > 0
+    rows = lse - attraction / weight.where(has_positive, 1)
+    return rows.masked_fill(~has_positive, 0), has_positive
+
+
+def _view_term(s: Tensor, instance_ids: Tensor | None) -> tuple[Tensor, Tensor]:
+    """(sum of s over V(i), |V(i)|)."""
+    views = view_mask(s.shape[0], instance_ids, s.device)
+    return s.masked_fill(~views, 0).sum(dim=1), views.sum(dim=1)
+
+
+def _class_losses(s: Tensor, lse: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
+    """SupCon's rows: the positives are all other rows of the same label."""
+    n = s.shape[0]
+    same = (labels[:, None] == labels[None, :]) & ~torch.eye(n, dtype=torch.bool, device=s.device)
+    return _row_losses(lse, s.masked_fill(~same, 0).sum(dim=1), same.sum(dim=1))
+
+
+def _neighbors(
+    u: Tensor,  # [N, D]
+    k: int,
+    instance_ids: Tensor | None,
+    domain: Tensor | None,
+    bank: Tensor | None,  # [Q, D], rows as u's
+    bank_ids: Tensor | None,
+    bank_domain: Tensor | None,
+) -> tuple[Tensor, Tensor]:
+    """(cosines [N, k], columns [N, k]) of M_k(i): in the batch, or in the bank. No gradient."""
+    n = u.shape[0]
+    if bank is None:
+        admissible = ~view_mask(n, instance_ids, u.device) & ~torch.eye(n, dtype=torch.bool, device=u.device)
+        column_domain = domain
+    else:
+        admissible = torch.ones(n, bank.shape[0], dtype=torch.bool, device=u.device)
+        if bank_ids is not None:
+            admissible = instance_ids[:, None] != bank_ids[None, :]
+        column_domain = bank_domain
+    if column_domain is not None:
+        admissible = admissible & (domain[:, None] == column_domain[None, :])
+    with torch.no_grad():
+        return best_k(u @ (u if bank is None else bank).T, admissible, k)
+
+
+def _instance_losses(
+    u: Tensor,
+    s: Tensor,
+    lse: Tensor,
+    temperature: float | Tensor,
+    instance_ids: Tensor | None,
+    neighbor_weight: float | Tensor,
+    bank: Tensor | None,
+    columns: Tensor,  # [N, k], -1 = none
+) -> tuple[Tensor, Tensor]:
+    """The pseudo semantic discrimination's rows: the positives are the other views and the neighbours."""
+    view_sum, n_views = _view_term(s, instance_ids)
+    found = columns >= 0
+    similarity = torch.einsum("nd,nkd->nk", u, (u if bank is None else bank)[columns.clamp(min=0)]) / temperature
+    neighbor_sum = similarity.masked_fill(~found, 0).sum(dim=1)
+    if isinstance(neighbor_weight, Tensor):
+        neighbor_weight = neighbor_weight.detach().to(s.dtype)
+    weight = n_views + neighbor_weight * found.sum(dim=1)
+    return _row_losses(lse, view_sum + neighbor_weight * neighbor_sum, weight)
+
+
+def nt_xent(
+    z: Tensor,
+    temperature: float | Tensor = 0.5,
+    *,
+    instance_ids: Tensor | None = None,
+    normalize: bool = True,
+    reduction: str = "mean",
+    return_lse: bool = False,
+) -> Tensor | tuple[Tensor, Tensor]:
+    """l_i = lse_i - mean of s_iv over the other views v of i (SimCLR, Chen 2020)."""
+    with _full_precision(z):
+        s, lse = _similarities(unit_rows(z, normalize), temperature)
+        loss = reduce_rows(*_row_losses(lse, *_view_term(s, instance_ids)), reduction)
+    return (loss, lse) if return_lse else loss
+
+
+def supcon(
+    z: Tensor,
+    labels: Tensor,
+    temperature: float | Tensor = 0.5,
+    *,
+    normalize: bool = True,
+    reduction: str = "mean",
+    return_lse: bool = False,
+) -> Tensor | tuple[Tensor, Tensor]:
+    """l_i = lse_i - mean of s_ij over the other rows j of i's label (Khosla 2020, "out" form)."""
+    with _full_precision(z):
+        s, lse = _similarities(unit_rows(z, normalize), temperature)
+        loss = reduce_rows(*_class_losses(s, lse, labels), reduction)
+    return (loss, lse) if return_lse else loss
+
+
+def psd_loss(
+    z: Tensor,
+    temperature: float | Tensor = 0.2,
+    *,
+    k: int = 1,
+    neighbor_weight: float | Tensor = 1.0,
+    bank: Tensor | None = None,
+    domain: Tensor | None = None,
+    instance_ids: Tensor | None = None,
+    bank_ids: Tensor | None = None,
+    bank_domain: Tensor | None = None,
+    normalize: bool = True,
+    reduction: str = "mean",
+    return_lse: bool = False,
+    return_neighbors: bool = False,
+) -> Tensor | tuple[Tensor, ...]:
+    """l_i = lse_i - (sum_{V(i)} s_iv + lam_i sum_{M_k(i)} s_im) / (|V(i)| + lam_i |M_k(i)|)."""
+    with _full_precision(z):
+        u = unit_rows(z, normalize)
+        b = None if bank is None else unit_rows(bank.detach().to(u.dtype), normalize)
+        s, lse = _similarities(u, temperature)
+        cosines, columns = _neighbors(u, k, instance_ids, domain, b, bank_ids, bank_domain)
+        rows = _instance_losses(u, s, lse, temperature, instance_ids, neighbor_weight, b, columns)
+        loss = reduce_rows(*rows, reduction)
+    extras = ((lse,) if return_lse else ()) + ((cosines, columns) if return_neighbors else ())
+    return (loss, *extras) if extras else loss
+
+
+def domain_loss(
+    z: Tensor,
+    domain: Tensor,
+    temperature: float | Tensor = 0.2,
+    *,
+    kind: str = "supcon",
+    weight: Tensor | None = None,
+    bias: Tensor | None = None,
+    normalize: bool = True,
+    reduction: str = "mean",
+    return_lse: bool = False,
+) -> Tensor | tuple[Tensor, Tensor]:
+    """`supcon` with the domains as labels, or ("bce") binary cross-entropy of a linear head on the embeddings."""
+    if kind == "supcon":
+        return supcon(z, domain, temperature, normalize=normalize, reduction=reduction, return_lse=return_lse)
+    with _full_precision(z):
+        u = unit_rows(z, normalize)
+        logits = u @ weight.to(u.dtype) + bias.to(u.dtype)
+        return F.binary_cross_entropy_with_logits(logits, domain.to(u.dtype), reduction=reduction)
+
+
+def stage1_loss(
+    z: Tensor,
+    domain: Tensor,
+    temperature: float | Tensor = 0.2,
+    *,
+    alpha: float = 0.3,
+    k: int = 1,
+    neighbor_weight: float | Tensor = 1.0,
+    same_domain: bool = True,
+    bank: Tensor | None = None,
+    instance_ids: Tensor | None = None,
+    bank_ids: Tensor | None = None,
+    bank_domain: Tensor | None = None,
+    normalize: bool = True,
+    reduction: str = "mean",
+    return_lse: bool = False,
+    return_neighbors: bool = False,
+) -> Stage1Result | tuple:
+    """total = psd_loss + alpha * domain_loss, both over the same similarities."""
+    psd, lse, cosines, columns = psd_loss(
+        z,
+        temperature,
+        k=k,
+        neighbor_weight=neighbor_weight,
+        bank=bank,
+        domain=domain if same_domain else None,
+        instance_ids=instance_ids,
+        bank_ids=bank_ids,
+        bank_domain=bank_domain,
+        normalize=normalize,
+        reduction=reduction,
+        return_lse=True,
+        return_neighbors=True,
+    )
+    separation = domain_loss(z, domain, temperature, normalize=normalize, reduction=reduction)
+    result = Stage1Result(psd + alpha * separation, psd, separation)
+    extras = ((lse,) if return_lse else ()) + ((cosines, columns) if return_neighbors else ())
+    return (result, *extras) if extras else result
