@@ -26,6 +26,7 @@ OP_OF_FUNCTION = {
     "guided_contrastive": "guided",
     "relational_distill": "guided",
     "stage2_loss": "guided",
+    "feature_distill": "feature_distill",  # nothing to fuse: no kernel
     "cluster_kl": "cluster_kl",
     "refine_centroids": "cluster_kl",
     "knn": "knn",

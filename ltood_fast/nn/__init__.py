@@ -1,5 +1,15 @@
 """The losses as modules."""
 
 from .contrastive import DomainLoss, NTXentLoss, PSDLoss, Stage1Loss, SupConLoss
+from .guided import GuidedContrastiveLoss, RelationalDistillLoss, Stage2Loss
 
-__all__ = ["DomainLoss", "NTXentLoss", "PSDLoss", "Stage1Loss", "SupConLoss"]
+__all__ = [
+    "DomainLoss",
+    "GuidedContrastiveLoss",
+    "NTXentLoss",
+    "PSDLoss",
+    "RelationalDistillLoss",
+    "Stage1Loss",
+    "Stage2Loss",
+    "SupConLoss",
+]

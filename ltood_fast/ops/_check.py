@@ -40,13 +40,18 @@ def same_device(op: str, argument: str, y: Tensor, x_argument: str, x: Tensor) -
     require(y.device == x.device, op, argument, f"on {x.device} as {x_argument} is", y.device)
 
 
-def integers(op: str, argument: str, x: Tensor, length: int, like: Tensor) -> None:
-    """An integer vector of the given length, on the device of `like`."""
+def integer_tensor(op: str, argument: str, x: Tensor, like: Tensor) -> None:
+    """Integers of any shape, on the device of `like`."""
     require_type(isinstance(x, Tensor), op, argument, "an integer tensor", type(x).__name__)
     allowed = not x.dtype.is_floating_point and not x.dtype.is_complex and x.dtype != torch.bool
     require_type(allowed, op, argument, "an integer tensor", x.dtype)
-    require(x.shape == (length,), op, argument, f"of shape [{length}]", f"shape {tuple(x.shape)}")
     same_device(op, argument, x, "the embeddings", like)
+
+
+def integers(op: str, argument: str, x: Tensor, length: int, like: Tensor) -> None:
+    """An integer vector of the given length, on the device of `like`."""
+    integer_tensor(op, argument, x, like)
+    require(x.shape == (length,), op, argument, f"of shape [{length}]", f"shape {tuple(x.shape)}")
 
 
 def index_range(op: str, argument: str, x: Tensor, low: int, high: int) -> None:
