@@ -2,6 +2,7 @@
 
 from . import nn
 from ._ext import build_info
+from .ops.cluster_kl import cluster_kl, refine_centroids
 from .ops.contrastive import Stage1Result, domain_loss, nt_xent, psd_loss, stage1_loss, supcon
 from .ops.guided import (
     Stage2Result,
@@ -11,19 +12,27 @@ from .ops.guided import (
     relational_distill,
     stage2_loss,
 )
+from .ops.knn import cluster_tailness, knn, knn_density
+from .sampling.ood import sample_ood
 
 __all__ = [
     "Stage1Result",
     "Stage2Result",
     "build_info",
+    "cluster_kl",
+    "cluster_tailness",
     "domain_loss",
     "farthest_cluster",
     "feature_distill",
     "guided_contrastive",
+    "knn",
+    "knn_density",
     "nn",
     "nt_xent",
     "psd_loss",
+    "refine_centroids",
     "relational_distill",
+    "sample_ood",
     "stage1_loss",
     "stage2_loss",
     "supcon",

@@ -62,6 +62,13 @@ def index_range(op: str, argument: str, x: Tensor, low: int, high: int) -> None:
     require(smallest >= low and largest < high, op, argument, f"in [{low}, {high})", f"[{smallest}, {largest}]")
 
 
+def finite_rows(op: str, argument: str, x: Tensor, first: int = 0) -> None:
+    """No NaN or Inf; `first` is the number of row 0. Reads values: for functions that wait for the device anyway."""
+    broken = ~x.isfinite().all(dim=1)
+    if broken.any():
+        require(False, op, argument, "finite", f"NaN or Inf in row {first + int(broken.int().argmax())}")
+
+
 def temperature(op: str, value: float | Tensor, argument: str = "temperature") -> None:
     if isinstance(value, Tensor):
         require_type(value.dtype.is_floating_point, op, argument, "a float or a 0-d float tensor", value.dtype)

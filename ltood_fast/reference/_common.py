@@ -12,6 +12,11 @@ def wide(x: Tensor) -> Tensor:
     return x if x.dtype == torch.float64 else x.float()
 
 
+def common_dtype(a: Tensor, b: Tensor) -> torch.dtype:
+    """The wide dtype for a product of two inputs: float64 if one of them is float64, else float32."""
+    return torch.float64 if torch.float64 in (a.dtype, b.dtype) else torch.float32
+
+
 def unit_rows(x: Tensor, normalize: bool = True) -> Tensor:
     """Rows of x in the wide dtype, L2-normalised on request (eps 1e-12, gradient through the norm)."""
     return F.normalize(wide(x), dim=1, eps=1e-12) if normalize else wide(x)

@@ -1,0 +1,170 @@
+"""Exact nearest neighbours by cosine, and what follows from them: sparsity of a row, tailness of a cluster."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from .._faiss import load_faiss
+from ..reference import knn as reference
+from . import _check
+from ._backend import use_kernel
+
+METHODS = ("exact", "ivf")
+
+
+def knn(
+    x: Tensor, k: int = 10, *, y: Tensor | None = None, normalize: bool = True, backend: str = "auto"
+) -> tuple[Tensor, Tensor]:
+    """The k most similar rows of y for every row of x; without y, of x itself, where no row is its own neighbour.
+
+    Replaces
+
+    ```
+    x, y = F.normalize(x), F.normalize(y)
+    cosines, indices = (x @ y.T).topk(k)                             # [N, Q] in memory
+    ```
+
+    without the [N, Q] array, and with ties going to the lower index.
+
+    Args:
+        x: [N, D] float64, float32, bfloat16 or float16, the queries.
+        k: neighbours per row, at least 1 and fewer than N, or at most Q with y.
+        y: [Q, D], the rows that are searched; any of these dtypes.
+        normalize: L2-normalise the rows first (eps 1e-12); without it the similarity is the plain inner product.
+        backend: "auto", "reference", "cpu" or "cuda".
+
+    Returns:
+        (cosines [N, k], indices int64 [N, k]), best first. Cosines are float64 if an input is float64 and float32
+        otherwise. Neither carries a gradient. A NaN similarity ranks before every number, as in torch.sort, so that a
+        broken row shows; a similarity of -inf is no neighbour: its index is -1.
+
+    Raises:
+        TypeError, ValueError: a wrong type, dtype, shape, device or range; the sentence names the argument.
+        RuntimeError: backend="cpu" or "cuda" in a build without that kernel.
+    """
+    _check_knn("knn", x, k, y)
+    use_kernel("knn", backend, x.device)
+    return reference.knn(x, k, y=y, normalize=normalize)
+
+
+def knn_density(
+    x: Tensor,
+    k: int = 10,
+    *,
+    method: str = "exact",
+    n_lists: int | None = None,
+    n_probes: int | None = None,
+    backend: str = "auto",
+) -> Tensor:
+    """Sparsity of every row's neighbourhood: the mean of 1 - cosine over its k nearest other rows. High = tail.
+
+    Replaces
+
+    ```
+    x = F.normalize(x)
+    similarity = (x @ x.T).fill_diagonal_(-torch.inf)                # [N, N] in memory
+    rho = (1 - similarity.topk(k).values).mean(1)
+    ```
+
+    Args:
+        x: [N, D] float64, float32, bfloat16 or float16.
+        k: neighbours per row, at least 1 and fewer than N.
+        method: "exact", or "ivf": an inverted file of FAISS, approximate, for sets too large to compare pair by pair.
+        n_lists: "ivf" only: lists that the rows are filed into, 4 sqrt(N) by default.
+        n_probes: "ivf" only: lists that are searched for a row, an eighth of them by default. A row for which they hold
+            fewer than k others is searched in all lists.
+        backend: "auto", "reference", "cpu" or "cuda"; "ivf" always runs in FAISS on the CPU.
+
+    Returns:
+        rho [N], no unit, in [0, 2]: float64 if x is float64 and float32 otherwise. No gradient.
+
+    Raises:
+        TypeError, ValueError: a wrong type, dtype, shape, device or range; the sentence names the argument.
+        ImportError: method="ivf" without FAISS.
+        RuntimeError: backend="cpu" or "cuda" in a build without that kernel.
+    """
+    _check_density("knn_density", x, k, method)
+    if method == "ivf":
+        return _ivf_density(x, k, n_lists, n_probes)
+    use_kernel("knn_density", backend, x.device)
+    return reference.knn_density(x, k)
+
+
+def cluster_tailness(
+    x: Tensor,
+    assignments: Tensor,
+    n_clusters: int,
+    *,
+    k: int = 10,
+    method: str = "exact",
+    density: Tensor | None = None,
+    backend: str = "auto",
+) -> Tensor:
+    """Tailness of every cluster: the mean of `knn_density` over its rows. High = tail.
+
+    Replaces `torch.stack([knn_density(x, k)[assignments == c].mean() for c in range(n_clusters)])`.
+
+    Args:
+        x: [N, D] float64, float32, bfloat16 or float16. Neighbours are searched in all of x, not in the cluster alone.
+        assignments: int [N], the cluster of every row, in [0, n_clusters).
+        n_clusters: K.
+        k, method, backend: as in `knn_density`.
+        density: [N] from `knn_density`, where it is at hand; `k`, `method` and `backend` then do nothing.
+
+    Returns:
+        t [K], NaN for an empty cluster: float64 if x is float64 and float32 otherwise. No gradient.
+
+    Raises:
+        As `knn_density`.
+    """
+    op = "cluster_tailness"
+    _check_density(op, x, k, method)
+    _check.count(op, "n_clusters", n_clusters, 1)
+    _check.integers(op, "assignments", assignments, len(x), x)
+    _check.index_range(op, "assignments", assignments, 0, n_clusters)
+    if density is None:
+        density = knn_density(x, k, method=method, backend=backend)
+    _check.require(density.shape == (len(x),), op, "density", f"of shape [{len(x)}]", f"shape {tuple(density.shape)}")
+    _check.same_device(op, "density", density, "x", x)
+    return reference.cluster_tailness(x, assignments, n_clusters, k=k, density=density)
+
+
+def _check_knn(op: str, x: Tensor, k: int, y: Tensor | None) -> None:
+    _check.embeddings(op, "x", x)
+    if y is None:
+        _check.require(len(x) > 1, op, "x", "at least 2 rows when no y is given", f"shape {tuple(x.shape)}")
+        _check.count(op, "k", k, 1, len(x) - 1)
+    else:
+        _check.same_width(op, "y", y, "x", x)
+        _check.count(op, "k", k, 1, len(y))
+
+
+def _check_density(op: str, x: Tensor, k: int, method: str) -> None:
+    _check_knn(op, x, k, None)
+    _check.choice(op, "method", method, METHODS)
+
+
+def _ivf_density(x: Tensor, k: int, n_lists: int | None, n_probes: int | None) -> Tensor:
+    """FAISS searches k + 1 rows, since a row finds itself; its own entry, or the last one, is dropped."""
+    op, n = "knn_density", len(x)
+    n_lists = min(n, int(4 * n**0.5)) if n_lists is None else n_lists
+    _check.count(op, "n_lists", n_lists, 1, n)
+    n_probes = max(1, n_lists // 8) if n_probes is None else n_probes
+    _check.count(op, "n_probes", n_probes, 1, n_lists)
+    faiss = load_faiss(op)
+    rows = torch.nn.functional.normalize(x.detach().float(), dim=1).cpu().contiguous().numpy()
+    index = faiss.index_factory(rows.shape[1], f"IVF{n_lists},Flat", faiss.METRIC_INNER_PRODUCT)
+    index.cp.min_points_per_centroid = 1
+    index.train(rows)
+    index.add(rows)
+    index.nprobe = n_probes
+    cosines, indices = map(torch.from_numpy, index.search(rows, k + 1))
+    short = (indices < 0).any(dim=1)
+    if short.any():
+        index.nprobe = n_lists
+        cosines[short], indices[short] = map(torch.from_numpy, index.search(rows[short.numpy()], k + 1))
+    own = indices == torch.arange(n)[:, None]
+    own[:, -1] |= ~own.any(dim=1)
+    rho = (1 - cosines[~own].view(n, k)).mean(dim=1)
+    return rho.to(device=x.device, dtype=torch.float64 if x.dtype == torch.float64 else torch.float32)

@@ -1,0 +1,82 @@
+"""SPEC section 7 in plain PyTorch: clustering by KL refinement, in the form of DEC (Xie 2016, equations 1-3)."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch
+from torch import Tensor
+
+from ._common import common_dtype, unit_rows
+
+
+def log_soft_assignment(z: Tensor, centroids: Tensor, nu: float, normalize: bool) -> Tensor:
+    """log q [N, K]: Student's t kernel of the distances, rows normalised."""
+    dtype = common_dtype(z, centroids)
+    z, centroids = unit_rows(z, normalize).to(dtype), unit_rows(centroids, normalize).to(dtype)
+    origin = centroids.detach().median(dim=0).values  # distances stay; a common offset no longer cancels in them
+    z, centroids = z - origin, centroids - origin
+    squared = z.square().sum(1)[:, None] + centroids.square().sum(1)[None, :] - 2 * z @ centroids.T
+    return torch.log_softmax(-(nu + 1) / 2 * torch.log1p(squared.clamp(min=0) / nu), dim=1)
+
+
+def cluster_kl(
+    z: Tensor,
+    centroids: Tensor,
+    *,
+    nu: float = 1.0,
+    normalize: bool = False,
+    reduction: str = "mean",
+    return_q: bool = False,
+) -> Tensor | tuple[Tensor, Tensor]:
+    with torch.autocast(z.device.type, enabled=False):
+        log_q = log_soft_assignment(z, centroids, nu, normalize)
+        with torch.no_grad():
+            log_f = log_q.logsumexp(dim=0)  # log of f_j = sum_i q_ij
+            log_p = torch.log_softmax(2 * log_q - log_f, dim=1)
+        rows = (log_p.exp() * (log_p - log_q)).sum(dim=1)
+        loss = {"mean": rows.mean, "sum": rows.sum, "none": lambda: rows}[reduction]()
+        return (loss, log_q.detach().exp()) if return_q else loss
+
+
+def descend(
+    step: Callable[[Tensor], tuple[Tensor, Tensor]], centroids: Tensor, steps: int, lr: float, tol: float
+) -> Tensor:
+    """Gradient descent on the centroids until fewer than `tol` of the assignments move from one step to the next.
+
+    `step(centroids)` gives (gradient [K, D], assignments [N]) at the given centroids.
+    """
+    previous = None
+    for _ in range(steps):
+        gradient, assignments = step(centroids)
+        if previous is not None and (assignments != previous).sum().item() < tol * len(assignments):
+            break
+        centroids, previous = centroids - lr * gradient, assignments
+    return centroids
+
+
+def refine_centroids(
+    z: Tensor,
+    centroids: Tensor,
+    *,
+    nu: float = 1.0,
+    normalize: bool = False,
+    steps: int = 100,
+    lr: float = 0.1,
+    tol: float = 1e-3,
+) -> tuple[Tensor, Tensor]:
+    z = z.detach()
+
+    def assign(centroids: Tensor) -> Tensor:
+        return log_soft_assignment(z, centroids, nu, normalize).argmax(dim=1)
+
+    def step(centroids: Tensor) -> tuple[Tensor, Tensor]:
+        leaf = centroids.detach().requires_grad_()
+        with torch.enable_grad():
+            loss = cluster_kl(z, leaf, nu=nu, normalize=normalize)
+        return torch.autograd.grad(loss, leaf)[0], assign(leaf.detach())
+
+    with torch.autocast(z.device.type, enabled=False), torch.no_grad():
+        start = centroids.detach().to(common_dtype(z, centroids))
+        refined = descend(step, start, steps, lr, tol)
+        return refined, assign(refined)
