@@ -88,6 +88,7 @@ def test_streaming_gives_the_same_bits(monkeypatch, cut):
     monkeypatch.setattr(ood, "ROWS", 16)
     candidates, centroids, tailness = (a.float() for a in case(m=90, k=6, d=17))
     chunks = [chunk for chunk in candidates.split(cut) if len(chunk)]
+    assert [len(block) for block in ood._blocks(chunks)] == [16] * 5 + [10]
     whole = ltood_fast.sample_ood(candidates, centroids, tailness, 30)
     for streamed in (
         ltood_fast.sample_ood(chunks, centroids, tailness, 30),
@@ -102,10 +103,10 @@ def test_streaming_keeps_enough_when_clusters_fight_for_the_same_rows(monkeypatc
     """All centroids are nearly the same, so a late cluster loses all of its best rows to earlier ones."""
     torch.manual_seed(seed)
     monkeypatch.setattr(ood, "ROWS", 10)
-    candidates, centroids, tailness = case(m=60, k=5)
+    candidates, centroids, tailness = case(m=200, k=5)
     centroids = centroids[:1] + 1e-3 * centroids
-    expected = loops_sample(candidates.numpy(), centroids.numpy(), tailness.tolist(), 50)
-    indices, clusters = ltood_fast.sample_ood(candidates.split(7), centroids, tailness, 50)
+    expected = loops_sample(candidates.numpy(), centroids.numpy(), tailness.tolist(), 60)
+    indices, clusters = ltood_fast.sample_ood(candidates.split(7), centroids, tailness, 60)
     assert (indices.tolist(), clusters.tolist()) == expected
 
 
