@@ -1,6 +1,6 @@
 """The configuration of a run: frozen dataclasses, YAML presets, `--section.key value` overrides, saved with the run.
 
-Every value has a type and a range. An unknown key, a wrong type or a value out of range is a `ConfigError` of one sentence.
+Every value has a type and a range; an unknown key, a wrong type or a value out of range is a `ConfigError`, one sentence.
 """
 
 from __future__ import annotations
@@ -18,8 +18,6 @@ from .._files import write_atomic
 
 PRESETS = Path(__file__).resolve().parent.parent / "configs"
 STAGES = ("simclr", "stage1", "stage2")
-# Sections that do not change what a stage's weights become: they may differ when a run is resumed.
-FREE_SECTIONS = ("eval", "run")
 
 
 class ConfigError(ValueError):
@@ -141,7 +139,6 @@ class Stage2Config:
 class EvalConfig:
     """Linear probe and kNN on frozen features."""
 
-    batch_size: int = _number(512, 1)
     probe: str = _choice("logistic", "sgd")  # sgd: the source's protocol; logistic [ours]: fast and without a rate
     knn_k: int = _number(20, 1)
     groups: str = _choice("rank", "count")  # rank: CIFAR's 3/3/4 classes; count: ImageNet's 100 and 20 images
@@ -294,7 +291,7 @@ def load_config(name_or_path: str, overrides: dict[str, str] | None = None) -> C
     """A preset by name or a YAML file by path, with `{"section.key": "value"}` on top.
 
     Raises:
-        ConfigError: the file is missing or no YAML mapping; a key is unknown, a value of the wrong type or out of range.
+        ConfigError: the file is missing or no YAML mapping; a key is unknown, a value of the wrong type or range.
     """
     import yaml
 
@@ -322,14 +319,18 @@ def save_config(config: Config, path: Path) -> None:
     write_atomic(path, yaml.safe_dump(to_dict(config), sort_keys=False).encode())
 
 
+def _binding(values: dict[str, Any]) -> dict[str, Any]:
+    """The keys that decide what the weights become; the others (where it runs, how it is evaluated) may change."""
+    flat = flatten(values)
+    return {key: flat[key] for key in flat if key == "run.precision" or not key.startswith(("eval.", "run."))}
+
+
 def config_hash(config: Config) -> str:
-    """Of everything that decides what the weights become."""
-    values = {key: value for key, value in to_dict(config).items() if key not in FREE_SECTIONS}
-    return hashlib.sha256(json.dumps(values, sort_keys=True).encode()).hexdigest()
+    """Of the keys that must stay as they are when a run is resumed."""
+    return hashlib.sha256(json.dumps(_binding(to_dict(config)), sort_keys=True).encode()).hexdigest()
 
 
 def differing_keys(mine: Config, theirs: dict[str, Any]) -> list[str]:
-    """The keys in which a saved configuration differs, free sections left out."""
-    a, b = flatten(to_dict(mine)), flatten(theirs)
-    changed = [key for key in sorted(a.keys() | b.keys()) if a.get(key) != b.get(key)]
-    return [key for key in changed if key.split(".")[0] not in FREE_SECTIONS]
+    """The keys that must not differ from a saved configuration, and do."""
+    a, b = _binding(to_dict(mine)), _binding(theirs)
+    return [key for key in sorted(a.keys() | b.keys()) if a.get(key) != b.get(key)]

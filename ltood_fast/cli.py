@@ -1,0 +1,205 @@
+"""The commands: `ltood train | eval | embed | sample-ood | info`.
+
+What a user can get wrong ends as one line on stderr, `ltood: error: ...`, and exit code 2; `--traceback` shows where.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import sys
+import traceback
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, NoReturn
+
+USER_ERRORS = (ValueError, TypeError, RuntimeError, OSError, ImportError)
+EXIT_ERROR, EXIT_INTERRUPTED = 2, 130
+
+
+class Parser(argparse.ArgumentParser):
+    """Argument errors in our one form; no abbreviations, or `--data` would pass for `--data.id`."""
+
+    def __init__(self, **options: Any):
+        super().__init__(**options, allow_abbrev=False)
+
+    def error(self, message: str) -> NoReturn:
+        raise ValueError(f"{message} (ltood --help lists the commands)")
+
+
+def build_parser() -> Parser:
+    parser = Parser(prog="ltood", description="Self-supervised learning on long-tailed images with OOD images.")
+    parser.add_argument("--traceback", action="store_true", help="show where an error came from")
+    commands = parser.add_subparsers(dest="command", required=True, metavar="train|eval|embed|sample-ood|info")
+
+    train = commands.add_parser("train", help="train the stages of a configuration, evaluate them, write the report")
+    train.add_argument("--config", help="preset or YAML file")
+    train.add_argument("--run-dir", type=Path, required=True)
+    train.add_argument("--resume", action="store_true", help="go on with the run in --run-dir")
+    train.epilog = "Any key of the configuration is an option: --section.key value, e.g. --stage1.epochs 100."
+
+    evaluate = commands.add_parser("eval", help="evaluate a run's stages again and write the report")
+    evaluate.add_argument("--run-dir", type=Path, required=True)
+
+    embed = commands.add_parser("embed", help="features of a set of images, as .npy [N, F]")
+    embed.add_argument("--checkpoint", type=Path, required=True)
+    embed.add_argument("--data", required=True, help="data set, e.g. letters, cifar10, folder:/path, list:/path.txt")
+    embed.add_argument("--output", type=Path, required=True)
+    embed.add_argument("--projection", action="store_true", help="the projection head's output instead")
+
+    sample = commands.add_parser("sample-ood", help="choose OOD images from embeddings, as .npy of indices")
+    sample.add_argument("--candidates", type=Path, required=True, help="embeddings of the OOD pool, .npy [M, F]")
+    sample.add_argument("--id", type=Path, required=True, help="embeddings of the ID set, .npy [N, F]")
+    sample.add_argument("--budget", type=int, required=True)
+    sample.add_argument("--output", type=Path, required=True)
+    sample.add_argument("--clusters", type=int, default=10)
+    sample.add_argument("--tailness-k", type=int, default=10)
+    sample.add_argument("--temperature", type=float, default=1.0)
+    sample.add_argument("--strategy", default="tailness", choices=("tailness", "random"))
+    sample.add_argument("--seed", type=int, default=0)
+
+    commands.add_parser("info", help="what was built and what this machine offers")
+    return parser
+
+
+def parse_overrides(rest: Sequence[str]) -> dict[str, str]:
+    """`--section.key value` and `--section.key=value`."""
+    overrides, items = {}, iter(rest)
+    for item in items:
+        if not item.startswith("--"):
+            raise ValueError(f"argument must be --section.key value, got {item!r}")
+        key, equals, value = item[2:].partition("=")
+        if not equals:
+            value = next(items, None)
+        if value is None:
+            raise ValueError(f"argument --{key} must have a value, got none")
+        overrides[key] = value
+    return overrides
+
+
+def run_train(args: argparse.Namespace, overrides: dict[str, str]) -> None:
+    from .train.run import open_run, report_run, train_run
+
+    config = open_run(args.run_dir, args.config, overrides, args.resume)
+    try:
+        session = train_run(config, args.run_dir)
+        print(report_run(session))
+    except KeyboardInterrupt:
+        print(
+            f"\nltood: interrupted; all finished epochs are saved, go on with: "
+            f"ltood train --run-dir {args.run_dir} --resume",
+            file=sys.stderr,
+        )
+        raise SystemExit(EXIT_INTERRUPTED) from None
+
+
+def run_eval(args: argparse.Namespace, overrides: dict[str, str]) -> None:
+    from .train.run import report_run, saved_config
+    from .train.session import Session
+
+    print(report_run(Session.open(saved_config(args.run_dir, overrides), args.run_dir)))
+
+
+def run_embed(args: argparse.Namespace, overrides: dict[str, str]) -> None:
+    from .train.run import embed_set
+
+    array = embed_set(args.checkpoint, args.data, overrides, projection=args.projection)
+    save_array(args.output, array)
+    print(f"{args.output}: {array.shape[0]} rows of {array.shape[1]} features")
+
+
+def run_sample_ood(args: argparse.Namespace, overrides: dict[str, str]) -> None:
+    from .sampling.resample import choose_ood, cluster_embeddings
+
+    candidates, id_embeddings = load_embeddings(args.candidates), load_embeddings(args.id)
+    clusters = cluster_embeddings(id_embeddings, args.clusters, seed=args.seed)
+    sample = choose_ood(
+        id_embeddings,
+        candidates,
+        clusters,
+        args.budget,
+        tailness_k=args.tailness_k,
+        temperature=args.temperature,
+        strategy=args.strategy,
+        seed=args.seed,
+    )
+    save_array(args.output, sample.indices.numpy())
+    if args.strategy == "tailness":
+        print("cluster  images  tailness  taken")
+        for c in range(args.clusters):
+            size, taken = int((clusters.assignments == c).sum()), int((sample.index_clusters == c).sum())
+            print(f"{c:7d}  {size:6d}  {float(sample.tailness[c]):8.4f}  {taken:5d}")
+    print(f"{args.output}: {len(sample.indices)} of {len(candidates)} rows")
+
+
+def run_info(args: argparse.Namespace, overrides: dict[str, str]) -> None:
+    from . import build_info
+
+    info = build_info()
+    kernels = info.pop("kernels")
+    for key, value in info.items():
+        print(f"{key:14} {', '.join(map(str, value)) if isinstance(value, (list, tuple)) else value}")
+    print("\nfunction            cpu        cuda")
+    for function, by_device in kernels.items():
+        print(f"{function:19} {by_device['cpu']:10} {by_device['cuda']}")
+
+
+def load_embeddings(path: Path):
+    """float32 [N, F] of a .npy file."""
+    import numpy as np
+    import torch
+
+    try:
+        array = np.load(path, allow_pickle=False)
+    except (ValueError, EOFError) as error:
+        raise ValueError(f"sample-ood: {path} must be a .npy array, got something else ({error})") from error
+    if getattr(array, "ndim", 0) != 2 or array.dtype.kind != "f":
+        got = f"{array.dtype} {array.shape}" if hasattr(array, "dtype") else "an archive"
+        raise ValueError(f"sample-ood: {path} must hold a float matrix [N, F], got {got}")
+    return torch.from_numpy(np.ascontiguousarray(array, dtype=np.float32))
+
+
+def save_array(path: Path, array) -> None:
+    import numpy as np
+
+    from ._files import write_atomic
+
+    write_atomic(path, lambda file: np.save(file, array))
+
+
+COMMANDS = {
+    "train": run_train,
+    "eval": run_eval,
+    "embed": run_embed,
+    "sample-ood": run_sample_ood,
+    "info": run_info,
+}
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Runs a command; returns its exit code."""
+    argv = list(sys.argv[1:] if argv is None else argv)
+    show_traceback = "--traceback" in argv
+    try:
+        args, rest = build_parser().parse_known_args(argv)
+        overrides = parse_overrides(rest)
+        if overrides and args.command not in ("train", "eval", "embed"):
+            raise ValueError(f"argument --{next(iter(overrides))} is unknown to ltood {args.command}")
+        COMMANDS[args.command](args, overrides)
+    except BrokenPipeError:  # `ltood info | head`
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    except USER_ERRORS as error:
+        if show_traceback:
+            traceback.print_exc()
+        print(f"ltood: error: {one_line(error)}", file=sys.stderr)
+        return EXIT_ERROR
+    return 0
+
+
+def one_line(error: BaseException) -> str:
+    """The first line of an error, with the file that a failed system call names."""
+    if isinstance(error, OSError) and error.strerror:
+        where = f": {error.filename}" if error.filename else ""
+        return f"{error.strerror}{where}"
+    lines = str(error).strip().splitlines()
+    return lines[0] if lines else type(error).__name__

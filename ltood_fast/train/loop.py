@@ -1,0 +1,260 @@
+"""The loop of a stage: epochs of batches, checks, log, and a checkpoint after each epoch.
+
+Everything random comes from RNG states that the checkpoint holds, or from (seed, epoch): a stage that is resumed goes
+through the same batches and views as one that never stopped.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import sys
+import time
+from collections import defaultdict
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from .._files import write_atomic
+from .checkpoint import load_checkpoint, restore_rng, rng_state, save_checkpoint, seed_all
+from .config import OptimConfig
+from .methods import METHODS, Method, start_from
+from .model import ContrastiveModel
+from .session import Session
+
+CHECK_EVERY = 10  # steps between two looks at the losses; each look waits for the device
+
+
+class TrainingError(RuntimeError):
+    """A sentence about a training run that cannot go on."""
+
+
+def make_optimizer(model: nn.Module, config: OptimConfig) -> torch.optim.Optimizer:
+    if config.name == "adamw":
+        return torch.optim.AdamW(model.parameters(), lr=config.lr, weight_decay=config.weight_decay)
+    return torch.optim.SGD(
+        model.parameters(), lr=config.lr, momentum=config.momentum, weight_decay=config.weight_decay
+    )
+
+
+def learning_rate(config: OptimConfig, epochs: int, progress: float) -> float:
+    """Linear warm-up, then cosine to `min_lr` [source].
+
+    A function of the progress in epochs (a fraction within an epoch), as epochs grow longer once OOD images join; so the
+    number of finished epochs is the whole state of the schedule.
+    """
+    warmup = min(config.warmup_epochs, epochs)
+    if progress < warmup:
+        return config.lr * progress / warmup
+    done = (progress - warmup) / max(epochs - warmup, 1e-9)
+    low = min(config.min_lr, config.lr)
+    return low + 0.5 * (config.lr - low) * (1.0 + math.cos(math.pi * min(done, 1.0)))
+
+
+class Meter:
+    """Means over an epoch, collected on the device and looked at every few steps."""
+
+    def __init__(self, stage: str, epoch: int):
+        self.stage, self.epoch = stage, epoch
+        self.pending: list[dict[str, Tensor]] = []
+        self.values: dict[str, list[float]] = defaultdict(list)
+
+    def add(self, **parts: Tensor) -> None:
+        self.pending.append({name: part.detach() for name, part in parts.items()})
+        if len(self.pending) >= CHECK_EVERY:
+            self.flush()
+
+    def flush(self) -> None:
+        for parts in self.pending:
+            for name, part in parts.items():
+                self.values[name].append(float(part))
+            if not math.isfinite(self.values["loss"][-1]):
+                step = len(self.values["loss"]) - 1
+                raise TrainingError(
+                    f"train: loss must be finite, got {self.values['loss'][-1]} in {self.stage}, epoch {self.epoch}, "
+                    f"step {step}; the last checkpoint is kept, try a smaller --optim.lr"
+                )
+        self.pending.clear()
+
+    def means(self) -> dict[str, float | None]:
+        self.flush()
+        known = {name: [v for v in values if math.isfinite(v)] for name, values in self.values.items()}
+        return {name: sum(values) / len(values) if values else None for name, values in known.items()}
+
+
+class History:
+    """`<stage>/history.jsonl`, one line an epoch, and TensorBoard scalars of the same values."""
+
+    def __init__(self, session: Session, stage: str, next_epoch: int):
+        from torch.utils.tensorboard import SummaryWriter
+
+        self.path = session.run_dir / stage / "history.jsonl"
+        kept = [line for line in read_history(self.path) if line["epoch"] < next_epoch]
+        write_atomic(self.path, "".join(json.dumps(line) + "\n" for line in kept).encode())
+        self.board = SummaryWriter(str(session.run_dir / "tensorboard" / stage), purge_step=next_epoch)
+
+    def add(self, line: dict[str, Any]) -> None:
+        with open(self.path, "a", encoding="utf-8") as file:
+            file.write(json.dumps(line) + "\n")
+        flat = {**{key: line[key] for key in line if key != "parts"}, **line["parts"]}
+        epoch = flat.pop("epoch")
+        for name, value in flat.items():
+            if value is not None:
+                self.board.add_scalar(name, value, epoch)
+        self.board.flush()
+
+    def close(self) -> None:
+        self.board.close()
+
+
+def read_history(path: Path) -> list[dict[str, Any]]:
+    """The whole lines of a history; a line cut short by a killed run is left out."""
+    lines = []
+    for text in path.read_text(encoding="utf-8").splitlines() if path.is_file() else []:
+        try:
+            lines.append(json.loads(text))
+        except json.JSONDecodeError:
+            break
+    return lines
+
+
+@dataclass
+class Stage:
+    """A stage under way: what a checkpoint of it holds."""
+
+    name: str
+    session: Session
+    model: ContrastiveModel
+    network: nn.Module  # the model as Fabric wraps it
+    optimizer: torch.optim.Optimizer
+    method: Method
+    epoch: int = 0  # finished epochs
+    finished: bool = False
+
+    @property
+    def checkpoint(self) -> Path:
+        return self.session.run_dir / self.name / "last.pt"
+
+    @classmethod
+    def open(cls, name: str, session: Session) -> Stage:
+        """Fresh, or as its checkpoint left it."""
+        seed_all(session.config.seed)
+        model = session.new_model()
+        if before := start_from(name, session.config):
+            state = load_checkpoint(session.run_dir / before / "last.pt", session.config)
+            model.load_state_dict(state["model"])
+        method = METHODS[name](session, model)
+        optimizer = make_optimizer(model, session.config.optim)
+        network, wrapped = session.fabric.setup(model, optimizer)
+        stage = cls(name, session, model, network, wrapped, method)
+        seed_all(session.config.seed)
+        if stage.checkpoint.exists():
+            stage.load(load_checkpoint(stage.checkpoint, session.config))
+        return stage
+
+    def load(self, state: dict[str, Any]) -> None:
+        self.model.load_state_dict(state["model"])
+        self.optimizer.load_state_dict(state["optimizer"])
+        self.method.load_state_dict(state["method"])
+        self.epoch, self.finished = state["epoch"], state["finished"]
+        restore_rng(state["rng"])
+
+    def save(self) -> None:
+        save_checkpoint(
+            self.checkpoint,
+            self.session.config,
+            stage=self.name,
+            epoch=self.epoch,
+            finished=self.finished,
+            channels=self.session.channels,
+            model=self.model.state_dict(),
+            optimizer=self.optimizer.state_dict(),
+            rng=rng_state(),
+            method=self.method.state_dict(),
+        )
+
+    def run(self) -> None:
+        """Trains the epochs that are left, with a checkpoint after each (or each few)."""
+        self.checkpoint.parent.mkdir(parents=True, exist_ok=True)
+        history = History(self.session, self.name, self.epoch)
+        with _progress_bar(self) as bar:
+            while not self.finished:
+                line = self.train_epoch(bar)
+                self.epoch += 1
+                self.finished = self.epoch >= self.method.epochs
+                self._check_weights()
+                history.add(line)
+                if self.finished or self.epoch % self.session.config.run.checkpoint_every == 0:
+                    self.save()
+        history.close()
+
+    def train_epoch(self, bar: Any) -> dict[str, Any]:
+        """One epoch; returns its line of the history."""
+        start = time.perf_counter()
+        rows = self.method.begin_epoch(self.epoch)
+        start_training = time.perf_counter()
+        batches = self.batches(rows)
+        meter = Meter(self.name, self.epoch)
+        self.network.train()
+        for step, batch in enumerate(batches):
+            lr = self._set_lr(self.epoch + step / len(batches))
+            loss, parts = self.method.loss(self.network, self.session.two_views(batch), batch, self.epoch)
+            self.optimizer.zero_grad()
+            self.session.fabric.backward(loss)
+            self.optimizer.step()
+            meter.add(loss=loss, **parts)
+            bar.update(1 / len(batches))
+            if not meter.pending:
+                seen = (step + 1) * len(batch) / (time.perf_counter() - start_training)
+                bar.set_postfix_str(f"loss {meter.values['loss'][-1]:.3f}, {seen:.0f} images/s")
+        means = meter.means()
+        end = time.perf_counter()
+        return {
+            "epoch": self.epoch,
+            "loss": means.pop("loss"),
+            "parts": {name: value for name, value in means.items() if not name.startswith("neighbor_")},
+            **{name: value for name, value in means.items() if name.startswith("neighbor_")},
+            "lr": lr,
+            "images": sum(len(batch) for batch in batches),
+            "images_per_second": sum(len(batch) for batch in batches) / (end - start_training),
+            "seconds": end - start,
+            "resample_seconds": start_training - start,
+        }
+
+    def batches(self, rows: Tensor) -> list[Tensor]:
+        """The epoch's rows in an order of (seed, epoch), in batches of one size; what does not fill one is left out."""
+        generator = torch.Generator().manual_seed(self.session.config.seed * 1_000_003 + self.epoch)
+        order = rows[torch.randperm(len(rows), generator=generator)]
+        size = min(self.session.config.optim.batch_size, len(rows))
+        return list(order.split(size))[: len(rows) // size]
+
+    def _set_lr(self, progress: float) -> float:
+        lr = self.method.lr_scale * learning_rate(self.session.config.optim, self.method.epochs, progress)
+        for group in self.optimizer.param_groups:
+            group["lr"] = lr
+        return lr
+
+    def _check_weights(self) -> None:
+        """A finite last loss does not rule out an infinite last step."""
+        norm = torch.nn.utils.get_total_norm(self.model.parameters())
+        if not bool(norm.isfinite()):
+            raise TrainingError(
+                f"train: weights must be finite, got {float(norm)} in {self.name} after epoch {self.epoch - 1}; the last "
+                "checkpoint is kept, try a smaller --optim.lr"
+            )
+
+
+def _progress_bar(stage: Stage) -> Any:
+    from tqdm import tqdm
+
+    return tqdm(
+        total=stage.method.epochs,
+        initial=stage.epoch,
+        desc=stage.name,
+        disable=not stage.session.config.run.progress,
+        mininterval=0.5 if sys.stderr.isatty() else 15.0,
+        bar_format="{desc} {percentage:3.0f}%|{bar:24}| {n:.1f}/{total} epochs [{elapsed}<{remaining}, {postfix}]",
+    )

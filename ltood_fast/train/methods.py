@@ -1,0 +1,275 @@
+"""The three stages as methods: which images an epoch shows, and the loss of a batch.
+
+A method holds its hyper-parameters and its own state; the loop (`train.loop`) knows nothing of either. `METHODS` is the
+registry: stage name -> class.
+"""
+
+from __future__ import annotations
+
+import time
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor, nn
+
+import ltood_fast
+
+from ..sampling.resample import Sample, choose_ood, cluster_embeddings, density_weights
+from .checkpoint import save_tensors
+from .config import Config
+from .model import ContrastiveModel
+from .neighbors import EmbeddingQueue, NeighborBank
+from .session import Session, embed
+
+Loss = tuple[Tensor, dict[str, Tensor]]
+"""The loss of a batch, 0-d, and its parts for the log."""
+
+
+class Method(Protocol):
+    epochs: int
+    lr_scale: float
+
+    def begin_epoch(self, epoch: int) -> Tensor:
+        """int64 rows of the epoch's images, in [0, N_id + N_ood) as `Session.images` counts them."""
+
+    def loss(self, network: nn.Module, views: Tensor, rows: Tensor, epoch: int) -> Loss:
+        """views [2B, C, H, W] of the rows [B]; rows i and i + B are two views of one image."""
+
+    def state_dict(self) -> dict[str, Any]: ...
+
+    def load_state_dict(self, state: dict[str, Any]) -> None: ...
+
+
+class SimCLR:
+    """Instance discrimination on the ID images alone: the baseline [Chen 2020]."""
+
+    lr_scale = 1.0
+
+    def __init__(self, session: Session, model: ContrastiveModel):
+        self.epochs = session.config.simclr.epochs
+        self.temperature = session.config.simclr.temperature
+        self.rows = torch.arange(len(session.data.train))
+
+    def begin_epoch(self, epoch: int) -> Tensor:
+        return self.rows
+
+    def loss(self, network: nn.Module, views: Tensor, rows: Tensor, epoch: int) -> Loss:
+        return ltood_fast.nt_xent(network(views), self.temperature), {}
+
+    def state_dict(self) -> dict[str, Any]:
+        return {}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        pass
+
+
+class Stage1:
+    """ID images and sampled OOD images: NT-Xent while warming up, then L_PSD + alpha L_DD; new OOD every T epochs."""
+
+    lr_scale = 1.0
+
+    def __init__(self, session: Session, model: ContrastiveModel):
+        self.session, self.model, self.options = session, model, session.config.stage1
+        self.epochs = self.options.epochs
+        self.n_id = len(session.data.train)
+        self.n_rows = self.n_id + (len(session.data.ood) if session.data.ood is not None else 0)
+        self.labels = session.fabric.to_device(self._labels())
+        self.chosen = torch.empty(0, dtype=torch.int64)  # of the OOD pool
+        self.row_weight = torch.full((self.n_rows,), self.options.neighbor_weight, device=session.device)
+        self.bank: NeighborBank | None = None
+        self.queue = EmbeddingQueue(self.options.queue_size) if self.options.neighbors == "queue" else None
+        self.resample_seconds = 0.0
+
+    def _labels(self) -> Tensor:
+        """Of ID rows; never part of a loss, only to log how often a pseudo-positive is of the row's own class."""
+        labels = torch.full((self.n_rows,), -1)
+        labels[: self.n_id] = self.session.data.train.labels
+        return labels
+
+    def begin_epoch(self, epoch: int) -> Tensor:
+        self.resample_seconds = 0.0
+        since_warmup = epoch - self.options.warmup_epochs
+        if since_warmup >= 0 and since_warmup % self.options.resample_every == 0:
+            start = time.perf_counter()
+            self.resample(epoch)
+            self.resample_seconds = time.perf_counter() - start
+        return torch.cat([torch.arange(self.n_id), self.n_id + self.chosen])
+
+    def resample(self, epoch: int) -> None:
+        """Embeds both sets, clusters the ID one, chooses OOD images, and renews what depends on the embeddings."""
+        data, options = self.session.data, self.options
+        id_features, id_z = embed(self.model, data.train.images, self.session)
+        by_features = options.cluster_space == "features"
+        id_space = id_features if by_features else id_z
+        all_space, all_z = id_space, id_z
+        if options.ood_strategy != "none":
+            ood_features, ood_z = embed(self.model, data.ood.images, self.session)
+            ood_space = ood_features if by_features else ood_z
+            sample = self._sample(id_space, ood_space, epoch)
+            self.chosen = sample.indices.cpu()
+            all_space = torch.cat([id_space, ood_space[sample.indices]])
+            all_z = torch.cat([id_z, ood_z[sample.indices]])
+        rows = torch.cat([torch.arange(self.n_id), self.n_id + self.chosen]).to(self.session.device)
+        if options.neighbors == "dataset":
+            self.bank = NeighborBank(all_z, rows, (rows >= self.n_id).long())
+        if options.neighbor_weighting == "density":
+            for domain in (rows < self.n_id, rows >= self.n_id):  # a rank among the images of its own domain
+                if int(domain.sum()) > 1:
+                    weights = density_weights(all_space[domain], options.tailness_k)
+                    self.row_weight[rows[domain]] = options.neighbor_weight * weights
+
+    def _sample(self, id_space: Tensor, ood_space: Tensor, epoch: int) -> Sample:
+        options, seed = self.options, self.session.config.seed + epoch
+        clusters = cluster_embeddings(
+            id_space,
+            options.clusters,
+            refine_steps=options.refine_steps,
+            refine_lr=options.refine_lr,
+            seed=seed,
+        )
+        sample = choose_ood(
+            id_space,
+            ood_space,
+            clusters,
+            options.budget,
+            tailness_k=options.tailness_k,
+            temperature=options.budget_temperature,
+            strategy=options.ood_strategy,
+            seed=seed,
+        )
+        tensors = {
+            "assignments": clusters.assignments,
+            "centroids": clusters.centroids,
+            "tailness": sample.tailness,
+            "indices": sample.indices,
+            "index_clusters": sample.index_clusters,
+        }
+        path = self.session.run_dir / "stage1" / f"resample_{epoch:04d}.pt"
+        save_tensors(path, {"epoch": epoch, **{name: value.cpu() for name, value in tensors.items()}})
+        return sample
+
+    def loss(self, network: nn.Module, views: Tensor, rows: Tensor, epoch: int) -> Loss:
+        z = network(views)
+        ids = rows.to(z.device).repeat(2)
+        domain = (ids >= self.n_id).long()
+        if epoch < self.options.warmup_epochs:
+            result = ltood_fast.nt_xent(z, self.options.temperature), {}
+        else:
+            result = self._psd_and_domain(z, ids, domain)
+        if self.queue is not None:
+            self.queue.push(z.detach()[: len(rows)], ids[: len(rows)], domain[: len(rows)])
+        return result
+
+    def _psd_and_domain(self, z: Tensor, ids: Tensor, domain: Tensor) -> Loss:
+        options = self.options
+        bank = self.bank if self.queue is None else self.queue.bank()
+        shared: dict[str, Any] = {
+            "k": options.k,
+            "neighbor_weight": self.row_weight[ids],
+            "return_neighbors": True,
+        }
+        if bank is not None and len(bank.ids) >= options.k:
+            shared |= {"bank": bank.z, "bank_ids": bank.ids, "instance_ids": ids}
+            shared["bank_domain"] = bank.domain if options.same_domain else None
+        if len(self.chosen) == 0:  # one domain: nothing to tell apart
+            psd, _, columns = ltood_fast.psd_loss(z, options.temperature, **shared)
+            total, parts = psd, {"psd": psd}
+        else:
+            losses, _, columns = ltood_fast.stage1_loss(
+                z, domain, options.temperature, alpha=options.alpha, same_domain=options.same_domain, **shared
+            )
+            total, parts = losses.total, {"psd": losses.psd, "domain": losses.domain}
+        found = shared["bank_ids"] if "bank_ids" in shared else ids
+        return total, {**parts, "neighbor_purity": self._purity(ids, columns, found)}
+
+    def _purity(self, ids: Tensor, columns: Tensor, found: Tensor) -> Tensor:
+        """Share of the pseudo-positives of labelled ID rows that are of the row's own class; NaN without labels."""
+        own = self.labels[ids].unsqueeze(1).expand_as(columns)
+        theirs = self.labels[found[columns.clamp(min=0)]]
+        counted = (own >= 0) & (columns >= 0)
+        return ((own == theirs) & counted).sum() / counted.sum()
+
+    def state_dict(self) -> dict[str, Any]:
+        return {
+            "chosen": self.chosen,
+            "row_weight": self.row_weight,
+            "bank": None if self.bank is None else self.bank.state_dict(),
+            "queue": None if self.queue is None else self.queue.state_dict(),
+        }
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        to_device = self.session.fabric.to_device
+        self.chosen = state["chosen"]
+        self.row_weight = to_device(state["row_weight"])
+        if state["bank"] is not None:
+            self.bank = NeighborBank(**to_device(state["bank"]))
+        if self.queue is not None:
+            self.queue.load_state_dict(to_device(state["queue"]))
+
+
+class Stage2:
+    """ID images alone: a student that starts as the guide, guided_contrastive + beta * distillation.
+
+    The guide f is the network of stage 1, frozen, in eval mode. Its clusters are those of the clean images.
+    """
+
+    def __init__(self, session: Session, model: ContrastiveModel):
+        self.session, self.options = session, session.config.stage2
+        self.epochs, self.lr_scale = self.options.epochs, self.options.lr_scale
+        self.rows = torch.arange(len(session.data.train))
+        self.guide = session.new_model()
+        self.guide.load_state_dict(model.state_dict())
+        self.guide.eval().requires_grad_(False)
+        self.clean = embed(self.guide, session.data.train.images, session)[1]
+        s1 = session.config.stage1
+        clusters = cluster_embeddings(
+            self.clean,
+            self.options.clusters,
+            refine_steps=s1.refine_steps,
+            refine_lr=s1.refine_lr,
+            seed=session.config.seed,
+        )
+        self.clusters = clusters.assignments
+        self.far = ltood_fast.farthest_cluster(clusters.centroids)
+
+    def begin_epoch(self, epoch: int) -> Tensor:
+        return self.rows
+
+    def loss(self, network: nn.Module, views: Tensor, rows: Tensor, epoch: int) -> Loss:
+        options = self.options
+        rows = rows.to(views.device).repeat(2)
+        if options.guide_views == "augmented":
+            with torch.no_grad(), self.session.fabric.autocast():
+                guide = self.guide(views).float()
+        else:
+            guide = self.clean[rows]
+        losses = ltood_fast.stage2_loss(
+            network(views),
+            guide,
+            self.clusters[rows],
+            self.far,
+            options.temperature,
+            beta=options.beta,
+            distill=options.distill,
+            k=options.k,
+            weighted=options.weighted,
+            gamma=options.gamma,
+        )
+        return losses.total, {"guided": losses.guided, "distill": losses.distill}
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"clusters": self.clusters, "far": self.far}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        self.clusters = self.session.fabric.to_device(state["clusters"])
+        self.far = self.session.fabric.to_device(state["far"])
+
+
+METHODS: dict[str, type[Method]] = {"simclr": SimCLR, "stage1": Stage1, "stage2": Stage2}
+
+
+def start_from(stage: str, config: Config) -> str | None:
+    """The stage whose weights a stage starts from; None: fresh ones."""
+    if stage == "stage2":
+        return "stage1"
+    return "simclr" if stage == "stage1" and config.stage1.init == "simclr" else None

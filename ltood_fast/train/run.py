@@ -1,0 +1,78 @@
+"""A run from its folder: start it or resume it, train the stages that are left, evaluate, report."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+from .config import Config, differing_keys, load_config, save_config, to_dict
+from .session import Session
+
+
+class RunError(RuntimeError):
+    """A sentence about a run's folder."""
+
+
+def open_run(run_dir: Path, config_name: str | None, overrides: dict[str, str], resume: bool) -> Config:
+    """The configuration of a run: of a new one, saved in its folder, or of the one that is resumed.
+
+    A resumed run keeps its configuration; `config_name` and `overrides` may only repeat it or change where it runs
+    (`run.device`, ...) and how it is evaluated (`eval.*`).
+
+    Raises:
+        RunError: the folder holds a run and `resume` is false; nothing to resume and no `config_name`.
+        ConfigError: as `load_config`; or resuming with a configuration that differs.
+    """
+    saved = run_dir / "config.yaml"
+    if saved.exists() and not resume:
+        raise RunError(f"train: run-dir must be a new folder, got {run_dir}, which holds a run (--resume goes on with it)")
+    if not saved.exists():
+        if config_name is None:
+            missing = "train: config must be given for a new run"
+            raise RunError(f"{missing}, got none" if not resume else f"{missing}, and {run_dir} holds none to resume")
+        config = load_config(config_name, overrides)
+        run_dir.mkdir(parents=True, exist_ok=True)
+        save_config(config, saved)
+        return config
+    config = load_config(str(saved), overrides)
+    original = load_config(str(saved))
+    asked = load_config(config_name, overrides) if config_name is not None else config
+    if changed := differing_keys(asked, to_dict(original)):
+        raise RunError(f"train: a resumed run must keep its configuration, got another {', '.join(changed)}")
+    return config
+
+
+def train_run(config: Config, run_dir: Path) -> Session:
+    """Trains the stages of the configuration, those that are finished left out."""
+    from .loop import Stage
+
+    session = Session.open(config, run_dir)
+    for name in config.stages:
+        stage = Stage.open(name, session)
+        if stage.finished:
+            print(f"{name}: finished before, {stage.epoch} epochs", file=sys.stderr)
+        else:
+            stage.run()
+    return session
+
+
+def report_run(session: Session) -> str:
+    """Evaluates the stages, writes report.json and report.html, and returns the table."""
+    from ..eval.report import format_table, write_report
+    from .evaluate import evaluate_run
+
+    results = evaluate_run(session)
+    page = write_report(session.run_dir, results)
+    return f"{format_table(results)}\n\nreport: {page}"
+
+
+def saved_config(run_dir: Path, overrides: dict[str, str]) -> Config:
+    """Of a run that exists.
+
+    Raises:
+        RunError: the folder holds no run.
+    """
+    saved = run_dir / "config.yaml"
+    if not saved.exists():
+        raise RunError(f"eval: run-dir must be the folder of a run, got {run_dir}, which holds no config.yaml")
+    return load_config(str(saved), overrides)

@@ -1,0 +1,126 @@
+import dataclasses
+
+import pytest
+
+from ltood_fast.train.config import (
+    Config,
+    ConfigError,
+    config_hash,
+    differing_keys,
+    from_dict,
+    known_keys,
+    load_config,
+    presets,
+    save_config,
+    to_dict,
+)
+
+
+@pytest.mark.parametrize("name", presets())
+def test_presets_load_and_survive_saving(name, tmp_path):
+    config = load_config(name)
+    save_config(config, tmp_path / "config.yaml")
+    assert load_config(str(tmp_path / "config.yaml")) == config
+
+
+def test_the_presets_are_those_documented():
+    assert presets() == ["cifar10_lt", "cifar10_lt_cpu", "demo", "imagenet100_lt", "smoke"]
+
+
+def test_cifar10_lt_is_the_sources_recipe():
+    config = load_config("cifar10_lt")
+    assert (config.model.encoder, config.optim.batch_size, config.simclr.epochs) == ("resnet18", 512, 2000)
+    assert (config.stage1.alpha, config.stage2.beta, config.stage1.budget) == (0.3, 0.4, 10000)
+    assert (config.stage1.resample_every, config.stage2.epochs, config.stage1.temperature) == (25, 500, 0.2)
+    assert (config.optim.lr, config.optim.weight_decay, config.optim.warmup_epochs) == (0.5, 1e-4, 10)
+
+
+def test_overrides_are_typed():
+    config = load_config("smoke", {"optim.lr": "1e-2", "stages": "simclr,stage1", "model.channels_last": "true"})
+    assert config.optim.lr == 0.01
+    assert config.stages == ("simclr", "stage1")
+    assert config.model.channels_last is True
+
+
+def test_a_config_is_frozen():
+    with pytest.raises(dataclasses.FrozenInstanceError):
+        Config().optim.lr = 1.0
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "sentence"),
+    [
+        ("optim.lrr", "1", "config: key must be a known one, got 'optim.lrr', did you mean optim.lr?"),
+        ("stage1.alhpa", "1", "config: key must be a known one, got 'stage1.alhpa', did you mean stage1.alpha?"),
+        ("zzzz", "1", "config: key must be a known one, got 'zzzz'"),
+        ("optim.lr", "fast", "config: optim.lr must be a number, got 'fast'"),
+        ("optim.lr", None, "config: optim.lr must be a number, got None"),
+        ("optim.lr", True, "config: optim.lr must be a number, got True"),
+        ("optim.lr", "inf", "config: optim.lr must be finite, got inf"),
+        ("optim.lr", "nan", "config: optim.lr must be at least 0, got nan"),
+        ("optim.lr", "-1", "config: optim.lr must be at least 0, got -1.0"),
+        ("optim.momentum", "1.5", "config: optim.momentum must be in [0, 1], got 1.5"),
+        ("optim.batch_size", "1.5", "config: optim.batch_size must be an integer, got '1.5'"),
+        ("optim.batch_size", 64.0, "config: optim.batch_size must be an integer, got 64.0"),
+        ("model.channels_last", "yes", "config: model.channels_last must be true or false, got 'yes'"),
+        ("model.encoder", "vgg", "config: model.encoder must be one of resnet18, resnet50, small_resnet, tiny_conv, "
+         "got 'vgg'"),
+        ("data.id", 3, "config: data.id must be a string, got 3"),
+        ("stages", "stage2", "config: stages must be with stage1, the guide of stage2, got ('stage2',)"),
+        ("stages", "stage1,simclr", "config: stages must be some of simclr, stage1, stage2 in that order, got "
+         "('stage1', 'simclr')"),
+        ("stages", [1], "config: stages must be a list of names, got [1]"),
+        ("stage1.warmup_epochs", "99", "config: stage1.warmup_epochs must be at most stage1.epochs = 4, got 99"),
+        ("augment.crop_max", "0.1", "config: augment.crop_min must be at most augment.crop_max = 0.1, got 0.5"),
+    ],
+)  # fmt: skip
+def test_a_wrong_key_or_value_is_one_sentence(key, value, sentence):
+    with pytest.raises(ConfigError) as error:
+        load_config("smoke", {key: value})
+    assert str(error.value) == sentence
+
+
+def test_stage1_from_simclr_needs_that_stage():
+    with pytest.raises(ConfigError, match="stage1.init must be scratch"):
+        load_config("smoke", {"stage1.init": "simclr", "stages": "stage1"})
+
+
+@pytest.mark.parametrize(
+    ("content", "sentence"),
+    [
+        (b"optim: [", "must be YAML"),
+        (b"\xff\xfe\x00", "must be YAML"),
+        (b"- 1\n- 2\n", "must hold sections of keys, got a list"),
+        (b"optim:\n  lrr: 1\n", "did you mean optim.lr?"),
+        (b"optim: 3\n", "got 'optim'"),
+    ],
+)
+def test_a_broken_file_is_one_sentence(content, sentence, tmp_path):
+    path = tmp_path / "broken.yaml"
+    path.write_bytes(content)
+    with pytest.raises(ConfigError) as error:
+        load_config(str(path))
+    assert sentence in str(error.value)
+    assert "\n" not in str(error.value)
+
+
+def test_a_missing_file_names_the_presets():
+    with pytest.raises(ConfigError, match="did you mean demo"):
+        load_config("dmeo")
+
+
+def test_only_free_keys_leave_the_hash_alone():
+    base = load_config("smoke")
+    for key, value in {"run.threads": "1", "run.progress": "false", "eval.knn_k": "3"}.items():
+        other = load_config("smoke", {key: value})
+        assert config_hash(other) == config_hash(base)
+        assert differing_keys(other, to_dict(base)) == []
+    for key, value in {"seed": "1", "stage1.k": "2", "run.precision": "bf16-mixed"}.items():
+        other = load_config("smoke", {key: value})
+        assert config_hash(other) != config_hash(base)
+        assert differing_keys(other, to_dict(base)) == [key]
+
+
+def test_every_default_is_in_its_own_range():
+    defaults = {key: f.default for key, (f, _) in known_keys().items()}
+    assert from_dict(defaults) == Config()
