@@ -62,12 +62,20 @@ def save_tensors(path: Path, state: dict[str, Any]) -> None:
         write_atomic(path, lambda file: file.write(buffer.getbuffer()))
     except OSError as error:
         reason = error.strerror or error
-        raise CheckpointError(f"checkpoint: {path} cannot be written ({reason}); what was saved before is kept") from error
+        raise CheckpointError(
+            f"checkpoint: {path} cannot be written ({reason}); what was saved before is kept"
+        ) from error
 
 
 def save_checkpoint(path: Path, config: Config, **state: Any) -> None:
     """Saves the state of a stage (the names in FIELDS) with the configuration it belongs to."""
-    state = {"format": FORMAT, "version": VERSION, "config": to_dict(config), "config_hash": config_hash(config), **state}
+    state = {
+        "format": FORMAT,
+        "version": VERSION,
+        "config": to_dict(config),
+        "config_hash": config_hash(config),
+        **state,
+    }
     assert state.keys() == FIELDS | {"format", "version"}
     save_tensors(path, state)
 

@@ -1,6 +1,6 @@
-"""The configuration of a run: frozen dataclasses, YAML presets, `--section.key value` overrides, saved with the run.
+"""The configuration of a run: frozen dataclasses, YAML presets, `--section.key value` overrides; saved with the run.
 
-Every value has a type and a range; an unknown key, a wrong type or a value out of range is a `ConfigError`, one sentence.
+Every value has a type and a range; an unknown key and a value of the wrong type or range are each one sentence.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""From the checkpoints of a run to its results: every finished stage on the probe and test sets, and what was sampled."""
+"""From the checkpoints of a run to its results: every stage on the probe and test sets, and what was sampled."""
 
 from __future__ import annotations
 

@@ -35,16 +35,14 @@ class TrainingError(RuntimeError):
 def make_optimizer(model: nn.Module, config: OptimConfig) -> torch.optim.Optimizer:
     if config.name == "adamw":
         return torch.optim.AdamW(model.parameters(), lr=config.lr, weight_decay=config.weight_decay)
-    return torch.optim.SGD(
-        model.parameters(), lr=config.lr, momentum=config.momentum, weight_decay=config.weight_decay
-    )
+    return torch.optim.SGD(model.parameters(), lr=config.lr, momentum=config.momentum, weight_decay=config.weight_decay)
 
 
 def learning_rate(config: OptimConfig, epochs: int, progress: float) -> float:
     """Linear warm-up, then cosine to `min_lr` [source].
 
-    A function of the progress in epochs (a fraction within an epoch), as epochs grow longer once OOD images join; so the
-    number of finished epochs is the whole state of the schedule.
+    A function of the progress in epochs (a fraction within an epoch), as epochs grow longer once OOD images join; so
+    the number of finished epochs is the whole state of the schedule.
     """
     warmup = min(config.warmup_epochs, epochs)
     if progress < warmup:
@@ -242,8 +240,8 @@ class Stage:
         norm = torch.nn.utils.get_total_norm(self.model.parameters())
         if not bool(norm.isfinite()):
             raise TrainingError(
-                f"train: weights must be finite, got {float(norm)} in {self.name} after epoch {self.epoch - 1}; the last "
-                "checkpoint is kept, try a smaller --optim.lr"
+                f"train: weights must be finite, got {float(norm)} in {self.name} after epoch {self.epoch - 1}; the "
+                "last checkpoint is kept, try a smaller --optim.lr"
             )
 
 

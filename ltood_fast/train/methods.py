@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 import ltood_fast
 
+from ..eval.groups import split_groups
 from ..sampling.resample import Sample, choose_ood, cluster_embeddings, density_weights
 from .checkpoint import save_tensors
 from .config import Config
@@ -72,19 +73,35 @@ class Stage1:
         self.session, self.model, self.options = session, model, session.config.stage1
         self.epochs = self.options.epochs
         self.n_id = len(session.data.train)
-        self.n_rows = self.n_id + (len(session.data.ood) if session.data.ood is not None else 0)
-        self.labels = session.fabric.to_device(self._labels())
+        n_ood = len(session.data.ood) if session.data.ood is not None else 0
+        self._check_pool(n_ood)
+        self.n_rows = self.n_id + n_ood
+        self.labels, self.is_few = session.fabric.to_device(self._labels())
         self.chosen = torch.empty(0, dtype=torch.int64)  # of the OOD pool
         self.row_weight = torch.full((self.n_rows,), self.options.neighbor_weight, device=session.device)
         self.bank: NeighborBank | None = None
         self.queue = EmbeddingQueue(self.options.queue_size) if self.options.neighbors == "queue" else None
         self.resample_seconds = 0.0
 
-    def _labels(self) -> Tensor:
-        """Of ID rows; never part of a loss, only to log how often a pseudo-positive is of the row's own class."""
+    def _check_pool(self, n_ood: int) -> None:
+        """Now rather than after the warm-up."""
+        strategy, budget = self.options.ood_strategy, self.options.budget
+        if strategy == "none":
+            return
+        if n_ood == 0:
+            raise ValueError(f"train: stage1.ood_strategy must be none without an OOD set, got {strategy}")
+        if budget > n_ood:
+            raise ValueError(f"train: stage1.budget must be at most the {n_ood} images of the OOD set, got {budget}")
+
+    def _labels(self) -> tuple[Tensor, Tensor]:
+        """Class of each row, -1 for OOD images, and whether each class is a few class."""
+        train = self.session.data.train
         labels = torch.full((self.n_rows,), -1)
-        labels[: self.n_id] = self.session.data.train.labels
-        return labels
+        labels[: self.n_id] = train.labels
+        counts = [int(count) for count in train.class_counts()]
+        few = torch.zeros(len(counts), dtype=torch.bool)
+        few[split_groups(counts, self.session.config.eval.groups)["few"]] = True
+        return labels, few
 
     def begin_epoch(self, epoch: int) -> Tensor:
         self.resample_seconds = 0.0
@@ -172,22 +189,29 @@ class Stage1:
             shared |= {"bank": bank.z, "bank_ids": bank.ids, "instance_ids": ids}
             shared["bank_domain"] = bank.domain if options.same_domain else None
         if len(self.chosen) == 0:  # one domain: nothing to tell apart
-            psd, _, columns = ltood_fast.psd_loss(z, options.temperature, **shared)
+            own_domain = domain if options.same_domain else None
+            psd, _, columns = ltood_fast.psd_loss(z, options.temperature, domain=own_domain, **shared)
             total, parts = psd, {"psd": psd}
         else:
             losses, _, columns = ltood_fast.stage1_loss(
                 z, domain, options.temperature, alpha=options.alpha, same_domain=options.same_domain, **shared
             )
-            total, parts = losses.total, {"psd": losses.psd, "domain": losses.domain}
-        found = shared["bank_ids"] if "bank_ids" in shared else ids
-        return total, {**parts, "neighbor_purity": self._purity(ids, columns, found)}
+            total = losses.total
+            parts = {"psd": losses.psd, "domain": losses.domain}
+        found = shared.get("bank_ids", ids)
+        return total, {**parts, **self._purity(ids, columns, found)}
 
-    def _purity(self, ids: Tensor, columns: Tensor, found: Tensor) -> Tensor:
-        """Share of the pseudo-positives of labelled ID rows that are of the row's own class; NaN without labels."""
+    def _purity(self, ids: Tensor, columns: Tensor, found: Tensor) -> dict[str, Tensor]:
+        """Share of the pseudo-positives that are of the row's own class, over all ID rows and over those of few
+        classes; NaN where there is no labelled one. For the log: no label is part of a loss."""
         own = self.labels[ids].unsqueeze(1).expand_as(columns)
-        theirs = self.labels[found[columns.clamp(min=0)]]
+        right = own == self.labels[found[columns.clamp(min=0)]]
         counted = (own >= 0) & (columns >= 0)
-        return ((own == theirs) & counted).sum() / counted.sum()
+        few = counted & self.is_few[own.clamp(min=0)]
+        return {
+            "neighbor_purity": (right & counted).sum() / counted.sum(),
+            "neighbor_purity_few": (right & few).sum() / few.sum(),
+        }
 
     def state_dict(self) -> dict[str, Any]:
         return {

@@ -11,7 +11,7 @@ from .config import ModelConfig
 
 
 class ContrastiveModel(nn.Module):
-    """`embed`: images [N, C, H, W] -> features [N, F], what is evaluated; calling it: images -> z [N, D], what is trained."""
+    """`embed(images [N, C, H, W])` gives the features [N, F] to evaluate, a call the projections z [N, D] to train."""
 
     def __init__(self, encoder: nn.Module, n_features: int, hidden: int, out: int):
         super().__init__()
@@ -38,8 +38,8 @@ def _torchvision():
     except (ImportError, RuntimeError, OSError) as error:  # a build for another torch fails in any of these ways
         reason = str(error).splitlines()[0]
         raise ImportError(
-            f"model: this encoder needs torchvision, which cannot be imported ({reason}): install the torchvision built "
-            f"for torch {torch.__version__} or choose --model.encoder tiny_conv"
+            f"model: this encoder needs torchvision, which cannot be imported ({reason}): install the torchvision "
+            f"built for torch {torch.__version__} or choose --model.encoder tiny_conv"
         ) from error
     return torchvision
 

@@ -25,7 +25,9 @@ def open_run(run_dir: Path, config_name: str | None, overrides: dict[str, str], 
     """
     saved = run_dir / "config.yaml"
     if saved.exists() and not resume:
-        raise RunError(f"train: run-dir must be a new folder, got {run_dir}, which holds a run (--resume goes on with it)")
+        raise RunError(
+            f"train: run-dir must be a new folder, got {run_dir}, which holds a run (--resume goes on with it)"
+        )
     if not saved.exists():
         if config_name is None:
             missing = "train: config must be given for a new run"

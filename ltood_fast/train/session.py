@@ -31,7 +31,9 @@ def make_fabric(run: RunConfig) -> Fabric:
     from lightning_fabric import Fabric
 
     if run.device == "cuda" and not torch.cuda.is_available():
-        raise RuntimeError("train: run.device must be a device of this machine, got cuda, and torch finds no CUDA device")
+        raise RuntimeError(
+            "train: run.device must be a device of this machine, got cuda, and torch finds no CUDA device"
+        )
     if run.threads:
         torch.set_num_threads(run.threads)
     cuda = run.device != "cpu" and torch.cuda.is_available()
@@ -102,7 +104,7 @@ class Session:
 
 @torch.no_grad()
 def embed(model: ContrastiveModel, images: Tensor, session: Session) -> tuple[Tensor, Tensor]:
-    """Features [N, F] and projections [N, D], float32 on the device, of uint8 images [N, C, H, W], network in eval mode."""
+    """Features [N, F] and projections [N, D], float32 on the device, of uint8 images [N, C, H, W], in eval mode."""
 
     def batches() -> Iterator[tuple[Tensor, Tensor]]:
         for batch in images.split(EMBED_BATCH):

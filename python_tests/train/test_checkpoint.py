@@ -105,7 +105,10 @@ def saved(value):
 @pytest.mark.parametrize(
     ("content", "sentence"),
     [
-        (lambda good: good[: len(good) // 2], "must be a whole checkpoint of ltood_fast, got a truncated or foreign file"),
+        (
+            lambda good: good[: len(good) // 2],
+            "must be a whole checkpoint of ltood_fast, got a truncated or foreign file",
+        ),
         (lambda good: b"", "must be a whole checkpoint of ltood_fast, got a truncated or foreign file"),
         (lambda good: b"hello, I am a text file", "must be a whole checkpoint of ltood_fast"),
         (lambda good: saved(CONFIG), "must be a whole checkpoint of ltood_fast"),  # a pickled object: not loaded

@@ -55,7 +55,9 @@ def test_the_registry_and_the_configuration_name_the_same_encoders():
     assert set(ENCODERS) == set(field.metadata["choices"])
 
 
-@pytest.mark.parametrize("failure", [ImportError("no module"), RuntimeError("operator torchvision::nms does not exist")])
+@pytest.mark.parametrize(
+    "failure", [ImportError("no module"), RuntimeError("operator torchvision::nms does not exist")]
+)
 def test_without_torchvision_one_sentence(failure, monkeypatch):
     real = builtins.__import__
 

@@ -1,0 +1,298 @@
+import copy
+
+import pytest
+import torch
+
+from ltood_fast.train.checkpoint import load_checkpoint
+from ltood_fast.train.config import load_config
+from ltood_fast.train.loop import Stage, TrainingError, read_history
+from ltood_fast.train.methods import Stage1, Stage2
+
+
+def train(session, name, epochs=None):
+    """Trains a stage to its end, or as if killed after `epochs`."""
+    stage = Stage.open(name, session)
+    if epochs is None:
+        stage.run()
+    else:
+        stage.checkpoint.parent.mkdir(exist_ok=True)
+        for _ in range(epochs):
+            stage.train_epoch(NoBar())
+            stage.epoch += 1
+        stage.save()
+    return stage
+
+
+class NoBar:
+    def update(self, n):
+        pass
+
+    def set_postfix_str(self, text):
+        pass
+
+
+def weights(stage):
+    return torch.cat([p.flatten() for p in stage.model.state_dict().values()]).float()
+
+
+def test_resampling_happens_after_the_warmup_and_every_t_epochs(make_session, tmp_path):
+    train(make_session(stage1__epochs=8, stage1__warmup_epochs=2, stage1__resample_every=3), "stage1")
+    assert sorted(path.name for path in (tmp_path / "stage1").glob("resample_*")) == [
+        "resample_0002.pt",
+        "resample_0005.pt",
+    ]
+    images = [line["images"] for line in read_history(tmp_path / "stage1" / "history.jsonl")]
+    assert images == [48, 48, 64, 64, 64, 64, 64, 64]  # 48 ID + 20 OOD in batches of 16
+
+
+@pytest.mark.parametrize("strategy", ["tailness", "random"])
+def test_the_sampled_images_are_of_the_budgeted_number_and_none_comes_twice(strategy, make_session, tmp_path):
+    train(make_session(stage1__ood_strategy=strategy), "stage1")
+    for path in (tmp_path / "stage1").glob("resample_*"):
+        saved = torch.load(path, weights_only=True)
+        assert len(saved["indices"]) == len(saved["indices"].unique()) == 20
+        assert saved["indices"].min() >= 0
+        assert saved["indices"].max() < 60
+        assert saved["assignments"].shape == (48,)
+        assert len(saved["tailness"]) == 3
+
+
+def test_an_epoch_shows_every_id_image_and_the_sampled_ones_once(make_session):
+    method = Stage.open("stage1", make_session()).method
+    assert method.begin_epoch(0).tolist() == list(range(48))
+    rows = method.begin_epoch(1)
+    assert rows[:48].tolist() == list(range(48))
+    assert rows[48:].tolist() == (48 + method.chosen).tolist()
+    chosen = method.chosen
+    method.begin_epoch(2)  # no re-sampling
+    assert method.chosen is chosen
+
+
+def test_rows_are_the_images_they_name(make_session):
+    session = make_session()
+    batch = session.images(torch.tensor([3, 50, 47, 48]))
+    expected = torch.stack([session.data.train.images[3], session.data.ood.images[2], session.data.train.images[47],
+                            session.data.ood.images[0]])  # fmt: skip
+    assert torch.equal(batch, expected)
+
+
+def test_the_order_of_an_epoch_comes_from_seed_and_epoch(make_session):
+    stage = Stage.open("simclr", make_session())
+    rows = torch.arange(48)
+    first = torch.cat(stage.batches(rows))
+    assert first.sort().values.tolist() == rows.tolist()
+    assert torch.equal(first, torch.cat(stage.batches(rows)))
+    stage.epoch = 1
+    assert not torch.equal(first, torch.cat(stage.batches(rows)))
+    other = Stage.open("simclr", make_session(seed=1))
+    assert not torch.equal(first, torch.cat(other.batches(rows)))
+
+
+def test_a_set_smaller_than_a_batch_is_one_batch(make_session):
+    stage = Stage.open("simclr", make_session(n_id=12))
+    assert [len(batch) for batch in stage.batches(torch.arange(12))] == [12]
+
+
+def test_warmup_is_nt_xent_on_id_alone_and_then_both_losses(make_session, tmp_path):
+    train(make_session(), "stage1")
+    lines = read_history(tmp_path / "stage1" / "history.jsonl")
+    assert lines[0]["parts"] == {}
+    for line in lines[1:]:
+        assert line["loss"] == pytest.approx(line["parts"]["psd"] + 0.3 * line["parts"]["domain"], rel=1e-4)
+        assert 0 <= line["neighbor_purity"] <= 1
+
+
+@pytest.mark.parametrize("neighbors", ["in_batch", "queue", "dataset"])
+def test_without_ood_there_is_no_domain_loss(neighbors, make_session, tmp_path):
+    options = {"data__ood": "", "stage1__ood_strategy": "none", "stage1__neighbors": neighbors}
+    train(make_session(n_ood=0, **options), "stage1")
+    lines = read_history(tmp_path / "stage1" / "history.jsonl")
+    assert set(lines[-1]["parts"]) == {"psd"}
+    assert [line["images"] for line in lines] == [48] * 5
+
+
+@pytest.mark.parametrize(("n_ood", "sentence"), [
+    (0, "stage1.ood_strategy must be none without an OOD set, got tailness"),
+    (12, "stage1.budget must be at most the 12 images of the OOD set, got 20"),
+])  # fmt: skip
+def test_too_few_ood_images_are_told_before_the_first_epoch(n_ood, sentence, make_session):
+    with pytest.raises(ValueError, match=sentence):
+        Stage.open("stage1", make_session(n_ood=n_ood))
+
+
+@pytest.fixture
+def searched(monkeypatch):
+    """Records the arguments of every call of stage1_loss."""
+    import ltood_fast
+
+    calls, real = [], ltood_fast.stage1_loss
+
+    def record(*args, **options):
+        calls.append(options)
+        return real(*args, **options)
+
+    monkeypatch.setattr(ltood_fast, "stage1_loss", record)
+    return calls
+
+
+def test_in_batch_neighbors_need_no_bank(make_session, searched):
+    train(make_session(stage1__neighbors="in_batch"), "stage1")
+    assert all("bank" not in call for call in searched)
+
+
+def test_the_queue_holds_the_batches_before(make_session, searched):
+    stage = train(make_session(stage1__neighbors="queue"), "stage1")
+    assert all(call["bank"].shape == (24, 16) for call in searched)
+    assert all(not call["bank"].requires_grad for call in searched)
+    assert all(call["bank_ids"].shape == call["bank_domain"].shape == (24,) for call in searched)
+    assert len(stage.method.queue.bank().ids) == 24
+
+
+def test_the_data_set_bank_holds_every_image_of_the_epoch(make_session, searched):
+    stage = train(make_session(stage1__neighbors="dataset"), "stage1")
+    rows = torch.cat([torch.arange(48), 48 + stage.method.chosen])
+    last = searched[-1]
+    assert torch.equal(last["bank_ids"], rows)
+    assert torch.equal(last["bank_domain"], (rows >= 48).long())
+    assert len(last["bank"]) == 68
+
+
+def test_neighbor_weights_fall_with_sparsity(make_session, searched):
+    stage = train(make_session(stage1__neighbor_weighting="density", stage1__neighbor_weight=0.5), "stage1")
+    weight = stage.method.row_weight[:48]
+    assert weight.min() == 0.0
+    assert weight.max() == 0.5
+    assert len(weight.unique()) == 48
+    assert len(searched[-1]["neighbor_weight"].unique()) > 8  # one for each image of a batch of 16
+    plain = train(make_session(stage1__neighbor_weight=0.5, stage1__epochs=4), "simclr")
+    assert Stage1(plain.session, plain.model).row_weight.unique().tolist() == [0.5]
+
+
+def test_stage1_can_go_on_from_simclr(make_session):
+    simclr = train(make_session(stage1__init="simclr"), "simclr")
+    assert torch.equal(weights(Stage.open("stage1", simclr.session)), weights(simclr))
+    assert not torch.equal(weights(Stage.open("stage1", make_session())), weights(simclr))
+
+
+def test_the_guide_stays_frozen_and_the_student_starts_from_it(make_session):
+    session = make_session()
+    stage1 = train(session, "stage1")
+    stage2 = Stage.open("stage2", session)
+    assert torch.equal(weights(stage2), weights(stage1))
+    before = copy.deepcopy(stage2.method.guide.state_dict())
+    stage2.run()
+    guide = stage2.method.guide
+    assert not guide.training
+    assert all(not p.requires_grad for p in guide.parameters())
+    assert all(torch.equal(x, before[name]) for name, x in guide.state_dict().items())  # BatchNorm's statistics too
+    assert not torch.equal(weights(stage2), weights(stage1))
+
+
+def test_stage2_sees_id_images_alone_and_reports_both_parts(make_session, tmp_path):
+    session = make_session()
+    train(session, "stage1")
+    train(session, "stage2")
+    for line in read_history(tmp_path / "stage2" / "history.jsonl"):
+        assert line["images"] == 48
+        assert line["loss"] == pytest.approx(line["parts"]["guided"] + 0.4 * line["parts"]["distill"], rel=1e-4)
+
+
+@pytest.mark.parametrize("views", ["augmented", "clean"])
+def test_what_the_guide_sees(views, make_session, monkeypatch):
+    import ltood_fast
+
+    session = make_session(stage2__guide_views=views)
+    train(session, "stage1", epochs=2)
+    method = Stage2(session, Stage.open("stage2", session).model)
+    given = {}
+    real = ltood_fast.stage2_loss
+    monkeypatch.setattr(ltood_fast, "stage2_loss", lambda z, guide, *a, **o: (given.update(guide=guide), real(z, guide, *a, **o))[1])  # fmt: skip # noqa: E501
+    rows = torch.arange(16)
+    method.loss(session.new_model(), session.two_views(rows), rows, 0)
+    one, other = given["guide"][:16], given["guide"][16:]
+    assert torch.equal(one, other) == (views == "clean")
+
+
+@pytest.mark.parametrize(("name", "options"), [
+    ("simclr", {}),
+    ("stage1", {}),
+    ("stage1", {"stage1__neighbors": "queue", "stage1__neighbor_weighting": "density"}),
+    ("stage1", {"stage1__neighbors": "dataset", "stage1__ood_strategy": "random"}),
+    ("stage2", {}),
+])  # fmt: skip
+def test_a_stage_that_is_resumed_ends_in_the_same_weights(name, options, make_session, tmp_path):
+    """Stopped after every possible number of epochs, new objects each time."""
+    whole = make_session(run_dir=tmp_path / "whole", **options)
+    parts = make_session(run_dir=tmp_path / "parts", **options)
+    if name == "stage2":
+        for session in (whole, parts):
+            train(session, "stage1", epochs=2)
+    expected = train(whole, name)
+    for _ in range(expected.method.epochs):
+        train(parts, name, epochs=1)
+    assert torch.equal(weights(Stage.open(name, parts)), weights(expected))
+
+
+def test_a_finished_stage_is_marked_and_its_history_is_whole(make_session, tmp_path):
+    session = make_session()
+    train(session, "simclr")
+    assert load_checkpoint(tmp_path / "simclr" / "last.pt", session.config)["finished"]
+    assert Stage.open("simclr", session).finished
+    assert [line["epoch"] for line in read_history(tmp_path / "simclr" / "history.jsonl")] == [0, 1]
+    assert list((tmp_path / "tensorboard" / "simclr").glob("events*"))
+
+
+def test_a_resumed_history_drops_what_the_checkpoint_does_not_know(make_session, tmp_path):
+    session = make_session()
+    train(session, "simclr", epochs=1)
+    (tmp_path / "simclr" / "history.jsonl").write_text('{"epoch": 0, "loss": 1}\n{"epoch": 1, "loss": 2}\n')
+    train(session, "simclr")
+    lines = read_history(tmp_path / "simclr" / "history.jsonl")
+    assert [line["epoch"] for line in lines] == [0, 1]
+    assert lines[0]["loss"] == 1
+    assert lines[1]["loss"] != 2
+
+
+def test_a_diverging_run_keeps_its_checkpoint(make_session, tmp_path):
+    session = make_session(optim__lr=0.05, simclr__epochs=4)
+    train(session, "simclr", epochs=2)
+    before = (tmp_path / "simclr" / "last.pt").read_bytes()
+    stage = Stage.open("simclr", session)
+    with torch.no_grad():
+        stage.model.head[0].weight.fill_(float("nan"))
+    with pytest.raises(TrainingError, match="loss must be finite, got nan in simclr, epoch 2, step 0"):
+        stage.run()
+    assert (tmp_path / "simclr" / "last.pt").read_bytes() == before
+
+
+def test_weights_that_an_infinite_last_step_left_are_not_saved(make_session, tmp_path, monkeypatch):
+    session = make_session(simclr__epochs=4)
+    stage = Stage.open("simclr", session)
+    real = stage.train_epoch
+
+    def poisoned(bar):
+        line = real(bar)
+        with torch.no_grad():
+            stage.model.head[0].weight[0, 0] = float("inf")
+        return line
+
+    monkeypatch.setattr(stage, "train_epoch", poisoned)
+    with pytest.raises(TrainingError, match="weights must be finite, got inf in simclr after epoch 0"):
+        stage.run()
+    assert not (tmp_path / "simclr" / "last.pt").exists()
+
+
+def test_bf16_trains(make_session):
+    session = make_session(run__precision="bf16-mixed", simclr__epochs=1)
+    stage = train(session, "simclr")
+    assert stage.model.head[0].weight.dtype == torch.float32
+    with session.fabric.autocast():
+        assert stage.model.head[0](torch.randn(2, 32)).dtype == torch.bfloat16
+
+
+def test_a_device_that_is_not_there(monkeypatch):
+    from ltood_fast.train.session import make_fabric
+
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    with pytest.raises(RuntimeError, match="run.device must be a device of this machine, got cuda"):
+        make_fabric(load_config("smoke", {"run.device": "cuda"}).run)
