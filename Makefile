@@ -46,7 +46,7 @@ gpu-check: $(READY)
 
 $(VENV)/.torch:
 	$(PYTHON) -m venv $(VENV)
-	$(VENV)/bin/pip install -q $(TORCH) numpy ninja setuptools wheel pybind11
+	$(VENV)/bin/pip install -q $(TORCH) numpy ninja 'setuptools>=77' wheel pybind11
 	touch $@
 
 $(VENV)/.installed: $(VENV)/.torch $(SOURCES)
