@@ -38,7 +38,8 @@ class DataConfig:
 
     id: str = "digits"  # long-tailed in-distribution set, its labels unused in training
     ood: str = "letters"  # out-of-distribution pool; empty: none
-    root: str = ""  # folder that relative paths and downloads refer to
+    root: str = ""  # folder that relative paths refer to
+    ood_root: str = ""  # the same for the OOD set; empty: root
     id_list: str = ""  # `path label` lists, for sets of the kind `list`
     ood_list: str = ""
     probe_list: str = ""  # balanced labelled set of the linear probe

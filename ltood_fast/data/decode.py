@@ -1,0 +1,137 @@
+"""Image files decoded once into one uint8 array, kept in a cache file that later runs map into memory.
+
+Pillow decodes (it reads every common format and lets JPEG skip resolution that is not needed); threads are enough, as
+it releases the GIL.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import warnings
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from .image_set import DataError
+
+IN_MEMORY_BYTES = 2 << 30  # a larger cached array is mapped, not read
+FORMAT = 1
+CHUNK = 64  # files a task decodes
+
+
+def default_cache_dir() -> Path:
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "ltood_fast"
+
+
+def decode_files(files: Sequence[Path], image_size: int, cache_dir: str = "", name: str = "images") -> Tensor:
+    """uint8 [N, 3, size, size] of image files: RGB, shorter side scaled to `image_size`, centre cropped.
+
+    Args:
+        files: the files, in order.
+        image_size: pixels.
+        cache_dir: where decoded arrays are kept; empty: the user's cache folder.
+        name: of the set, for the cache file and the progress bar.
+
+    Raises:
+        DataError: a file is missing, or is no image that Pillow can read.
+    """
+    shape = (len(files), 3, image_size, image_size)
+    cached = (Path(cache_dir) if cache_dir else default_cache_dir()) / f"{name}-{_fingerprint(files, image_size)}.npy"
+    if (array := _open_cached(cached, shape)) is not None:
+        return _as_tensor(array)
+    try:
+        return _as_tensor(_decode_into_file(files, image_size, cached, name))
+    except OSError as error:
+        warnings.warn(f"data: {name} is not cached: {error.strerror or error} ({cached.parent})", stacklevel=2)
+    array = np.empty(shape, np.uint8)
+    _decode_all(files, image_size, array, name)
+    return torch.from_numpy(array)
+
+
+def _fingerprint(files: Sequence[Path], image_size: int) -> str:
+    """Of names, sizes and times of the files: a changed file is decoded again."""
+    digest = hashlib.sha256(f"{FORMAT} {image_size}\n".encode())
+    for file in files:
+        try:
+            status = file.stat()
+        except OSError:
+            raise DataError(f"data: image file must exist, got {file}") from None
+        digest.update(f"{file.absolute()}\0{status.st_size}\0{status.st_mtime_ns}\n".encode())
+    return digest.hexdigest()[:16]
+
+
+def _open_cached(path: Path, shape: tuple[int, ...]) -> np.ndarray | None:
+    if not path.is_file():
+        return None
+    try:
+        array = np.load(path, mmap_mode="r", allow_pickle=False)
+        if array.shape == shape and array.dtype == np.uint8:
+            return array
+        reason = f"it holds {array.dtype} {array.shape}"
+    except (ValueError, EOFError, OSError) as error:
+        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+    warnings.warn(f"data: cache {path} is damaged ({reason}) and is made again", stacklevel=3)
+    return None
+
+
+def _as_tensor(array: np.ndarray) -> Tensor:
+    """A copy in memory when it is small, else the mapped file (opened so that a write changes no file)."""
+    if array.nbytes <= IN_MEMORY_BYTES:
+        return torch.from_numpy(np.array(array))
+    return torch.from_numpy(np.load(array.filename, mmap_mode="c"))
+
+
+def _decode_into_file(files: Sequence[Path], image_size: int, path: Path, name: str) -> np.ndarray:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
+    try:
+        shape = (len(files), 3, image_size, image_size)
+        array = np.lib.format.open_memmap(partial, mode="w+", dtype=np.uint8, shape=shape)
+        with open(partial, "r+b") as file:  # a full disk must be an error here, not a SIGBUS while decoding
+            os.posix_fallocate(file.fileno(), 0, partial.stat().st_size)
+        _decode_all(files, image_size, array, name)
+        array.flush()
+        os.replace(partial, path)
+    finally:
+        partial.unlink(missing_ok=True)
+    return np.load(path, mmap_mode="r")
+
+
+def _decode_all(files: Sequence[Path], image_size: int, out: np.ndarray, name: str) -> None:
+    from tqdm import tqdm
+
+    def decode_chunk(start: int) -> int:
+        chunk = files[start : start + CHUNK]
+        for row, file in enumerate(chunk, start):
+            out[row] = decode_file(file, image_size)
+        return len(chunk)
+
+    with (
+        ThreadPoolExecutor(min(32, 2 * (os.cpu_count() or 1))) as pool,
+        tqdm(total=len(files), desc=f"decode {name}", unit=" images", disable=len(files) < 1000, mininterval=1) as bar,
+    ):
+        try:
+            for done in pool.map(decode_chunk, range(0, len(files), CHUNK)):
+                bar.update(done)
+        except BaseException:
+            pool.shutdown(cancel_futures=True)
+            raise
+
+
+def decode_file(file: Path, image_size: int) -> np.ndarray:
+    """uint8 [3, size, size] of one file."""
+    from PIL import Image, ImageOps
+
+    size = (image_size, image_size)
+    try:
+        with Image.open(file) as image:
+            image.draft("RGB", size)  # JPEG: decode at the nearest larger scale
+            fitted = ImageOps.fit(image.convert("RGB"), size, Image.Resampling.BICUBIC)
+    except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
+        raise DataError(f"data: image file must be readable, got a broken one: {file} ({error})") from error
+    return np.asarray(fitted).transpose(2, 0, 1)

@@ -1,0 +1,60 @@
+"""Images with labels, and the four sets that a run needs."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+
+import torch
+from torch import Tensor
+
+
+class DataError(ValueError):
+    """A sentence about a data set."""
+
+
+@dataclass(frozen=True)
+class ImageSet:
+    images: Tensor
+    """uint8 [N, C, H, W]; may be memory-mapped."""
+    labels: Tensor
+    """int64 [N], -1 where unknown."""
+    class_names: tuple[str, ...]
+    name: str
+
+    def __post_init__(self) -> None:
+        if self.images.dtype != torch.uint8 or self.images.dim() != 4:
+            got = f"{self.images.dtype} {tuple(self.images.shape)}"
+            raise DataError(f"data: images of {self.name} must be uint8 [N, C, H, W], got {got}")
+        if len(self.images) == 0:
+            raise DataError(f"data: {self.name} must hold at least one image, got none")
+        if self.labels.shape != (len(self.images),):
+            raise DataError(
+                f"data: labels of {self.name} must be {len(self.images)}, one an image, got {tuple(self.labels.shape)}"
+            )
+        low, high = int(self.labels.min()), int(self.labels.max())
+        if low < -1 or high >= len(self.class_names):
+            raise DataError(
+                f"data: labels of {self.name} must be in [-1, {len(self.class_names)}), got [{low}, {high}]"
+            )
+
+    def __len__(self) -> int:
+        return len(self.images)
+
+    def subset(self, rows: Tensor) -> ImageSet:
+        """The images of the rows, in their order."""
+        return replace(self, images=self.images[rows], labels=self.labels[rows])
+
+    def class_counts(self) -> Tensor:
+        """int64 [number of classes]: images of each class; unlabelled ones are not counted."""
+        return torch.bincount(self.labels[self.labels >= 0], minlength=len(self.class_names))
+
+
+@dataclass(frozen=True)
+class DataBundle:
+    train: ImageSet
+    """In-distribution and long-tailed; its labels are for reports only, never for training."""
+    ood: ImageSet | None
+    """The pool that out-of-distribution images are sampled from."""
+    probe: ImageSet
+    """Balanced and labelled: what the linear probe and kNN learn from."""
+    test: ImageSet

@@ -1,0 +1,186 @@
+"""Data sets by specification string, `kind` or `kind:path`. `SOURCES` is the registry: kind -> function."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from .decode import decode_files
+from .embedded import digits, letters
+from .image_set import DataError, ImageSet
+from .longtail import load_npy
+
+IMAGE_SUFFIXES = {".jpg", ".jpeg", ".png", ".bmp", ".gif", ".ppm", ".tif", ".tiff", ".webp"}
+CONTAINERS = {"images", "train", "val", "test"}  # folders that hold a class or a part and name no class
+
+
+@dataclass(frozen=True)
+class Source:
+    """What a source needs to know beside its path."""
+
+    path: str = ""
+    root: str = ""
+    part: str = "train"  # train or test
+    image_size: int = 32
+    cache_dir: str = ""
+    limit: int = 0  # images to make (letters); 0: the source's default
+    seed: int = 0
+
+    def resolve(self, path: str) -> Path:
+        """A relative path is relative to the root."""
+        return Path(self.root) / Path(path).expanduser()
+
+
+def open_set(spec: str, **options) -> ImageSet:
+    """The set that a specification names: `digits`, `letters`, `cifar10`, `cifar100`, `folder:PATH`, `list:PATH`,
+    `npy:PATH`."""
+    kind, _, path = spec.partition(":")
+    if kind not in SOURCES:
+        raise DataError(f"data: set must be one of {', '.join(SOURCES)} (kind or kind:path), got {spec!r}")
+    return SOURCES[kind](Source(path=path, **options))
+
+
+def _digits(source: Source) -> ImageSet:
+    return digits(source.image_size, source.part, source.seed)
+
+
+def _letters(source: Source) -> ImageSet:
+    return letters(source.image_size, source.limit, source.seed)
+
+
+def _cifar(source: Source, name: str) -> ImageSet:
+    try:
+        from torchvision import datasets
+    except (ImportError, RuntimeError, OSError) as error:
+        raise DataError(
+            f"data: {name} needs torchvision, which cannot be imported beside this torch ({error}): "
+            "install the CUDA build of torch and its torchvision, which also run without a GPU"
+        ) from error
+    make = {"cifar10": datasets.CIFAR10, "cifar100": datasets.CIFAR100}[name]
+    root = source.resolve(source.path)
+    try:
+        data = make(str(root), train=source.part == "train")
+    except RuntimeError as error:
+        raise DataError(
+            f"data: data.root must hold {name} as torchvision stores it, got {root}; download it once with "
+            f"python -c \"from torchvision.datasets import {make.__name__} as D; D('{root}', download=True)\""
+        ) from error
+    images = resized(torch.from_numpy(data.data).permute(0, 3, 1, 2), source.image_size)
+    return ImageSet(images, torch.tensor(data.targets), tuple(data.classes), name)
+
+
+def _folder(source: Source) -> ImageSet:
+    """`<class>/**/image`, or images without a class folder (label -1)."""
+    root = source.resolve(source.path)
+    if not root.is_dir():
+        raise DataError(f"data: folder must exist, got {root}")
+    files = sorted(f for f in root.rglob("*") if f.suffix.lower() in IMAGE_SUFFIXES and f.is_file())
+    if not files:
+        raise DataError(f"data: folder must hold images, got none below {root}")
+    parts = [f.relative_to(root).parts for f in files]
+    names = tuple(sorted({p[0] for p in parts if len(p) > 1}))
+    index = {name: label for label, name in enumerate(names)}
+    labels = torch.tensor([index[p[0]] if len(p) > 1 else -1 for p in parts])
+    images = decode_files(files, source.image_size, source.cache_dir, root.name)
+    return ImageSet(images, labels, names, root.name)
+
+
+def _list(source: Source) -> ImageSet:
+    """Lines `path label` or `path`; a path is relative to the root, or to the list's folder where no root is given."""
+    path = Path(source.path).expanduser()
+    if not path.is_file():
+        raise DataError(f"data: list must be an existing file, got {path if source.path else 'none'}")
+    root = Path(source.root) if source.root else path.parent
+    relative, labels = read_list(path)
+    if max(labels) < 0:  # an unlabelled pool: its folders serve the report
+        labels, names = _labels_by_folder(relative)
+    else:
+        names = _names_by_folder(relative, labels)
+    images = decode_files([root / p for p in relative], source.image_size, source.cache_dir, path.stem)
+    return ImageSet(images, torch.tensor(labels), names, path.stem)
+
+
+def read_list(path: Path) -> tuple[list[Path], list[int]]:
+    """(paths, labels) of the lines; label -1 where a line has none.
+
+    Raises:
+        DataError: names the line.
+    """
+    paths, labels = [], []
+    for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), 1):
+        fields = line.rsplit(maxsplit=1)
+        if not fields:
+            continue
+        label = -1
+        if len(fields) == 2 and not Path(fields[1]).suffix:
+            try:
+                label = int(fields[1])
+            except ValueError:
+                label = -2
+            if label < -1:
+                raise DataError(f"data: line {number} of {path} must be `path label`, label >= -1, got {line!r}")
+            line = fields[0]
+        paths.append(Path(line.strip()))
+        labels.append(label)
+    if not paths:
+        raise DataError(f"data: list must name at least one image, got an empty file {path}")
+    return paths, labels
+
+
+def _folder_name(path: Path) -> str:
+    return next((part for part in reversed(path.parent.parts) if part not in CONTAINERS), "")
+
+
+def _labels_by_folder(paths: Sequence[Path]) -> tuple[list[int], tuple[str, ...]]:
+    folders = [_folder_name(p) for p in paths]
+    names = tuple(sorted(set(folders) - {""}))
+    index = {name: label for label, name in enumerate(names)}
+    return [index.get(folder, -1) for folder in folders], names
+
+
+def _names_by_folder(paths: Sequence[Path], labels: Sequence[int]) -> tuple[str, ...]:
+    """A class is called as the folder of its first image, or by its number where folders do not tell classes apart."""
+    first: dict[int, str] = {}
+    for path, label in zip(paths, labels, strict=True):
+        first.setdefault(label, _folder_name(path))
+    names = [first.get(label, "") for label in range(max(labels) + 1)]
+    distinct = len(set(names)) == len(names) and "" not in names
+    return tuple(names) if distinct else tuple(str(label) for label in range(len(names)))
+
+
+def _npy(source: Source) -> ImageSet:
+    """uint8 [N, H, W, C] or [N, H, W], such as `300K_random_images.npy`; mapped, not read."""
+    path = source.resolve(source.path)
+    array = load_npy(path, "npy set", mmap_mode="c")
+    if array.dtype != np.uint8 or array.ndim not in (3, 4) or (array.ndim == 4 and array.shape[3] not in (1, 3)):
+        raise DataError(f"data: {path} must hold uint8 images [N, H, W, C], got {array.dtype} {array.shape}")
+    images = torch.from_numpy(array if array.ndim == 4 else array[..., None]).permute(0, 3, 1, 2)
+    images = resized(images, source.image_size)
+    return ImageSet(images, torch.full((len(images),), -1), (), path.stem)
+
+
+def resized(images: torch.Tensor, size: int, chunk: int = 4096) -> torch.Tensor:
+    """Square images of another size, bilinear with antialiasing; unchanged (not read) where the size is right."""
+    if images.shape[2:] == (size, size):
+        return images
+
+    def scale(part: torch.Tensor) -> torch.Tensor:
+        scaled = torch.nn.functional.interpolate(part.float(), size=(size, size), mode="bilinear", antialias=True)
+        return scaled.round().clamp(0, 255).to(torch.uint8)
+
+    return torch.cat([scale(part) for part in images.split(chunk)])
+
+
+SOURCES: dict[str, Callable[[Source], ImageSet]] = {
+    "digits": _digits,
+    "letters": _letters,
+    "cifar10": lambda source: _cifar(source, "cifar10"),
+    "cifar100": lambda source: _cifar(source, "cifar100"),
+    "folder": _folder,
+    "list": _list,
+    "npy": _npy,
+}
