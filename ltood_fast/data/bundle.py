@@ -19,9 +19,10 @@ if TYPE_CHECKING:
 def load_data(config: DataConfig) -> DataBundle:
     """The sets that `config` names.
 
-    ID sets: `digits`, `cifar10`, `cifar100` (long tail by `split` or `imbalance`; the probe learns from the whole
-    balanced training part), `folder:PATH` (`PATH/train`, and `PATH/test` or `PATH/val`, one folder a class), and
-    `list` (the four `*_list` files). OOD sets: all of these, and `letters` and `npy:PATH`.
+    ID sets: `digits` (its training, probe and test parts share no image), `cifar10`, `cifar100` and `folder:PATH`
+    (`PATH/train`, and `PATH/test` or `PATH/val`, one folder a class), whose probe learns from the whole balanced
+    training part [source], and `list` (the `*_list` files). The long tail comes from `split` or `imbalance`, or from
+    the list itself. OOD sets: all of these, and `letters` and `npy:PATH`.
 
     Raises:
         DataError: one sentence on what is missing, broken or does not fit.
@@ -64,8 +65,8 @@ def _parts(config: DataConfig) -> tuple[ImageSet, ImageSet, ImageSet]:
     if kind in ("letters", "npy"):
         raise DataError(f"data: data.id must be a set with a training and a test part, got {config.id!r}")
     if kind != "folder":
-        whole = _open(config, config.id)
-        return _long_tail(config, whole), whole, _open(config, config.id, "test")
+        train, probe, test = (_open(config, config.id, part) for part in ("train", "probe", "test"))
+        return _long_tail(config, train), probe, test
     folder = Path(config.root) / path
     held_out = next((p for p in ("test", "val") if (folder / p).is_dir()), None)
     if held_out is None or not (folder / "train").is_dir():
@@ -77,7 +78,9 @@ def _parts(config: DataConfig) -> tuple[ImageSet, ImageSet, ImageSet]:
 def _long_tail(config: DataConfig, whole: ImageSet) -> ImageSet:
     if config.split:
         return whole.subset(read_split(Path(config.root) / config.split, len(whole)))
-    return make_long_tailed(whole, config.imbalance, config.seed) if config.imbalance not in (0, 1) else whole
+    if config.imbalance in (0, 1):
+        return whole
+    return make_long_tailed(whole, config.imbalance, config.seed, config.class_order)
 
 
 def _ood(config: DataConfig, channels: int) -> ImageSet | None:

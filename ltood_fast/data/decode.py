@@ -9,6 +9,7 @@ from __future__ import annotations
 import hashlib
 import os
 import warnings
+import zlib
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -19,8 +20,9 @@ from torch import Tensor
 
 from .image_set import DataError
 
-IN_MEMORY_BYTES = 2 << 30  # a larger cached array is mapped, not read
+IN_MEMORY_BYTES = 2 << 30  # a larger array is mapped, not read: sets larger than memory work, random reads cost time
 FORMAT = 1
+SEAL_BYTES = 64 + 8  # fingerprint (SHA-256) and checksum (CRC-32), in hexadecimal digits
 CHUNK = 64  # files a task decodes
 
 
@@ -30,6 +32,10 @@ def default_cache_dir() -> Path:
 
 def decode_files(files: Sequence[Path], image_size: int, cache_dir: str = "", name: str = "images") -> Tensor:
     """uint8 [N, 3, size, size] of image files: RGB, shorter side scaled to `image_size`, centre cropped.
+
+    The cache file is a .npy array followed by a seal: the fingerprint of the image files (names, sizes, times), and the
+    checksum of the array. A file with a wrong seal (damaged, cut off, of other images) is made again. Where
+    it cannot be written (full disk, no permission) a warning says so and the array stays in memory.
 
     Args:
         files: the files, in order.
@@ -41,13 +47,16 @@ def decode_files(files: Sequence[Path], image_size: int, cache_dir: str = "", na
         DataError: a file is missing, or is no image that Pillow can read.
     """
     shape = (len(files), 3, image_size, image_size)
-    cached = (Path(cache_dir) if cache_dir else default_cache_dir()) / f"{name}-{_fingerprint(files, image_size)}.npy"
-    if (array := _open_cached(cached, shape)) is not None:
-        return _as_tensor(array)
+    key = _fingerprint(files, image_size)
+    cached = (Path(cache_dir) if cache_dir else default_cache_dir()) / f"{name}-{key[:16]}.npy"
+    if (images := _read_cached(cached, shape, key)) is not None:
+        return images
     try:
-        return _as_tensor(_decode_into_file(files, image_size, cached, name))
+        _decode_into_file(files, shape, cached, key, name)
+        return _load(cached, shape)
     except OSError as error:
-        warnings.warn(f"data: {name} is not cached: {error.strerror or error} ({cached.parent})", stacklevel=2)
+        reason = error.strerror or error
+    warnings.warn(f"data: {name} is decoded but not cached: {reason} ({cached.parent})", stacklevel=2)
     array = np.empty(shape, np.uint8)
     _decode_all(files, image_size, array, name)
     return torch.from_numpy(array)
@@ -62,44 +71,56 @@ def _fingerprint(files: Sequence[Path], image_size: int) -> str:
         except OSError:
             raise DataError(f"data: image file must exist, got {file}") from None
         digest.update(f"{file.absolute()}\0{status.st_size}\0{status.st_mtime_ns}\n".encode())
-    return digest.hexdigest()[:16]
+    return digest.hexdigest()
 
 
-def _open_cached(path: Path, shape: tuple[int, ...]) -> np.ndarray | None:
+def _seal(key: str, array: np.ndarray) -> bytes:
+    """The last bytes of a cache file. A large array is mapped, not read: its seal goes by the fingerprint alone."""
+    checksum = zlib.crc32(array.reshape(-1).data) if array.nbytes <= IN_MEMORY_BYTES else 0
+    return f"{key}{checksum:08x}".encode()
+
+
+def _load(path: Path, shape: tuple[int, ...]) -> Tensor:
+    """A copy in memory when it is small, else the mapped file (copy-on-write: nothing changes the file)."""
+    array = np.lib.format.open_memmap(path, mode="c")
+    if array.shape != shape or array.dtype != np.uint8:
+        raise ValueError(f"it holds {array.dtype} {array.shape}")
+    return torch.from_numpy(array if array.nbytes > IN_MEMORY_BYTES else np.array(array))
+
+
+def _read_cached(path: Path, shape: tuple[int, ...], key: str) -> Tensor | None:
     if not path.is_file():
         return None
     try:
-        array = np.load(path, mmap_mode="r", allow_pickle=False)
-        if array.shape == shape and array.dtype == np.uint8:
-            return array
-        reason = f"it holds {array.dtype} {array.shape}"
+        images = _load(path, shape)
+        with open(path, "rb") as file:
+            file.seek(-SEAL_BYTES, os.SEEK_END)
+            if file.read() == _seal(key, images.numpy()):
+                return images
+        reason = "its seal is wrong"
     except (ValueError, EOFError, OSError) as error:
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
-    warnings.warn(f"data: cache {path} is damaged ({reason}) and is made again", stacklevel=3)
+    warnings.warn(f"data: cache file {path} is damaged ({reason}) and is made again", stacklevel=3)
     return None
 
 
-def _as_tensor(array: np.ndarray) -> Tensor:
-    """A copy in memory when it is small, else the mapped file (opened so that a write changes no file)."""
-    if array.nbytes <= IN_MEMORY_BYTES:
-        return torch.from_numpy(np.array(array))
-    return torch.from_numpy(np.load(array.filename, mmap_mode="c"))
-
-
-def _decode_into_file(files: Sequence[Path], image_size: int, path: Path, name: str) -> np.ndarray:
+def _decode_into_file(files: Sequence[Path], shape: tuple[int, ...], path: Path, key: str, name: str) -> None:
+    """Decodes straight into a mapped file, which gets its name when it is whole."""
     path.parent.mkdir(parents=True, exist_ok=True)
     partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
     try:
-        shape = (len(files), 3, image_size, image_size)
         array = np.lib.format.open_memmap(partial, mode="w+", dtype=np.uint8, shape=shape)
         with open(partial, "r+b") as file:  # a full disk must be an error here, not a SIGBUS while decoding
-            os.posix_fallocate(file.fileno(), 0, partial.stat().st_size)
-        _decode_all(files, image_size, array, name)
-        array.flush()
+            os.posix_fallocate(file.fileno(), 0, partial.stat().st_size + SEAL_BYTES)
+            _decode_all(files, shape[-1], array, name)
+            array.flush()
+            file.seek(-SEAL_BYTES, os.SEEK_END)
+            file.write(_seal(key, array))
+            file.flush()
+            os.fsync(file.fileno())
         os.replace(partial, path)
     finally:
         partial.unlink(missing_ok=True)
-    return np.load(path, mmap_mode="r")
 
 
 def _decode_all(files: Sequence[Path], image_size: int, out: np.ndarray, name: str) -> None:

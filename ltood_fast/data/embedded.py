@@ -1,7 +1,9 @@
 """Sets that need no download: handwritten digits (in-distribution) and rendered letters (out-of-distribution).
 
 Both are white on black, one channel. The digits are scikit-learn's (UCI optical recognition of handwritten digits,
-1,797 images of 8x8); the letters are drawn here from the fonts that matplotlib ships.
+1,797 images of 8x8 with 17 grey levels, each counted over 4x4 pixels of a scan). The letters are drawn here from the
+fonts that matplotlib ships, and go through the same 8x8 pixels and 17 levels: what tells the domains apart shall be the
+shapes, not the sharpness.
 """
 
 from __future__ import annotations
@@ -15,29 +17,36 @@ from torch import Tensor
 
 from .image_set import DataError, ImageSet
 
-TEST_DIGITS = 40  # images a class that are held out
+HELD_OUT_DIGITS = {"test": 40, "probe": 30}  # images a class; the others are for training
+ALPHABET = string.ascii_letters
 DEFAULT_LETTERS = 2000
-GLYPH_SIZE = 48  # pixels of a rendered letter before it is warped
+SCAN, BLOCK = 32, 4  # pixels of a scan's side; scan pixels that a pixel of an image counts, along each side
+LEVELS = 16  # the brightest grey level
 FONT_FAMILIES = ("DejaVuSans", "DejaVuSerif", "STIXGeneral", "cmr10", "cmss10", "cmtt10")
 
 
-def digits(image_size: int, part: str, seed: int) -> ImageSet:
-    """Balanced digits, `part` "train" or "test": the same 40 images of each class are held out whatever the seed, which
-    only orders the rest."""
+def digits(image_size: int, part: str) -> ImageSet:
+    """Balanced digits: 104 images a class in the part "train", 30 in "probe", 40 in "test"; no image is in two."""
     from sklearn.datasets import load_digits
 
     data = load_digits()
-    images = torch.from_numpy(data.images).float()[:, None] * (255 / 16)
-    images = F.interpolate(images, size=(image_size, image_size), mode="bicubic", antialias=True)
-    images, labels = images.round().clamp(0, 255).to(torch.uint8), torch.from_numpy(data.target).long()
+    images, labels = torch.from_numpy(data.images).float()[:, None], torch.from_numpy(data.target).long()
     by_class = [(labels == c).nonzero().flatten() for c in range(10)]
-    if part == "test":
-        rows = torch.cat([r[:TEST_DIGITS] for r in by_class])
-    else:
-        smallest = min(len(r) for r in by_class) - TEST_DIGITS
-        rows = torch.cat([r[TEST_DIGITS : TEST_DIGITS + smallest] for r in by_class])
-        rows = rows[torch.randperm(len(rows), generator=torch.Generator().manual_seed(seed))]
-    return ImageSet(images[rows], labels[rows], tuple(string.digits), "digits")
+    n_test, n_probe = HELD_OUT_DIGITS["test"], HELD_OUT_DIGITS["probe"]
+    start, stop = {
+        "test": (0, n_test),
+        "probe": (n_test, n_test + n_probe),
+        "train": (n_test + n_probe, min(len(rows) for rows in by_class)),
+    }[part]
+    rows = torch.cat([rows[start:stop] for rows in by_class])
+    return ImageSet(_enlarge(images[rows], image_size), labels[rows], tuple(string.digits), "digits")
+
+
+def _enlarge(levels: Tensor, image_size: int) -> Tensor:
+    """Grey levels 0 to 16 [N, 1, 8, 8] as uint8 [N, 1, image_size, image_size]."""
+    size = (image_size, image_size)
+    images = F.interpolate(levels * (255 / LEVELS), size=size, mode="bicubic", antialias=True)
+    return images.round().clamp(0, 255).to(torch.uint8)
 
 
 def letters(image_size: int, count: int = 0, seed: int = 0) -> ImageSet:
@@ -50,48 +59,53 @@ def letters(image_size: int, count: int = 0, seed: int = 0) -> ImageSet:
     """
     count = count or DEFAULT_LETTERS
     glyphs = _glyphs()  # [fonts * 52, 1, S, S]
-    n_letters = len(string.ascii_letters)
     generator = torch.Generator().manual_seed(seed)
     chosen = torch.randint(len(glyphs), (count,), generator=generator)
-    grid = F.affine_grid(_random_affine(count, generator), [count, 1, image_size, image_size], align_corners=False)
-    images = F.grid_sample(glyphs[chosen], grid, align_corners=False)
-    images = images.round().clamp(0, 255).to(torch.uint8)
-    return ImageSet(images, chosen % n_letters, tuple(string.ascii_letters), "letters")
+    grid = F.affine_grid(_random_affine(count, generator), [count, 1, SCAN, SCAN], align_corners=False)
+    scans = F.grid_sample(glyphs[chosen], grid, align_corners=False)
+    levels = (F.avg_pool2d(scans, BLOCK) * LEVELS).round()
+    return ImageSet(_enlarge(levels, image_size), chosen % len(ALPHABET), tuple(ALPHABET), "letters")
 
 
 def _random_affine(count: int, generator: torch.Generator) -> Tensor:
-    """[count, 2, 3]: rotation up to 17 degrees, scale 0.8 to 1.2, shear and shift up to 15 % of the image."""
+    """[count, 2, 3], from the coordinates of an image to those of its glyph: rotation and shear up to 0.2 (11 degrees),
+    scale 1 to 1.3, shift up to 5 % of the side."""
 
     def uniform(low: float, high: float) -> Tensor:
         return low + (high - low) * torch.rand(count, generator=generator)
 
-    angle, scale, shear = uniform(-0.3, 0.3), uniform(0.8, 1.2), uniform(-0.3, 0.3)
+    angle, scale, shear = uniform(-0.2, 0.2), uniform(1.0, 1.3), uniform(-0.2, 0.2)
     cos, sin = scale * angle.cos(), scale * angle.sin()
-    shift_x, shift_y = uniform(-0.3, 0.3), uniform(-0.3, 0.3)
+    shift_x, shift_y = uniform(-0.1, 0.1), uniform(-0.1, 0.1)
     row_x = torch.stack([cos, shear * cos - sin, shift_x], dim=1)
     row_y = torch.stack([sin, shear * sin + cos, shift_y], dim=1)
     return torch.stack([row_x, row_y], dim=1)
 
 
 def _glyphs() -> Tensor:
-    """float [fonts * 52, 1, S, S] in [0, 255]: each letter of each font, centred; fonts in order of their names."""
-    import numpy as np
+    """float [fonts * 52, 1, S, S] in [0, 1]: each letter of each font, as large as the scan allows and centred; fonts by
+    name."""
     from matplotlib import get_data_path
-    from PIL import Image, ImageDraw, ImageFont
 
     folder = Path(get_data_path()) / "fonts/ttf"
-    files = sorted(f for f in folder.glob("*.ttf") if f.name.startswith(FONT_FAMILIES))
-    if not files:
+    alphabets = [_alphabet(f) for f in sorted(folder.glob("*.ttf")) if f.name.startswith(FONT_FAMILIES)]
+    alphabets = [alphabet for alphabet in alphabets if alphabet is not None]
+    if not alphabets:
         raise DataError(f"data: letters need the fonts that matplotlib ships, got none in {folder}")
+    return torch.cat(alphabets)[:, None] / 255
+
+
+def _alphabet(file: Path) -> Tensor | None:
+    """float [52, S, S] in [0, 255], or None for a font that lacks a letter (display fonts do)."""
+    import numpy as np
+    from PIL import Image, ImageDraw, ImageFont, ImageOps
+
+    font = ImageFont.truetype(str(file), 3 * SCAN)
     drawn = []
-    for file in files:
-        font = ImageFont.truetype(str(file), int(0.8 * GLYPH_SIZE))
-        alphabet = []
-        for letter in string.ascii_letters:
-            image = Image.new("L", (GLYPH_SIZE, GLYPH_SIZE))
-            centre = GLYPH_SIZE / 2
-            ImageDraw.Draw(image).text((centre, centre), letter, fill=255, font=font, anchor="mm")
-            alphabet.append(np.asarray(image))
-        if all(glyph.any() for glyph in alphabet):  # display fonts lack some letters
-            drawn += alphabet
-    return torch.from_numpy(np.stack(drawn)).float()[:, None]
+    for letter in ALPHABET:
+        sheet = Image.new("L", (6 * SCAN, 6 * SCAN))
+        ImageDraw.Draw(sheet).text((3 * SCAN, 3 * SCAN), letter, fill=255, font=font, anchor="mm")
+        if (box := sheet.getbbox()) is None:
+            return None
+        drawn.append(np.asarray(ImageOps.pad(sheet.crop(box), (SCAN, SCAN), Image.Resampling.BOX)))
+    return torch.from_numpy(np.stack(drawn)).float()

@@ -12,7 +12,7 @@ class DataError(ValueError):
     """A sentence about a data set."""
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class ImageSet:
     images: Tensor
     """uint8 [N, C, H, W]; may be memory-mapped."""

@@ -20,13 +20,31 @@ def exponential_counts(largest: int, n_classes: int, factor: float) -> list[int]
     return [max(1, int(largest * factor ** (-c / steps) + 1e-9)) for c in range(n_classes)]
 
 
-def make_long_tailed(images: ImageSet, factor: float, seed: int) -> ImageSet:
-    """A subset whose class sizes fall exponentially with the class index; which images stay is drawn from the seed."""
+def make_long_tailed(images: ImageSet, factor: float, seed: int, class_order: str = "fixed") -> ImageSet:
+    """A subset whose class sizes fall exponentially, as large as the classes at hand allow.
+
+    Args:
+        images: labelled set; rows without a label are left out.
+        factor: size of the largest class over that of the smallest.
+        seed: draws which images stay and, on request, the order of the classes.
+        class_order: "fixed" (sizes fall with the class number) or "shuffled" (in an order drawn from the seed).
+
+    Raises:
+        DataError: factor below 1, or a class without images.
+    """
     available = images.class_counts()
-    wanted = exponential_counts(int(available.max()), len(images.class_names), factor)
-    generator = torch.Generator().manual_seed(seed)
+    n_classes, generator = len(available), torch.Generator().manual_seed(seed)
+    if n_classes == 0 or int(available.min()) == 0:
+        empty = [images.class_names[c] for c in (available == 0).nonzero().flatten()]
+        got = f"none of {', '.join(empty[:5])}" if empty else "no labels"
+        raise DataError(f"data: {images.name} must hold images of every class to be made long-tailed, got {got}")
+    order = torch.randperm(n_classes, generator=generator) if class_order == "shuffled" else torch.arange(n_classes)
+    available = available[order].tolist()
+    counts = exponential_counts(available[0], n_classes, factor)
+    while any(count > have for count, have in zip(counts, available, strict=True)):
+        counts = exponential_counts(counts[0] - 1, n_classes, factor)
     kept = []
-    for c, count in enumerate(wanted):
+    for c, count in zip(order.tolist(), counts, strict=True):
         rows = (images.labels == c).nonzero().flatten()
         kept.append(rows[torch.randperm(len(rows), generator=generator)[:count]])
     return images.subset(torch.cat(kept).sort().values)

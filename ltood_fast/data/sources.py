@@ -24,7 +24,7 @@ class Source:
 
     path: str = ""
     root: str = ""
-    part: str = "train"  # train or test
+    part: str = "train"  # train, probe or test; the probe of a set without one is its training part
     image_size: int = 32
     cache_dir: str = ""
     limit: int = 0  # images to make (letters); 0: the source's default
@@ -45,7 +45,7 @@ def open_set(spec: str, **options) -> ImageSet:
 
 
 def _digits(source: Source) -> ImageSet:
-    return digits(source.image_size, source.part, source.seed)
+    return digits(source.image_size, source.part)
 
 
 def _letters(source: Source) -> ImageSet:
@@ -63,7 +63,7 @@ def _cifar(source: Source, name: str) -> ImageSet:
     make = {"cifar10": datasets.CIFAR10, "cifar100": datasets.CIFAR100}[name]
     root = source.resolve(source.path)
     try:
-        data = make(str(root), train=source.part == "train")
+        data = make(str(root), train=source.part != "test")
     except RuntimeError as error:
         raise DataError(
             f"data: data.root must hold {name} as torchvision stores it, got {root}; download it once with "
@@ -100,6 +100,8 @@ def _list(source: Source) -> ImageSet:
         labels, names = _labels_by_folder(relative)
     else:
         names = _names_by_folder(relative, labels)
+    words = _read_words(root)
+    names = tuple(words.get(name, name) for name in names)
     images = decode_files([root / p for p in relative], source.image_size, source.cache_dir, path.stem)
     return ImageSet(images, torch.tensor(labels), names, path.stem)
 
@@ -110,8 +112,12 @@ def read_list(path: Path) -> tuple[list[Path], list[int]]:
     Raises:
         DataError: names the line.
     """
+    try:
+        lines = path.read_text(encoding="utf-8").splitlines()
+    except UnicodeDecodeError:
+        raise DataError(f"data: list must be a text of lines `path label` in UTF-8, got {path}") from None
     paths, labels = [], []
-    for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), 1):
+    for number, line in enumerate(lines, 1):
         fields = line.rsplit(maxsplit=1)
         if not fields:
             continue
@@ -129,6 +135,15 @@ def read_list(path: Path) -> tuple[list[Path], list[int]]:
     if not paths:
         raise DataError(f"data: list must name at least one image, got an empty file {path}")
     return paths, labels
+
+
+def _read_words(root: Path) -> dict[str, str]:
+    """ImageNet's `words.txt` beside the images, where there is one: "n01443537" -> "n01443537 goldfish"."""
+    path = root / "words.txt"
+    if not path.is_file():
+        return {}
+    pairs = (line.partition("\t") for line in path.read_text(encoding="utf-8", errors="replace").splitlines())
+    return {wnid: f"{wnid} {words.partition(',')[0].strip()}" for wnid, _, words in pairs}
 
 
 def _folder_name(path: Path) -> str:

@@ -46,6 +46,7 @@ class DataConfig:
     test_list: str = ""
     split: str = ""  # official .npy index split of the ID set
     imbalance: float = _number(0.0)  # largest class / smallest class, exponential in between; 0 or 1: as it is
+    class_order: str = _choice("fixed", "shuffled")  # [ours] which classes are large: by number, or drawn from the seed
     image_size: int = _number(32, 4, 1024)  # pixels
     cache_dir: str = ""  # where decoded sets are kept; empty: under the user's cache folder
     ood_size: int = _number(0)  # images to render or to keep at most; 0: all
@@ -59,6 +60,8 @@ class AugmentConfig:
     crop_min: float = _number(0.1, 0.01, 1.0)  # smallest part of the area that a random resized crop keeps
     crop_max: float = _number(1.0, 0.01, 1.0)
     flip: float = _number(0.5, 0, 1)  # probability of a horizontal flip
+    rotate: float = _number(0.0, 0, 180)  # [ours] degrees at most, for sets without colour such as digits
+    shift: float = _number(0.0, 0, 0.5)  # [ours] share of the image's side at most
     jitter: float = _number(0.4, 0, 1)  # strength for brightness, contrast, saturation; hue a quarter of it
     jitter_p: float = _number(0.8, 0, 1)
     gray_p: float = _number(0.2, 0, 1)
