@@ -120,7 +120,7 @@ def resampling_result(
         stage, epoch: where it happened.
         assignments: int64 [N], the cluster of each ID training image.
         tailness: [K], NaN for an empty cluster.
-        ood_indices, ood_clusters: int64 [budget], what `sample_ood` returned.
+        ood_indices, ood_clusters: int64 [budget], what `sample_ood` returned; cluster -1 = taken for no cluster.
         ood: the OOD images, for thumbnails and (where labelled) the classes that were taken.
         labels: int64 [N] true classes of the ID training images (-1 = unknown), with `n_classes`; never used in
             training, only to report whether the sampling reaches tail classes.
@@ -135,7 +135,7 @@ def resampling_result(
     ood_indices, ood_clusters = ood_indices.cpu(), ood_clusters.cpu()
     _check.integers(op, "ood_clusters", ood_clusters, len(ood_indices), ood_indices)
     _check.index_range(op, "assignments", assignments, 0, K)
-    _check.index_range(op, "ood_clusters", ood_clusters, 0, K)
+    _check.index_range(op, "ood_clusters", ood_clusters, -1, K)
     if ood is not None:
         _check.index_range(op, "ood_indices", ood_indices, 0, len(ood))
     taken = [ood_indices[ood_clusters == c] for c in range(K)]
