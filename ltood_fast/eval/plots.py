@@ -16,7 +16,7 @@ import torch
 import torch.nn.functional as F
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from matplotlib.ticker import MaxNLocator, ScalarFormatter
+from matplotlib.ticker import FuncFormatter, MaxNLocator
 from torch import Tensor
 
 from .groups import GROUPS, split_groups
@@ -104,6 +104,8 @@ def class_size_picture(results: RunResults) -> Picture:
     """Points: accuracy of each class against its number of training images (log), a panel a stage."""
     groups = split_groups(results.class_counts, results.scheme)
     sizes = [max(n, 0.8) for n in results.class_counts]  # a class without training images still has a place
+    known = [100 * a for stage in results.stages for a in stage.probe["per_class"] if a is not None]
+    lowest = max(10 * math.floor(min(known, default=0.0) / 10) - 10, -4)
 
     def draw() -> Figure:
         n = len(results.stages)
@@ -112,8 +114,10 @@ def class_size_picture(results: RunResults) -> Picture:
         for ax, stage in zip(axes, results.stages, strict=True):
             for group, classes in groups.items():
                 _draw_class_group(ax, stage, group, classes, sizes, results)
-            ax.set(xscale="log", title=stage.title, xlabel="training images of the class (log scale)", ylim=(-4, 106))
-            ax.xaxis.set_major_formatter(ScalarFormatter())
+            ax.set(
+                xscale="log", title=stage.title, xlabel="training images of the class (log scale)", ylim=(lowest, 106)
+            )
+            ax.xaxis.set_major_formatter(FuncFormatter(lambda n, _: f"{n:,.10g}"))
         axes[0].set_ylabel("accuracy, linear probe (%)")
         handles, labels = axes[0].get_legend_handles_labels()
         figure.legend(handles, labels, loc="outside upper center", ncols=len(handles))
@@ -166,9 +170,9 @@ def tailness_picture(results: RunResults, resampling: Resampling) -> Picture:
         cell = 0.52  # inches a row and a thumbnail
         thumbnails = resampling.thumbnails
         columns = max([len(row) for row in thumbnails], default=0) if thumbnails else 0
-        widths = [2.0, 2.0, 2.0, cell * max(columns, 0.1), 2.6 if resampling.ood_classes else 0.1]
+        widths = [2.0, 2.0, 2.0, cell * max(columns, 0.1), 1.7 if resampling.ood_classes else 0.1]
         height = cell * len(shown)
-        size = (0.9 + sum(widths) + 0.9, height + 1.0)
+        size = (0.9 + sum(widths) + 0.8, height + 1.0)
         figure = Figure(figsize=size)
         grid = figure.add_gridspec(
             1, 5, width_ratios=widths, wspace=0.09, left=0.9 / size[0], right=0.99, top=1 - 0.55 / size[1],
@@ -296,7 +300,7 @@ def _line(n_points: int) -> dict:
     return {"marker": "o" if n_points <= 15 else None, "markersize": 3.5, "linewidth": 1.8}
 
 
-def embedding_picture(results: RunResults, *, method: str = "tsne", max_points: int = 1500, seed: int = 0) -> Picture:
+def embedding_picture(results: RunResults, *, method: str = "tsne", max_points: int = 1000, seed: int = 0) -> Picture:
     """The test embeddings of each stage in two dimensions, tail classes on top.
 
     Args:
@@ -366,12 +370,17 @@ def _spread_over_classes(labels: Tensor, max_points: int) -> Tensor:
 def _in_two_dimensions(features: Tensor, method: str, seed: int) -> np.ndarray:
     from sklearn.decomposition import PCA
     from sklearn.manifold import TSNE
+    from threadpoolctl import threadpool_limits
 
     rows = F.normalize(features.float(), dim=1).numpy()
     if method == "pca" or len(rows) < 5:
         return PCA(2, random_state=seed).fit_transform(rows)
     leading = PCA(min(50, *rows.shape), random_state=seed).fit_transform(rows)
-    return TSNE(2, perplexity=min(30, (len(rows) - 1) / 3), init="pca", random_state=seed).fit_transform(leading)
+    tsne = TSNE(2, perplexity=min(30, (len(rows) - 1) / 3), init="pca", random_state=seed)
+    with threadpool_limits(
+        1
+    ):  # its short parallel loops wait for each other: 6 s on one thread, 38 s on two busy cores
+        return tsne.fit_transform(leading)
 
 
 def _png(draw: Callable[[], Figure]) -> bytes:

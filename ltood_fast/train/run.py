@@ -59,13 +59,13 @@ def train_run(config: Config, run_dir: Path) -> Session:
 
 
 def report_run(session: Session) -> str:
-    """Evaluates the stages, writes report.json and report.html, and returns the table."""
-    from ..eval.report import format_table, write_report
+    """Evaluates the stages, writes report.json and report.html, and returns the table and the failure signatures."""
+    from ..eval.report import format_findings, format_table, write_report
     from .evaluate import evaluate_run
 
     results = evaluate_run(session)
     page = write_report(session.run_dir, results)
-    return f"{format_table(results)}\n\nreport: {page}"
+    return f"{format_table(results)}\n\n{format_findings(results)}\n\nreport: {page}"
 
 
 def saved_config(run_dir: Path, overrides: dict[str, str]) -> Config:
