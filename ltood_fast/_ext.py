@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import functools
 from importlib import metadata
 from typing import Any
 
@@ -51,12 +50,19 @@ def check_torch_version(built_for: str, running: str) -> None:
 check_torch_version(_C.build_info()["torch"], torch.__version__)
 
 
-@functools.cache
+# Asked once: the dispatcher cannot be asked while torch.compile traces.
+_KERNELS = frozenset(
+    (op, device)
+    for op in OP_OF_FUNCTION.values()
+    for device in ("cpu", "cuda")
+    if hasattr(torch.ops.ltood_fast, op)
+    and torch._C._dispatch_has_kernel_for_dispatch_key(f"ltood_fast::{op}", device.upper())
+)
+
+
 def has_kernel(op: str, device_type: str) -> bool:
     """Whether `torch.ops.ltood_fast.<op>` has a kernel for "cpu" or "cuda" in this build."""
-    if device_type not in ("cpu", "cuda") or not hasattr(torch.ops.ltood_fast, op):
-        return False
-    return torch._C._dispatch_has_kernel_for_dispatch_key(f"ltood_fast::{op}", device_type.upper())
+    return (op, device_type) in _KERNELS
 
 
 def build_info() -> dict[str, Any]:

@@ -81,12 +81,12 @@ def temperature(op: str, value: float | Tensor, argument: str = "temperature") -
 
 def positive_number(op: str, argument: str, value: float) -> None:
     require_type(isinstance(value, (int, float)), op, argument, "a number", type(value).__name__)
-    require(value > 0 and math.isfinite(value), op, argument, "positive and finite", value)
+    require(0 < value < math.inf, op, argument, "positive and finite", value)
 
 
 def nonnegative_number(op: str, argument: str, value: float) -> None:
     require_type(isinstance(value, (int, float)), op, argument, "a number", type(value).__name__)
-    require(value >= 0 and math.isfinite(value), op, argument, "non-negative and finite", value)
+    require(0 <= value < math.inf, op, argument, "non-negative and finite", value)
 
 
 def row_weights(op: str, argument: str, x: Tensor, length: int, like: Tensor) -> None:

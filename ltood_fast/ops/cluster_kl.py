@@ -2,11 +2,17 @@
 
 from __future__ import annotations
 
+import torch
 from torch import Tensor
 
 from ..reference import cluster_kl as reference
+from ..reference._common import common_dtype, unit_rows
 from . import _check
 from ._backend import use_kernel
+
+# Distances that the kernel keeps from its first pass for the later ones: those of the first rows, at most this much.
+# With room for all rows a step costs three matrix products, without any five.
+CACHE_BYTES = 32 * 2**20
 
 
 def cluster_kl(
@@ -55,8 +61,11 @@ def cluster_kl(
     """
     _check_inputs("cluster_kl", z, centroids, nu)
     _check.choice("cluster_kl", "reduction", reduction, _check.REDUCTIONS)
-    use_kernel("cluster_kl", backend, z.device)
-    return reference.cluster_kl(z, centroids, nu=nu, normalize=normalize, reduction=reduction, return_q=return_q)
+    if not use_kernel("cluster_kl", backend, z.device):
+        return reference.cluster_kl(z, centroids, nu=nu, normalize=normalize, reduction=reduction, return_q=return_q)
+    rows, _, _, _, q, _ = _run_kernel(z, centroids, nu, normalize, return_q=return_q)
+    loss = {"mean": rows.mean, "sum": rows.sum, "none": lambda: rows}[reduction]()
+    return (loss, q) if return_q else loss
 
 
 def refine_centroids(
@@ -102,11 +111,93 @@ def refine_centroids(
     _check.count("refine_centroids", "steps", steps, 1)
     _check.positive_number("refine_centroids", "lr", lr)
     _check.nonnegative_number("refine_centroids", "tol", tol)
-    use_kernel("refine_centroids", backend, z.device)
-    return reference.refine_centroids(z, centroids, nu=nu, normalize=normalize, steps=steps, lr=lr, tol=tol)
+    if not use_kernel("refine_centroids", backend, z.device):
+        return reference.refine_centroids(z, centroids, nu=nu, normalize=normalize, steps=steps, lr=lr, tol=tol)
+    z = z.detach()
+
+    def step(centroids: Tensor) -> tuple[Tensor, Tensor]:
+        leaf = centroids.detach().requires_grad_()
+        with torch.enable_grad():
+            rows, _, _, _, _, assignments = _run_kernel(z, leaf, nu, normalize, return_assignments=True)
+            return torch.autograd.grad(rows.mean(), leaf)[0], assignments
+
+    with torch.no_grad():
+        start = centroids.detach().to(common_dtype(z, centroids))
+        refined = reference.descend(step, start, steps, lr, tol)
+        return refined, _run_kernel(z, refined, nu, normalize, return_assignments=True)[5]
 
 
 def _check_inputs(op: str, z: Tensor, centroids: Tensor, nu: float) -> None:
     _check.embeddings(op, "z", z)
     _check.same_width(op, "centroids", centroids, "z", z)
     _check.positive_number(op, "nu", nu)
+
+
+def _run_kernel(
+    z: Tensor,
+    centroids: Tensor,
+    nu: float,
+    normalize: bool,
+    *,
+    return_q: bool = False,
+    return_assignments: bool = False,
+) -> tuple[Tensor, ...]:
+    """The operator's outputs: loss rows, mass, row statistics, kept distances, q, assignments."""
+    if normalize:
+        with torch.autocast(z.device.type, enabled=False):
+            z, centroids = unit_rows(z), unit_rows(centroids)
+    cached_rows = min(len(z), CACHE_BYTES // (len(centroids) * common_dtype(z, centroids).itemsize))
+    return torch.ops.ltood_fast.cluster_kl(z, centroids, nu, cached_rows, return_q, return_assignments)
+
+
+@torch.library.register_fake("ltood_fast::cluster_kl")
+def _(
+    z: Tensor, centroids: Tensor, nu: float, cached_rows: int, return_q: bool, return_assignments: bool
+) -> tuple[Tensor, ...]:
+    n, k = len(z), len(centroids)
+
+    def wide(*shape: int) -> Tensor:
+        return z.new_empty(shape, dtype=common_dtype(z, centroids))
+
+    assignments = z.new_empty(n if return_assignments else 0, dtype=torch.int64)
+    return wide(n), wide(k), wide(3, n), wide(cached_rows, k), wide(n if return_q else 0, k), assignments
+
+
+@torch.library.register_fake("ltood_fast::cluster_kl_bwd")
+def _(
+    grad_loss: Tensor,
+    z: Tensor,
+    centroids: Tensor,
+    mass: Tensor,
+    stats: Tensor,
+    distances: Tensor,
+    nu: float,
+    need_z: bool,
+    need_centroids: bool,
+) -> tuple[Tensor, Tensor]:
+    n, k, d = len(z), len(centroids), z.shape[1]
+    return z.new_empty(n if need_z else 0, d), centroids.new_empty(k if need_centroids else 0, d)
+
+
+def _setup_context(ctx, inputs, output) -> None:
+    z, centroids, ctx.nu, *_ = inputs
+    _, mass, stats, distances, q, assignments = output
+    ctx.save_for_backward(z, centroids, mass, stats, distances)
+    ctx.mark_non_differentiable(mass, stats, distances, q, assignments)
+    ctx.set_materialize_grads(False)
+
+
+def _backward(ctx, grad_loss: Tensor | None, *_: Tensor | None) -> tuple[Tensor | None, ...]:
+    if grad_loss is None:
+        return (None,) * 6
+    need_z, need_centroids = ctx.needs_input_grad[:2]
+    grads = torch.ops.ltood_fast.cluster_kl_bwd(grad_loss, *ctx.saved_tensors, ctx.nu, need_z, need_centroids)
+    return grads[0] if need_z else None, grads[1] if need_centroids else None, None, None, None, None
+
+
+def _refuse_double_backward(ctx, *_: Tensor | None) -> None:
+    raise RuntimeError("cluster_kl: double backward is not supported")
+
+
+torch.library.register_autograd("ltood_fast::cluster_kl", _backward, setup_context=_setup_context)
+torch.library.register_autograd("ltood_fast::cluster_kl_bwd", _refuse_double_backward)

@@ -7,6 +7,7 @@ from torch import Tensor
 
 from .._faiss import load_faiss
 from ..reference import knn as reference
+from ..reference._common import common_dtype
 from . import _check
 from ._backend import use_kernel
 
@@ -44,8 +45,9 @@ def knn(
         RuntimeError: backend="cpu" or "cuda" in a build without that kernel.
     """
     _check_knn("knn", x, k, y)
-    use_kernel("knn", backend, x.device)
-    return reference.knn(x, k, y=y, normalize=normalize)
+    if not use_kernel("knn", backend, x.device):
+        return reference.knn(x, k, y=y, normalize=normalize)
+    return torch.ops.ltood_fast.knn(x, y, k, normalize)
 
 
 def knn_density(
@@ -87,8 +89,10 @@ def knn_density(
     _check_density("knn_density", x, k, method)
     if method == "ivf":
         return _ivf_density(x, k, n_lists, n_probes)
-    use_kernel("knn_density", backend, x.device)
-    return reference.knn_density(x, k)
+    if not use_kernel("knn_density", backend, x.device):
+        return reference.knn_density(x, k)
+    cosines, _ = torch.ops.ltood_fast.knn(x, None, k, True)
+    return (1 - cosines).mean(dim=1)
 
 
 def cluster_tailness(
@@ -168,3 +172,20 @@ def _ivf_density(x: Tensor, k: int, n_lists: int | None, n_probes: int | None) -
     own[:, -1] |= ~own.any(dim=1)
     rho = (1 - cosines[~own].view(n, k)).mean(dim=1)
     return rho.to(device=x.device, dtype=torch.float64 if x.dtype == torch.float64 else torch.float32)
+
+
+@torch.library.register_fake("ltood_fast::knn")
+def _(x: Tensor, y: Tensor | None, k: int, normalize: bool) -> tuple[Tensor, Tensor]:
+    dtype = common_dtype(x, x if y is None else y)
+    return x.new_empty(len(x), k, dtype=dtype), x.new_empty(len(x), k, dtype=torch.int64)
+
+
+def _mark_outputs(ctx, inputs, output) -> None:
+    ctx.mark_non_differentiable(*output)
+
+
+def _no_gradient(ctx, *_: Tensor | None) -> tuple[None, ...]:
+    return None, None, None, None
+
+
+torch.library.register_autograd("ltood_fast::knn", _no_gradient, setup_context=_mark_outputs)

@@ -1,0 +1,34 @@
+// knn: sizes and the one validation of its operator.
+#pragma once
+
+#include <ATen/core/Tensor.h>
+
+#include <optional>
+
+#include "common/check.h"
+
+namespace ltood::knn {
+
+struct Sizes {
+  int64_t n, q, d;  // rows, rows that are searched, features
+};
+
+// Without y the rows are searched themselves, each less its own.
+inline Sizes check_knn(const at::Tensor& x, const std::optional<at::Tensor>& y, int64_t k) {
+  const char* op = "knn";
+  LTOOD_CHECK_TYPE(x.is_floating_point(), op, "x", "a float tensor", x.scalar_type());
+  LTOOD_CHECK_VALUE(x.dim() == 2 && x.numel() > 0, op, "x", "a non-empty matrix [N, D]", "shape ", x.sizes());
+  Sizes sizes{x.size(0), x.size(0), x.size(1)};
+  if (y.has_value()) {
+    LTOOD_CHECK_TYPE(y->is_floating_point(), op, "y", "a float tensor", y->scalar_type());
+    LTOOD_CHECK_VALUE(y->dim() == 2 && y->size(0) > 0 && y->size(1) == sizes.d, op, "y",
+                      "a non-empty matrix as wide as x", "shape ", y->sizes());
+    LTOOD_CHECK_VALUE(y->device() == x.device(), op, "y", "on the device of x", y->device());
+    sizes.q = y->size(0);
+  }
+  const int64_t most = y.has_value() ? sizes.q : sizes.n - 1;
+  LTOOD_CHECK_VALUE(k >= 1 && k <= most, op, "k", "at least 1 and at most the rows that can be found", k);
+  return sizes;
+}
+
+}  // namespace ltood::knn
