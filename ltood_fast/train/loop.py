@@ -78,7 +78,7 @@ class Meter:
         self.pending.clear()
 
     def means(self) -> dict[str, float | None]:
-        self.flush()
+        """Over what has been looked at; None for a part that never was finite."""
         known = {name: [v for v in values if math.isfinite(v)] for name, values in self.values.items()}
         return {name: sum(values) / len(values) if values else None for name, values in known.items()}
 
@@ -204,10 +204,12 @@ class Stage:
             self.session.fabric.backward(loss)
             self.optimizer.step()
             meter.add(loss=loss, **parts)
-            bar.update(1 / len(batches))
+            if step + 1 == len(batches):
+                meter.flush()
             if not meter.pending:
-                seen = (step + 1) * len(batch) / (time.perf_counter() - start_training)
-                bar.set_postfix_str(f"loss {meter.values['loss'][-1]:.3f}, {seen:.0f} images/s")
+                speed = (step + 1) * len(batch) / (time.perf_counter() - start_training)
+                bar.set_postfix_str(f"loss {meter.values['loss'][-1]:.3f}, {speed:.0f} images/s", refresh=False)
+            bar.update(self.epoch + (step + 1) / len(batches) - bar.n)
         means = meter.means()
         end = time.perf_counter()
         return {

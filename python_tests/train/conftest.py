@@ -62,6 +62,19 @@ def blobs(n: int, seed: int) -> Images:
 
 
 @pytest.fixture
+def made_up_data(monkeypatch):
+    """What the commands load instead of a data set."""
+    import ltood_fast.data
+
+    def load(config):
+        return SimpleNamespace(train=blobs(48, 0), ood=blobs(60, 1), probe=blobs(30, 2), test=blobs(30, 3))
+
+    monkeypatch.setattr(ltood_fast.data, "load_data", load)
+    monkeypatch.setattr(ltood_fast.data, "make_augment", lambda config, size: Jitter())
+    monkeypatch.setattr(ltood_fast.data, "make_eval_transform", lambda size: Plain())
+
+
+@pytest.fixture
 def make_session(tmp_path):
     def make(n_id: int = 48, n_ood: int = 60, run_dir=tmp_path, **overrides: str) -> Session:
         dotted = {key.replace("__", "."): str(value) for key, value in overrides.items()}

@@ -47,6 +47,7 @@ def test_means_leave_out_parts_that_are_not_known():
     meter = Meter("stage1", 0)
     for loss, purity in ((1.0, math.nan), (3.0, 0.5)):
         meter.add(loss=torch.tensor(loss), neighbor_purity=torch.tensor(purity), other=torch.tensor(math.nan))
+    meter.flush()
     assert meter.means() == {"loss": 2.0, "neighbor_purity": 0.5, "other": None}
 
 

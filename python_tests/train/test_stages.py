@@ -24,10 +24,12 @@ def train(session, name, epochs=None):
 
 
 class NoBar:
+    n = 0
+
     def update(self, n):
         pass
 
-    def set_postfix_str(self, text):
+    def set_postfix_str(self, text, refresh):
         pass
 
 

@@ -1,0 +1,228 @@
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from ltood_fast.cli import main, parse_overrides
+from ltood_fast.train import loop
+from ltood_fast.train.session import Session
+
+from .conftest import SMALL
+
+ROOT = Path(__file__).resolve().parents[2]
+KEYS = [text for key, value in SMALL.items() for text in (f"--{key}", value)]
+
+
+@pytest.fixture
+def refused(capsys):
+    """Runs a command that must fail; returns its one line on stderr."""
+
+    def run(*argv):
+        capsys.readouterr()
+        assert main(list(map(str, argv))) == 2
+        lines = capsys.readouterr().err.strip().splitlines()
+        assert len(lines) == 1, lines
+        assert lines[0].startswith("ltood: error: ")
+        return lines[0].removeprefix("ltood: error: ")
+
+    return run
+
+
+def train(run_dir, *argv):
+    return main(["train", "--config", "smoke", "--run-dir", str(run_dir), *KEYS, *argv])
+
+
+def test_a_run_from_start_to_report(made_up_data, tmp_path, capsys):
+    assert train(tmp_path / "run") == 0
+    table = capsys.readouterr().out.splitlines()
+    assert table[0].split() == ["overall", "Many", "Medium", "Few", "std", "kNN"]
+    assert [line.split("  ")[0] for line in table[1:4]] == ["SimCLR", "Stage 1", "Stage 2"]
+    report = json.loads((tmp_path / "run" / "report.json").read_text())
+    assert [stage["name"] for stage in report["stages"]] == ["simclr", "stage1", "stage2"]
+    assert [sample["epoch"] for sample in report["resamplings"]] == [1, 3]
+    assert all(sum(sample["budget"]) == 20 for sample in report["resamplings"])
+    assert report["config"]["stage1"]["budget"] == 20
+    assert "nt_xent" in report["build"]["kernels"]
+    assert (tmp_path / "run" / "report.html").stat().st_size > 1000
+
+    (tmp_path / "run" / "report.json").unlink()
+    assert main(["eval", "--run-dir", str(tmp_path / "run"), "--eval.knn_k", "3"]) == 0
+    assert capsys.readouterr().out.splitlines()[0] == table[0]
+    assert (tmp_path / "run" / "report.json").exists()
+
+
+def test_finished_stages_are_not_trained_again(made_up_data, tmp_path, capsys, monkeypatch):
+    assert train(tmp_path, "--stages", "simclr") == 0
+    before = (tmp_path / "simclr" / "last.pt").read_bytes()
+    monkeypatch.setattr(loop.Stage, "train_epoch", None)
+    assert main(["train", "--run-dir", str(tmp_path), "--resume"]) == 0
+    assert "simclr: finished before, 2 epochs" in capsys.readouterr().err
+    assert (tmp_path / "simclr" / "last.pt").read_bytes() == before
+
+
+def test_ctrl_c_leaves_a_run_that_goes_on(made_up_data, tmp_path, capsys, monkeypatch):
+    real, calls = Session.two_views, []
+
+    def interrupted(self, rows):
+        calls.append(rows)
+        if len(calls) == 5:
+            raise KeyboardInterrupt
+        return real(self, rows)
+
+    monkeypatch.setattr(Session, "two_views", interrupted)
+    with pytest.raises(SystemExit) as ended:
+        train(tmp_path)
+    assert ended.value.code == 130
+    assert f"go on with: ltood train --run-dir {tmp_path} --resume" in capsys.readouterr().err
+    assert torch.load(tmp_path / "simclr" / "last.pt", weights_only=True)["epoch"] == 1
+    assert main(["train", "--run-dir", str(tmp_path), "--resume"]) == 0
+
+
+def test_a_folder_with_a_run_is_refused(made_up_data, tmp_path, refused):
+    assert train(tmp_path, "--stages", "simclr") == 0
+    before = {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()}
+    assert "which holds a run (--resume goes on with it)" in refused("train", "--config", "smoke", "--run-dir", tmp_path)
+    assert {path: path.read_bytes() for path in before} == before
+
+
+def test_a_resumed_run_keeps_its_configuration(made_up_data, tmp_path, refused):
+    assert train(tmp_path, "--stages", "simclr") == 0
+    resume = ("train", "--run-dir", tmp_path, "--resume")
+    assert refused(*resume, "--optim.lr", "3").endswith("must keep its configuration, got another optim.lr")
+    assert "got another data.ood_size" in refused(*resume, "--config", "smoke", "--data.ood_size", "7", *KEYS)
+    assert main([*map(str, resume), "--run.threads", "1", "--eval.knn_k", "3"]) == 0
+
+
+def test_resume_starts_a_run_that_never_was(made_up_data, tmp_path, refused):
+    assert "config must be given" in refused("train", "--run-dir", tmp_path / "new", "--resume")
+    assert train(tmp_path / "new", "--stages", "simclr", "--resume") == 0
+
+
+@pytest.mark.parametrize("damage", ["truncated", "foreign", "empty"])
+def test_a_damaged_checkpoint_is_named_and_nothing_is_overwritten(damage, made_up_data, tmp_path, refused):
+    assert train(tmp_path, "--stages", "simclr") == 0
+    path = tmp_path / "simclr" / "last.pt"
+    content = path.read_bytes()
+    damaged = {"truncated": content[: len(content) // 2], "foreign": b"PK\x03\x04 something", "empty": b""}[damage]
+    path.write_bytes(damaged)
+    assert str(path) in refused("train", "--run-dir", tmp_path, "--resume")
+    assert str(path) in refused("eval", "--run-dir", tmp_path)
+    assert str(path) in refused("embed", "--checkpoint", path, "--data", "letters", "--output", tmp_path / "x.npy")
+    assert path.read_bytes() == damaged
+    assert not (tmp_path / "x.npy").exists()
+
+
+def test_a_full_disk_ends_the_run_and_it_goes_on_later(made_up_data, tmp_path, refused, monkeypatch):
+    from ltood_fast.train import checkpoint
+
+    real, calls = checkpoint.write_atomic, []
+
+    def full(path, write):
+        calls.append(path)
+        if len(calls) == 2:
+            raise OSError(28, "No space left on device", str(path))
+        real(path, write)
+
+    monkeypatch.setattr(checkpoint, "write_atomic", full)
+    argv = ["train", "--config", "smoke", "--run-dir", str(tmp_path), *KEYS]
+    assert "cannot be written (No space left on device); what was saved before is kept" in refused(*argv)
+    assert torch.load(tmp_path / "simclr" / "last.pt", weights_only=True)["epoch"] == 1
+    assert main(["train", "--run-dir", str(tmp_path), "--resume"]) == 0
+
+
+@pytest.mark.parametrize(
+    ("argv", "sentence"),
+    [
+        ((), "the following arguments are required: train|eval|embed|sample-ood|info (ltood --help lists the commands)"),
+        (("trian",), "invalid choice: 'trian'"),
+        (("train",), "the following arguments are required: --run-dir"),
+        (("train", "--run-dir", "{new}"), "train: config must be given for a new run, got none"),
+        (("train", "--run-dir", "{new}", "--config", "demos"), "did you mean demo?"),
+        (("train", "--run-dir", "{new}", "--config", "smoke", "--optim.lrr", "1"), "did you mean optim.lr?"),
+        (("train", "--run-dir", "{new}", "--config", "smoke", "--optim.lr"), "--optim.lr must have a value, got none"),
+        (("train", "--run-dir", "{new}", "--config", "smoke", "stray"), "must be --section.key value, got 'stray'"),
+        (("eval", "--run-dir", "{new}"), "holds no config.yaml"),
+        (("info", "--optim.lr", "1"), "argument --optim.lr is unknown to ltood info"),
+        (("embed", "--checkpoint", "{new}", "--data", "letters", "--output", "x.npy"), "got no such file"),
+    ],
+)
+def test_what_a_user_gets_wrong(argv, sentence, refused, tmp_path):
+    new = tmp_path / "new"
+    assert sentence in refused(*(part.replace("{new}", str(new)) for part in argv))
+    assert not new.exists()
+
+
+def test_a_run_without_checkpoints_is_not_evaluated(made_up_data, tmp_path, refused):
+    assert train(tmp_path, "--stages", "simclr") == 0
+    (tmp_path / "simclr" / "last.pt").unlink()
+    assert "must hold a trained stage, got none" in refused("eval", "--run-dir", tmp_path)
+
+
+def test_exit_codes_of_the_process(tmp_path):
+    def ltood(*argv):
+        command = [sys.executable, "-m", "ltood_fast", *argv]
+        return subprocess.run(command, cwd=ROOT, capture_output=True, text=True, env=dict(os.environ))
+
+    info = ltood("info")
+    assert info.returncode == 0
+    assert "stage1_loss" in info.stdout
+    wrong = ltood("train", "--config", "smoke", "--run-dir", str(tmp_path / "new"), "--seed", "x")
+    assert wrong.returncode == 2
+    assert wrong.stderr == "ltood: error: config: seed must be an integer, got 'x'\n"
+    traced = ltood("--traceback", "train", "--config", "smoke", "--run-dir", str(tmp_path / "new"), "--seed", "x")
+    assert traced.returncode == 2
+    assert "Traceback" in traced.stderr
+
+
+def test_overrides_are_read_in_both_spellings():
+    assert parse_overrides(["--a.b", "1", "--c.d=x=y", "--e", "-3"]) == {"a.b": "1", "c.d": "x=y", "e": "-3"}
+
+
+@pytest.fixture
+def arrays(tmp_path):
+    generator = np.random.default_rng(0)
+    centres = 3 * generator.standard_normal((3, 8))
+    np.save(tmp_path / "id.npy", (centres[np.arange(60) % 3] + generator.standard_normal((60, 8))).astype(np.float32))
+    np.save(tmp_path / "ood.npy", generator.standard_normal((90, 8)).astype(np.float32))
+    return tmp_path
+
+
+def sample_argv(folder, *more):
+    return ["sample-ood", "--candidates", str(folder / "ood.npy"), "--id", str(folder / "id.npy"), "--clusters", "3",
+            "--output", str(folder / "chosen.npy"), *more]  # fmt: skip
+
+
+@pytest.mark.parametrize("strategy", ["tailness", "random"])
+def test_sample_ood_writes_distinct_indices(strategy, arrays, capsys):
+    assert main(sample_argv(arrays, "--budget", "30", "--strategy", strategy)) == 0
+    chosen = np.load(arrays / "chosen.npy")
+    assert chosen.shape == (30,)
+    assert chosen.dtype == np.int64
+    assert len(set(chosen.tolist())) == 30
+    assert chosen.min() >= 0
+    assert chosen.max() < 90
+    assert "30 of 90 rows" in capsys.readouterr().out
+
+
+def test_sample_ood_prints_what_each_cluster_took(arrays, capsys):
+    assert main(sample_argv(arrays, "--budget", "30")) == 0
+    rows = [line.split() for line in capsys.readouterr().out.splitlines()[1:4]]
+    assert sum(int(row[1]) for row in rows) == 60
+    assert sum(int(row[3]) for row in rows) == 30
+
+
+def test_sample_ood_refuses_what_it_cannot_use(arrays, refused):
+    assert "at least as many rows as the budget 91, got 90 rows" in refused(*sample_argv(arrays, "--budget", "91"))
+    assert "invalid int value: 'x'" in refused(*sample_argv(arrays, "--budget", "x"))
+    np.save(arrays / "ood.npy", np.zeros((5, 8), dtype=np.int64))
+    assert "must hold a float matrix [N, F], got int64 (5, 8)" in refused(*sample_argv(arrays, "--budget", "3"))
+    (arrays / "ood.npy").write_bytes(b"no array")
+    assert "ood.npy must be a .npy array" in refused(*sample_argv(arrays, "--budget", "3"))
+    (arrays / "ood.npy").unlink()
+    assert refused(*sample_argv(arrays, "--budget", "3")) == f"No such file or directory: {arrays / 'ood.npy'}"
+    assert not (arrays / "chosen.npy").exists()
