@@ -1,0 +1,78 @@
+import pytest
+import torch
+
+import ltood_fast
+from ltood_fast.sampling.resample import choose_ood, cluster_embeddings, density_weights
+
+
+@pytest.fixture
+def embeddings():
+    """Cluster 0 dense and large, 1 and 2 sparse and small; on rays of very different lengths."""
+    directions = torch.eye(6)[:3].repeat_interleave(torch.tensor([40, 12, 12]), dim=0)
+    spread = torch.tensor([0.05, 0.5, 0.5]).repeat_interleave(torch.tensor([40, 12, 12])).unsqueeze(1)
+    lengths = torch.tensor([0.1, 1.0, 30.0]).repeat(22)[:64].unsqueeze(1)
+    return lengths * (directions + spread * torch.rand(64, 6))
+
+
+def test_clusters_are_of_directions_not_of_lengths(embeddings):
+    clusters = cluster_embeddings(embeddings, 3, seed=1)
+    groups = [set(part.tolist()) for part in clusters.assignments.split([40, 12, 12])]
+    assert [len(group) for group in groups] == [1, 1, 1]
+    assert len(set.union(*groups)) == 3
+    assert clusters.centroids.shape == (3, 6)
+
+
+def test_refinement_starts_at_kmeans_and_can_be_left_out(embeddings):
+    plain = cluster_embeddings(embeddings, 3, refine_steps=0, seed=1)
+    expected = ltood_fast.sampling.kmeans(torch.nn.functional.normalize(embeddings, dim=1), 3, seed=1)
+    assert torch.equal(plain.centroids, expected[0])
+    refined = cluster_embeddings(embeddings, 3, refine_steps=20, seed=1)
+    assert not torch.equal(refined.centroids, plain.centroids)
+
+
+def test_the_seed_is_that_of_kmeans(embeddings):
+    noise = torch.randn(200, 6)
+    one, same, other = (cluster_embeddings(noise, 8, refine_steps=0, seed=seed) for seed in (1, 1, 2))
+    assert torch.equal(one.centroids, same.centroids)
+    assert not torch.equal(one.centroids, other.centroids)
+
+
+def test_sparse_clusters_get_the_larger_budget_and_their_nearest_images(embeddings):
+    clusters = cluster_embeddings(embeddings, 3, seed=1)
+    pool = torch.cat([torch.eye(6)[c] + 0.1 * torch.rand(50, 6) for c in range(3)])
+    sample = choose_ood(embeddings, pool, clusters, 30)
+    dense, *sparse = (int(clusters.assignments[row]) for row in (0, 40, 52))
+    taken = torch.bincount(sample.index_clusters, minlength=3)
+    assert taken.sum() == len(sample.indices.unique()) == 30
+    assert min(int(taken[c]) for c in sparse) > int(taken[dense])
+    assert sample.tailness.argmin() == dense
+    for cluster, rows in ((dense, range(50)), (sparse[0], range(50, 100)), (sparse[1], range(100, 150))):
+        assert set(sample.indices[sample.index_clusters == cluster].tolist()) <= set(rows)
+
+
+def test_the_random_strategy_follows_its_seed(embeddings):
+    clusters = cluster_embeddings(embeddings, 3)
+    pool = torch.randn(50, 6)
+    one, same, other = (choose_ood(embeddings, pool, clusters, 20, strategy="random", seed=s) for s in (1, 1, 2))
+    assert torch.equal(one.indices, same.indices)
+    assert not torch.equal(one.indices, other.indices)
+    assert one.index_clusters.unique().tolist() == [-1]
+
+
+def test_density_weights_are_ranks_from_sparsest_to_densest(embeddings):
+    weights = density_weights(embeddings, 5)
+    order = weights.argsort(descending=True)
+    sparsity = ltood_fast.knn_density(embeddings, 5)[order]
+    assert weights.sort().values.tolist() == pytest.approx([i / 63 for i in range(64)])
+    assert bool((sparsity[1:] >= sparsity[:-1]).all())
+    assert len(density_weights(embeddings[:3], 10)) == 3  # fewer rows than neighbours
+
+
+def test_too_few_candidates_and_too_many_clusters(embeddings):
+    clusters = cluster_embeddings(embeddings, 3)
+    with pytest.raises(ValueError, match="at least as many rows as the budget 11, got 10 rows"):
+        choose_ood(embeddings, torch.randn(10, 6), clusters, 11)
+    with pytest.raises(ValueError, match="kmeans: n_clusters must be in"):
+        cluster_embeddings(embeddings, 65)
+    with pytest.raises(ValueError, match="cluster_embeddings: refine_steps must be at least 0, got -1"):
+        cluster_embeddings(embeddings, 3, refine_steps=-1)
