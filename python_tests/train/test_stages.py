@@ -7,6 +7,7 @@ from ltood_fast.train.checkpoint import load_checkpoint
 from ltood_fast.train.config import load_config
 from ltood_fast.train.loop import Stage, TrainingError, read_history
 from ltood_fast.train.methods import Stage1, Stage2
+from ltood_fast.train.session import embed
 
 
 def train(session, name, epochs=None):
@@ -282,6 +283,20 @@ def test_weights_that_an_infinite_last_step_left_are_not_saved(make_session, tmp
     with pytest.raises(TrainingError, match="weights must be finite, got inf in simclr after epoch 0"):
         stage.run()
     assert not (tmp_path / "simclr" / "last.pt").exists()
+
+
+def test_batch_norm_learns_its_statistics_in_training_and_keeps_them_in_embedding(make_session):
+    session = make_session()
+    stage = Stage.open("simclr", session)
+    mean = stage.model.head[1].running_mean
+    assert mean.abs().sum() == 0
+    stage.train_epoch(NoBar())
+    trained = mean.clone()
+    assert trained.abs().sum() > 0
+    stage.model.train()
+    embed(stage.model, session.data.train.images, session)
+    assert torch.equal(mean, trained)
+    assert stage.model.training
 
 
 def test_bf16_trains(make_session):
