@@ -85,9 +85,11 @@ class Stage1:
 
     def _check_pool(self, n_ood: int) -> None:
         """Now rather than after the warm-up."""
-        strategy, budget = self.options.ood_strategy, self.options.budget
+        strategy, budget, clusters = self.options.ood_strategy, self.options.budget, self.options.clusters
         if strategy == "none":
             return
+        if clusters > self.n_id:
+            raise ValueError(f"train: stage1.clusters must be at most the {self.n_id} ID images, got {clusters}")
         if n_ood == 0:
             raise ValueError(f"train: stage1.ood_strategy must be none without an OOD set, got {strategy}")
         if budget > n_ood:

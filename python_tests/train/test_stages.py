@@ -114,6 +114,11 @@ def test_without_ood_there_is_no_domain_loss(neighbors, make_session, tmp_path):
     assert [line["images"] for line in lines] == [48] * 5
 
 
+def test_too_many_clusters_are_told_before_the_first_epoch(make_session):
+    with pytest.raises(ValueError, match="stage1.clusters must be at most the 48 ID images, got 49"):
+        Stage.open("stage1", make_session(stage1__clusters=49))
+
+
 @pytest.mark.parametrize(("n_ood", "sentence"), [
     (0, "stage1.ood_strategy must be none without an OOD set, got tailness"),
     (12, "stage1.budget must be at most the 12 images of the OOD set, got 20"),
