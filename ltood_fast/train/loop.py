@@ -256,5 +256,5 @@ def _progress_bar(stage: Stage) -> Any:
         desc=stage.name,
         disable=not stage.session.config.run.progress,
         mininterval=0.5 if sys.stderr.isatty() else 15.0,
-        bar_format="{desc} {percentage:3.0f}%|{bar:24}| {n:.1f}/{total} epochs [{elapsed}<{remaining}, {postfix}]",
+        bar_format="{desc} {percentage:3.0f}%|{bar:24}| {n:.1f}/{total} epochs [{elapsed}<{remaining}{postfix}]",
     )
