@@ -13,7 +13,7 @@ from ..eval.results import Resampling, RunResults, StageResult, resampling_resul
 from .checkpoint import CheckpointError, load_checkpoint
 from .config import STAGES, to_dict
 from .loop import read_history
-from .session import Session, embed
+from .session import Session
 
 
 def evaluate_run(session: Session) -> RunResults:
@@ -49,9 +49,9 @@ def _evaluate_stage(session: Session, name: str) -> StageResult:
     data, options = session.data, session.config.eval
     return evaluate_features(
         name,
-        embed(model, data.probe.images, session)[0],
+        session.embed(model, data.probe.images)[0],
         data.probe.labels.to(session.device),
-        embed(model, data.test.images, session)[0],
+        session.embed(model, data.test.images)[0],
         data.test.labels.to(session.device),
         _class_counts(session),
         scheme=options.groups,

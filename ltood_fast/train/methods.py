@@ -20,7 +20,7 @@ from .checkpoint import save_tensors
 from .config import Config
 from .model import ContrastiveModel
 from .neighbors import EmbeddingQueue, NeighborBank
-from .session import Session, embed
+from .session import Session
 
 Loss = tuple[Tensor, dict[str, Tensor]]
 """The loss of a batch, 0-d, and its parts for the log."""
@@ -117,12 +117,12 @@ class Stage1:
     def resample(self, epoch: int) -> None:
         """Embeds both sets, clusters the ID one, chooses OOD images, and renews what depends on the embeddings."""
         data, options = self.session.data, self.options
-        id_features, id_z = embed(self.model, data.train.images, self.session)
+        id_features, id_z = self.session.embed(self.model, data.train.images)
         by_features = options.cluster_space == "features"
         id_space = id_features if by_features else id_z
         all_space, all_z = id_space, id_z
         if options.ood_strategy != "none":
-            ood_features, ood_z = embed(self.model, data.ood.images, self.session)
+            ood_features, ood_z = self.session.embed(self.model, data.ood.images)
             ood_space = ood_features if by_features else ood_z
             sample = self._sample(id_space, ood_space, epoch)
             self.chosen = sample.indices.cpu()
@@ -246,7 +246,7 @@ class Stage2:
         self.guide = session.new_model()
         self.guide.load_state_dict(model.state_dict())
         self.guide.eval().requires_grad_(False)
-        self.clean = embed(self.guide, session.data.train.images, session)[1]
+        self.clean = session.embed(self.guide, session.data.train.images)[1]
         s1 = session.config.stage1
         clusters = cluster_embeddings(
             self.clean,

@@ -13,8 +13,9 @@ from .config import ModelConfig
 class ContrastiveModel(nn.Module):
     """`embed(images [N, C, H, W])` gives the features [N, F] to evaluate, a call the projections z [N, D] to train."""
 
-    def __init__(self, encoder: nn.Module, n_features: int, hidden: int, out: int):
+    def __init__(self, encoder: nn.Module, n_features: int, hidden: int, out: int, channels_last: bool = False):
         super().__init__()
+        self.memory_format = torch.channels_last if channels_last else torch.contiguous_format
         self.encoder = encoder
         # Two linear layers with BatchNorm after each, 512-512-128 for ResNet-18 [source].
         self.head = nn.Sequential(
@@ -24,12 +25,13 @@ class ContrastiveModel(nn.Module):
             nn.Linear(hidden, out, bias=False),
             nn.BatchNorm1d(out),
         )
+        self.to(memory_format=self.memory_format)
 
     def embed(self, images: Tensor) -> Tensor:
-        return self.encoder(images)
+        return self.encoder(images.contiguous(memory_format=self.memory_format))
 
     def forward(self, images: Tensor) -> Tensor:
-        return self.head(self.encoder(images))
+        return self.head(self.embed(images))
 
 
 def _torchvision():
@@ -99,5 +101,4 @@ def make_model(config: ModelConfig, channels: int) -> ContrastiveModel:
         ImportError: the encoder comes from torchvision and torchvision cannot be imported.
     """
     encoder, n_features = ENCODERS[config.encoder](config, channels)
-    model = ContrastiveModel(encoder, n_features, config.hidden, config.out)
-    return model.to(memory_format=torch.channels_last) if config.channels_last else model
+    return ContrastiveModel(encoder, n_features, config.hidden, config.out, config.channels_last)

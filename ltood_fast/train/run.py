@@ -4,9 +4,13 @@ from __future__ import annotations
 
 import sys
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-from .config import Config, differing_keys, load_config, save_config, to_dict
+from .config import Config, differing_keys, flatten, from_dict, load_config, save_config, to_dict
 from .session import Session
+
+if TYPE_CHECKING:
+    import numpy as np
 
 
 class RunError(RuntimeError):
@@ -66,6 +70,43 @@ def report_run(session: Session) -> str:
     results = evaluate_run(session)
     page = write_report(session.run_dir, results)
     return f"{format_table(results)}\n\n{format_findings(results)}\n\nreport: {page}"
+
+
+def embed_set(checkpoint: Path, spec: str, overrides: dict[str, str], *, projection: bool = False) -> np.ndarray:
+    """Features float32 [N, F] of a set of images from the network of a checkpoint.
+
+    Args:
+        checkpoint: a stage's last.pt.
+        spec: as `data.id` or `data.ood`; a list as `list:/path.txt`.
+        overrides: of the configuration in the checkpoint: `data.root`, `data.cache_dir`, `data.ood_size`, `run.*`.
+        projection: the projections [N, D] instead.
+
+    Raises:
+        CheckpointError, ConfigError, DataError: one sentence each.
+    """
+    from ..data import make_eval_transform, open_set
+    from ..data.bundle import with_channels
+    from .checkpoint import load_checkpoint
+    from .model import make_model
+    from .session import embed, make_fabric
+
+    state = load_checkpoint(checkpoint)
+    config = from_dict({**flatten(state["config"]), **overrides})
+    data = config.data
+    images = open_set(
+        spec,
+        root=data.root,
+        part="train",
+        image_size=data.image_size,
+        cache_dir=data.cache_dir,
+        limit=data.ood_size,
+        seed=data.seed,
+    ).images
+    fabric = make_fabric(config.run)
+    model = fabric.to_device(make_model(config.model, state["channels"]))
+    model.load_state_dict(state["model"])
+    transform = fabric.to_device(make_eval_transform(data.image_size))
+    return embed(model, with_channels(images, state["channels"]), fabric, transform)[projection].cpu().numpy()
 
 
 def saved_config(run_dir: Path, overrides: dict[str, str]) -> Config:

@@ -96,20 +96,21 @@ class Session:
     def two_views(self, rows: Tensor) -> Tensor:
         """float [2B, C, H, W]: row i and row i + B are two random views of one image."""
         images = self.images(rows)
-        return self.as_input(torch.cat([self.augment(images), self.augment(images)]))
+        return torch.cat([self.augment(images), self.augment(images)])
 
-    def as_input(self, images: Tensor) -> Tensor:
-        return images.contiguous(memory_format=torch.channels_last) if self.config.model.channels_last else images
+    def embed(self, model: ContrastiveModel, images: Tensor) -> tuple[Tensor, Tensor]:
+        """Features and projections, see `embed`."""
+        return embed(model, images, self.fabric, self.transform)
 
 
 @torch.no_grad()
-def embed(model: ContrastiveModel, images: Tensor, session: Session) -> tuple[Tensor, Tensor]:
+def embed(model: ContrastiveModel, images: Tensor, fabric: Fabric, transform: nn.Module) -> tuple[Tensor, Tensor]:
     """Features [N, F] and projections [N, D], float32 on the device, of uint8 images [N, C, H, W], in eval mode."""
 
     def batches() -> Iterator[tuple[Tensor, Tensor]]:
         for batch in images.split(EMBED_BATCH):
-            views = session.as_input(session.transform(session.fabric.to_device(batch)))
-            with session.fabric.autocast():
+            views = transform(fabric.to_device(batch))
+            with fabric.autocast():
                 features = model.embed(views)
                 yield features.float(), model.head(features).float()
 

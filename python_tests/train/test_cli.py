@@ -86,7 +86,9 @@ def test_ctrl_c_leaves_a_run_that_goes_on(made_up_data, tmp_path, capsys, monkey
 def test_a_folder_with_a_run_is_refused(made_up_data, tmp_path, refused):
     assert train(tmp_path, "--stages", "simclr") == 0
     before = {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()}
-    assert "which holds a run (--resume goes on with it)" in refused("train", "--config", "smoke", "--run-dir", tmp_path)
+    assert "which holds a run (--resume goes on with it)" in refused(
+        "train", "--config", "smoke", "--run-dir", tmp_path
+    )
     assert {path: path.read_bytes() for path in before} == before
 
 
@@ -138,7 +140,10 @@ def test_a_full_disk_ends_the_run_and_it_goes_on_later(made_up_data, tmp_path, r
 @pytest.mark.parametrize(
     ("argv", "sentence"),
     [
-        ((), "the following arguments are required: train|eval|embed|sample-ood|info (ltood --help lists the commands)"),
+        (
+            (),
+            "the following arguments are required: train|eval|embed|sample-ood|info (ltood --help lists the commands)",
+        ),
         (("trian",), "invalid choice: 'trian'"),
         (("train",), "the following arguments are required: --run-dir"),
         (("train", "--run-dir", "{new}"), "train: config must be given for a new run, got none"),

@@ -60,7 +60,9 @@ def ltood(point: str, n: int, *argv: str) -> subprocess.CompletedProcess:
 
 
 def final_state(run_dir: Path) -> dict:
-    return {stage: torch.load(run_dir / stage / "last.pt", weights_only=True) for stage in ("simclr", "stage1", "stage2")}
+    return {
+        stage: torch.load(run_dir / stage / "last.pt", weights_only=True) for stage in ("simclr", "stage1", "stage2")
+    }
 
 
 def same(a, b) -> bool:

@@ -7,7 +7,6 @@ from ltood_fast.train.checkpoint import load_checkpoint
 from ltood_fast.train.config import load_config
 from ltood_fast.train.loop import Stage, TrainingError, read_history
 from ltood_fast.train.methods import Stage1, Stage2
-from ltood_fast.train.session import embed
 
 
 def train(session, name, epochs=None):
@@ -299,7 +298,7 @@ def test_batch_norm_learns_its_statistics_in_training_and_keeps_them_in_embeddin
     trained = mean.clone()
     assert trained.abs().sum() > 0
     stage.model.train()
-    embed(stage.model, session.data.train.images, session)
+    session.embed(stage.model, session.data.train.images)
     assert torch.equal(mean, trained)
     assert stage.model.training
 
