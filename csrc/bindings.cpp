@@ -17,6 +17,16 @@ TORCH_LIBRARY(ltood_fast, m) {
   m.def(
       "cluster_kl_bwd(Tensor grad_loss, Tensor z, Tensor centroids, Tensor mass, Tensor stats, Tensor distances, "
       "float nu, bool need_z, bool need_centroids) -> (Tensor grad_z, Tensor grad_centroids)");
+  m.def(
+      "contrastive(Tensor z, float temperature, Tensor? temperature_tensor, bool normalize, bool views, "
+      "Tensor? instance_ids, Tensor? labels, int k, float neighbor_weight, Tensor? neighbor_weights, Tensor? domain, "
+      "Tensor? bank, Tensor? bank_ids, Tensor? bank_domain) -> (Tensor instance_loss, Tensor class_loss, Tensor lse, "
+      "Tensor instance_weight, Tensor class_weight, Tensor cosines, Tensor indices)");
+  m.def(
+      "contrastive_bwd(Tensor? grad_instance, Tensor? grad_class, Tensor? grad_lse, Tensor z, float temperature, "
+      "Tensor? temperature_tensor, bool normalize, Tensor? instance_ids, Tensor? labels, float neighbor_weight, "
+      "Tensor? neighbor_weights, Tensor? bank, Tensor lse, Tensor instance_weight, Tensor class_weight, "
+      "Tensor cosines, Tensor indices) -> (Tensor grad_z, Tensor grad_temperature)");
 #ifdef LTOOD_WITH_CUDA
   m.def("cuda_probe(Tensor out) -> ()");
 #endif

@@ -12,6 +12,7 @@ from ..reference import contrastive as reference
 from ..reference.contrastive import Stage1Result
 from . import _check as check
 from ._backend import use_kernel
+from ._contrastive_op import Rows, contrastive
 
 __all__ = ["Stage1Result", "domain_loss", "nt_xent", "psd_loss", "stage1_loss", "supcon"]
 
@@ -74,6 +75,11 @@ def _check_neighbors(
     _check_neighbor_weight(op, neighbor_weight, z)
 
 
+def _with_extras(loss, rows: Rows, return_lse: bool, return_neighbors: bool = False):
+    extras = rows.extras(return_lse, return_neighbors)
+    return (loss, *extras) if extras else loss
+
+
 def nt_xent(
     z: Tensor,
     temperature: float | Tensor = 0.5,
@@ -115,7 +121,9 @@ def nt_xent(
     """
     _check_common("nt_xent", z, temperature, reduction)
     _check_views("nt_xent", z, instance_ids)
-    use_kernel("nt_xent", backend, z.device)
+    if use_kernel("nt_xent", backend, z.device):
+        rows = contrastive(z, temperature, normalize=normalize, instance_ids=instance_ids)
+        return _with_extras(rows.instance(reduction), rows, return_lse)
     return reference.nt_xent(
         z, temperature, instance_ids=instance_ids, normalize=normalize, reduction=reduction, return_lse=return_lse
     )
@@ -160,7 +168,9 @@ def supcon(
     """
     _check_common("supcon", z, temperature, reduction)
     check.integers("supcon", "labels", labels, z.shape[0], z)
-    use_kernel("supcon", backend, z.device)
+    if use_kernel("supcon", backend, z.device):
+        rows = contrastive(z, temperature, normalize=normalize, views=False, labels=labels)
+        return _with_extras(rows.classes(reduction), rows, return_lse)
     return reference.supcon(z, labels, temperature, normalize=normalize, reduction=reduction, return_lse=return_lse)
 
 
@@ -226,7 +236,20 @@ def psd_loss(
     _check_common("psd_loss", z, temperature, reduction)
     _check_views("psd_loss", z, instance_ids)
     _check_neighbors("psd_loss", z, k, neighbor_weight, domain, bank, instance_ids, bank_ids, bank_domain)
-    use_kernel("psd_loss", backend, z.device)
+    if use_kernel("psd_loss", backend, z.device):
+        rows = contrastive(
+            z,
+            temperature,
+            normalize=normalize,
+            instance_ids=instance_ids,
+            k=k,
+            neighbor_weight=neighbor_weight,
+            domain=domain,
+            bank=bank,
+            bank_ids=bank_ids,
+            bank_domain=bank_domain,
+        )
+        return _with_extras(rows.instance(reduction), rows, return_lse, return_neighbors)
     return reference.psd_loss(
         z,
         temperature,
@@ -291,7 +314,9 @@ def domain_loss(
     else:
         for name, value in (("weight", weight), ("bias", bias)):
             check.require(value is None, op, name, "None for kind='supcon'", "a tensor")
-        use_kernel(op, backend, z.device)
+        if use_kernel(op, backend, z.device):
+            rows = contrastive(z, temperature, normalize=normalize, views=False, labels=domain)
+            return _with_extras(rows.classes(reduction), rows, return_lse)
     return reference.domain_loss(
         z,
         domain,
@@ -380,7 +405,23 @@ def stage1_loss(
     check.nonnegative_number(op, "alpha", alpha)
     own_domain = domain if same_domain else None
     _check_neighbors(op, z, k, neighbor_weight, own_domain, bank, instance_ids, bank_ids, bank_domain)
-    use_kernel(op, backend, z.device)
+    if use_kernel(op, backend, z.device):
+        rows = contrastive(
+            z,
+            temperature,
+            normalize=normalize,
+            instance_ids=instance_ids,
+            labels=domain,
+            k=k,
+            neighbor_weight=neighbor_weight,
+            domain=own_domain,
+            bank=bank,
+            bank_ids=bank_ids,
+            bank_domain=bank_domain,
+        )
+        psd, separation = rows.instance(reduction), rows.classes(reduction)
+        result = Stage1Result(psd + alpha * separation, psd, separation)
+        return _with_extras(result, rows, return_lse, return_neighbors)
     return reference.stage1_loss(
         z,
         domain,

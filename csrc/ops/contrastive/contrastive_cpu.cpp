@@ -1,0 +1,234 @@
+// The contrastive losses on the CPU, forward. Each similarity is computed once: a tile of the upper triangle feeds the
+// sums (and neighbours) of its rows and of its columns. The positives are linear in N.
+#include <ATen/ops/empty.h>
+#include <ATen/ops/zeros_like.h>
+#include <torch/library.h>
+
+#include <cmath>
+#include <functional>
+#include <tuple>
+
+#include "ops/contrastive/contrastive_positives.h"
+#include "ops/contrastive/contrastive_tiles.h"
+
+namespace ltood {
+namespace {
+
+using ContrastiveOutputs =
+    std::tuple<at::Tensor, at::Tensor, at::Tensor, at::Tensor, at::Tensor, at::Tensor, at::Tensor>;
+
+// Neighbours as the tiles see them: who is whose instance, and domains numbered from 0.
+struct CandidateRows {
+  std::vector<int64_t> view_ids;  // of the default views
+  const int64_t* instance = nullptr;
+  const int64_t* bank_instance = nullptr;
+  std::vector<int32_t> domain, bank_domain;
+
+  explicit CandidateRows(const ContrastiveInputs& in, int64_t n) {
+    if (!in.bank) {
+      for (int64_t i = 0; i < n && !in.instance_ids; ++i) view_ids.push_back(i % (n / 2));
+      instance = in.instance_ids ? in.instance_ids->const_data_ptr<int64_t>() : view_ids.data();
+      if (in.domain) number({&domain, *in.domain});
+    } else {
+      if (in.bank_ids) instance = in.instance_ids->const_data_ptr<int64_t>();
+      if (in.bank_ids) bank_instance = in.bank_ids->const_data_ptr<int64_t>();
+      if (in.bank_domain) number({&domain, *in.domain}, {&bank_domain, *in.bank_domain});
+    }
+  }
+
+  Candidates of_rows(int64_t start) const { return slice(instance, domain, start); }
+  Candidates of_columns(int64_t start, bool bank) const {
+    return bank ? slice(bank_instance, bank_domain, start) : slice(instance, domain, start);
+  }
+
+ private:
+  static Candidates slice(const int64_t* instance, const std::vector<int32_t>& domain, int64_t start) {
+    return {instance ? instance + start : nullptr, domain.empty() ? nullptr : domain.data() + start};
+  }
+
+  // The domains of one or two sets of rows as 0, 1, ..., equal where the domains are equal.
+  using Numbered = std::pair<std::vector<int32_t>*, at::Tensor>;
+  static void number(const Numbered& first, const Numbered& second = {nullptr, {}}) {
+    std::vector<int64_t> all;
+    for (const auto& [numbers, domains] : {first, second}) {
+      if (!numbers) continue;
+      const int64_t* data = domains.const_data_ptr<int64_t>();
+      all.insert(all.end(), data, data + domains.numel());
+    }
+    const RowGroups groups = group_rows(all.data(), static_cast<int64_t>(all.size()));
+    const int64_t n = first.second.numel();
+    first.first->resize(n);
+    if (second.first) second.first->resize(all.size() - n);
+    for (int64_t g = 0; g < groups.count(); ++g) {
+      for (int64_t entry = groups.offsets[g]; entry < groups.offsets[g + 1]; ++entry) {
+        const int64_t row = groups.order[entry];
+        (row < n ? (*first.first)[row] : (*second.first)[row - n]) = static_cast<int32_t>(g);
+      }
+    }
+  }
+};
+
+template <typename T>
+struct Neighbors {
+  at::Tensor cosines, indices;  // [N, k]
+  std::vector<T> worst;         // [N]
+
+  Neighbors(int64_t n, int64_t k, const at::TensorOptions& options)
+      : cosines(at::empty({n, k}, options)), indices(at::empty({n, k}, options.dtype(at::kLong))) {
+    cosines.fill_(-std::numeric_limits<double>::infinity());
+    indices.fill_(-1);
+    worst.assign(n, -std::numeric_limits<T>::infinity());
+  }
+
+  BestK<T> best(int64_t start) {
+    const int64_t k = cosines.size(1);
+    return {cosines.mutable_data_ptr<T>() + start * k, indices.mutable_data_ptr<int64_t>() + start * k,
+            worst.data() + start, k};
+  }
+};
+
+// One pass over the upper triangle: row log-sum-exp (returned), and the neighbours in the batch when k > 0.
+template <typename T>
+std::vector<double> similarity_pass(const PreparedRows& rows, const SimilarityTiles<T>& tiles, bool search,
+                                    const CandidateRows& candidates, Neighbors<T>& neighbors) {
+  const int64_t n = rows.u.size(0);
+  const bool fixed_shift = rows.exponent_bound <= safe_exponent<T>();
+  std::vector<double> sum(n, 0.0);
+  std::vector<T> largest(fixed_shift ? 0 : n, -std::numeric_limits<T>::infinity());
+  for_each_tile(tiles.n_blocks(), [&](int64_t i, int64_t j) {
+    const at::Tensor values = tiles.products(i, j);
+    const Tile<T> tile = tiles.tile(values);
+    const int64_t r = tiles.start(i), c = tiles.start(j);
+    double* col_sum = i == j ? nullptr : sum.data() + c;
+    if (fixed_shift) {
+      add_exp_sums(tile, sum.data() + r, col_sum);
+    } else {
+      add_exp_sums_online(tile, largest.data() + r, sum.data() + r, largest.data() + c, col_sum);
+    }
+    if (search) {
+      offer_neighbors(tile, r, c, candidates.of_rows(r), candidates.of_columns(c, false), neighbors.best(r),
+                      i == j ? BestK<T>{} : neighbors.best(c));
+    }
+  });
+  for (int64_t i = 0; i < n; ++i) {
+    const double shift = fixed_shift || std::isinf(largest[i]) ? 0.0 : double(largest[i]) * rows.inv_tau;
+    sum[i] = std::log(sum[i]) + shift;
+  }
+  return sum;
+}
+
+// The neighbours in a bank: a rectangular product, the bank's rows made ready a block at a time.
+template <typename T>
+void search_bank(const ContrastiveInputs& in, const SimilarityTiles<T>& tiles, const CandidateRows& candidates,
+                 Neighbors<T>& neighbors) {
+  const at::Tensor bank = in.bank->detach();
+  const int64_t q = bank.size(0), block = tiles.block();
+  run_parallel(tiles.n_blocks(), [&](int64_t i) {
+    const int64_t r = tiles.start(i);
+    for (int64_t c = 0; c < q; c += block) {
+      at::Tensor columns = bank.narrow(0, c, std::min(block, q - c));
+      columns = at::empty(columns.sizes(), tiles.rows(i).options()).copy_(columns);
+      if (in.normalize) normalize_in_place(columns, norms_of_rows(columns));
+      const at::Tensor values = tiles.products(i, columns.t());
+      offer_neighbors(tiles.tile(values), r, c, candidates.of_rows(r), candidates.of_columns(c, true),
+                      neighbors.best(r), BestK<T>{});
+    }
+  });
+}
+
+// (sum of <u_i, u_j> over the other rows j of i's group, how many), float64 [N] each.
+template <typename T>
+std::pair<at::Tensor, at::Tensor> group_terms(const RowGroups& groups, const at::Tensor& u) {
+  const auto options = u.options().dtype(at::kDouble);
+  at::Tensor similarity = at::empty({u.size(0)}, options), others = at::empty({u.size(0)}, options);
+  at::parallel_for(0, groups.count(), group_grain(groups, u.size(0)), [&](int64_t begin, int64_t end) {
+    group_similarities(groups, begin, end, u.const_data_ptr<T>(), u.size(1), similarity.mutable_data_ptr<double>(),
+                       others.mutable_data_ptr<double>());
+  });
+  return {similarity, others};
+}
+
+// Adds lam_i * (sum of cosines, count) of the neighbours found.
+template <typename T>
+void add_neighbors(const ContrastiveInputs& in, const Neighbors<T>& neighbors, const at::Tensor& similarity,
+                   const at::Tensor& weight) {
+  const double* weights = in.neighbor_weights ? in.neighbor_weights->const_data_ptr<double>() : nullptr;
+  const T* cosines = neighbors.cosines.template const_data_ptr<T>();
+  const int64_t* indices = neighbors.indices.template const_data_ptr<int64_t>();
+  for (int64_t i = 0; i < weight.size(0); ++i) {
+    double sum = 0, found = 0;
+    for (int64_t entry = i * in.k; entry < (i + 1) * in.k; ++entry) {
+      if (indices[entry] < 0) continue;
+      sum += cosines[entry];
+      found += 1;
+    }
+    const double lam = weights ? weights[i] : in.neighbor_weight;
+    similarity.mutable_data_ptr<double>()[i] += lam * sum;
+    weight.mutable_data_ptr<double>()[i] += lam * found;
+  }
+}
+
+// l_i = lse_i - similarity_i / (tau weight_i), 0 where the weight is 0.
+at::Tensor row_losses(const std::vector<double>& lse, const at::Tensor& similarity, const at::Tensor& weight,
+                      double inv_tau, at::ScalarType dtype) {
+  at::Tensor losses = at::zeros_like(weight);
+  double* out = losses.mutable_data_ptr<double>();
+  const double* s = similarity.const_data_ptr<double>();
+  const double* w = weight.const_data_ptr<double>();
+  for (size_t i = 0; i < lse.size(); ++i) {
+    if (w[i] > 0) out[i] = lse[i] - s[i] * inv_tau / w[i];
+  }
+  return losses.to(dtype);
+}
+
+template <typename T>
+ContrastiveOutputs forward(const ContrastiveInputs& in, const PreparedRows& rows) {
+  const int64_t n = in.z.size(0);
+  const at::ScalarType dtype = wide_dtype(in.z.scalar_type());
+  const auto doubles = rows.u.options().dtype(at::kDouble);
+  Neighbors<T> neighbors(n, in.k, rows.u.options());
+  const CandidateRows candidates(in, in.k > 0 ? n : 0);
+  const SimilarityTiles<T> tiles(rows);
+  const std::vector<double> lse = similarity_pass(rows, tiles, in.k > 0 && !in.bank, candidates, neighbors);
+  if (in.k > 0 && in.bank) search_bank(in, tiles, candidates, neighbors);
+
+  at::Tensor instance_loss = at::empty({0}, doubles.dtype(dtype)), instance_weight = at::empty({0}, doubles);
+  at::Tensor class_loss = instance_loss.clone(), class_weight = instance_weight.clone();
+  if (in.views) {
+    at::Tensor similarity;
+    std::tie(similarity, instance_weight) = group_terms<T>(view_groups(in.instance_ids, n), rows.u);
+    if (in.k > 0) add_neighbors(in, neighbors, similarity, instance_weight);
+    instance_loss = row_losses(lse, similarity, instance_weight, rows.inv_tau, dtype);
+  }
+  if (in.labels) {
+    at::Tensor similarity;
+    std::tie(similarity, class_weight) = group_terms<T>(group_rows(in.labels->const_data_ptr<int64_t>(), n), rows.u);
+    class_loss = row_losses(lse, similarity, class_weight, rows.inv_tau, dtype);
+  }
+  at::Tensor lse_out = at::empty({n}, doubles);
+  std::copy(lse.begin(), lse.end(), lse_out.mutable_data_ptr<double>());
+  return {instance_loss,    class_loss, lse_out, instance_weight, class_weight, neighbors.cosines.to(dtype),
+          neighbors.indices};
+}
+
+ContrastiveOutputs contrastive_cpu(const at::Tensor& z, double temperature, const OptionalTensor& temperature_tensor,
+                                   bool normalize, bool views, const OptionalTensor& instance_ids,
+                                   const OptionalTensor& labels, int64_t k, double neighbor_weight,
+                                   const OptionalTensor& neighbor_weights, const OptionalTensor& domain,
+                                   const OptionalTensor& bank, const OptionalTensor& bank_ids,
+                                   const OptionalTensor& bank_domain) {
+  const auto dense = [](const OptionalTensor& x) { return x ? OptionalTensor(x->contiguous()) : std::nullopt; };
+  const OptionalTensor ids = dense(instance_ids), classes = dense(labels), weights = dense(neighbor_weights);
+  const OptionalTensor domains = dense(domain), ids_of_bank = dense(bank_ids), domains_of_bank = dense(bank_domain);
+  const ContrastiveInputs in{
+      z,       temperature, temperature_tensor, normalize,      views, ids, classes, k, neighbor_weight, weights,
+      domains, bank,        ids_of_bank,        domains_of_bank};
+  check_contrastive(in);
+  const PreparedRows rows = prepare_rows(z, normalize, read_temperature(temperature, temperature_tensor));
+  return dispatch_wide(rows.u.scalar_type(), [&](auto type) { return forward<decltype(type)>(in, rows); });
+}
+
+}  // namespace
+}  // namespace ltood
+
+TORCH_LIBRARY_IMPL(ltood_fast, CPU, m) { m.impl("contrastive", &ltood::contrastive_cpu); }

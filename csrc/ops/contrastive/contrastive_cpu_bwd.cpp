@@ -1,0 +1,227 @@
+// The contrastive losses on the CPU, backward.
+//
+// With w_i the gradient that arrives at lse_i, dL/ds_ij = w_i P_ij, P_ij = exp(s_ij - lse_i), and s_ij = s_ji make
+//   dL/du_i = (1/tau) sum_j G_ij u_j,  G_ij = (w_i exp(-lse_i) + w_j exp(-lse_j)) exp(s_ij) = G_ji,
+// so one exponential and one tile of G serve the rows i (G u_j) and the rows j (G^T u_i). The positives are linear.
+// tau: s = <u, u> / tau, hence dL/dtau = -(1/tau) sum_ij dL/ds_ij s_ij = -(1/2 tau) sum_i <u_i, dL/du_i>; similarities
+// to a bank count only once in the sum on the right, as its rows get no gradient.
+#include <ATen/ops/arange.h>
+#include <ATen/ops/scalar_tensor.h>
+#include <ATen/ops/zeros.h>
+#include <torch/library.h>
+
+#include <cmath>
+#include <tuple>
+
+#include "ops/contrastive/contrastive_tiles.h"
+
+namespace ltood {
+namespace {
+
+struct BackwardInputs {
+  const OptionalTensor& grad_instance;  // [N]
+  const OptionalTensor& grad_class;     // [N]
+  const OptionalTensor& grad_lse;       // [N]
+  const OptionalTensor& instance_ids;
+  const OptionalTensor& labels;
+  double neighbor_weight;
+  const OptionalTensor& neighbor_weights;
+  const OptionalTensor& bank;
+  const at::Tensor& lse;              // [N]
+  const at::Tensor& instance_weight;  // [N] or empty
+  const at::Tensor& class_weight;     // [N] or empty
+  const at::Tensor& cosines;          // [N, k]
+  const at::Tensor& indices;          // [N, k]
+};
+
+// What arrives at each row: at its log-sum-exp, and at the mean over its positives, already divided by their weight.
+struct RowGradients {
+  std::vector<double> lse, instance_pull, class_pull;
+  double largest = 0;  // |w_i|, the unit that weights are carried in so that exp(-lse) cannot push them out of range
+};
+
+// Adds a part's gradient to that of the log-sum-exp; returns gradient / weight, 0 for rows without positives.
+std::vector<double> part_gradient(const OptionalTensor& gradient, const at::Tensor& weight, std::vector<double>& lse) {
+  std::vector<double> pull(lse.size(), 0.0);
+  if (!gradient) return pull;
+  const at::Tensor dense = gradient->to(at::kDouble).contiguous();
+  const double* g = dense.const_data_ptr<double>();
+  const double* w = weight.const_data_ptr<double>();
+  for (size_t i = 0; i < lse.size(); ++i) {
+    if (!(w[i] > 0)) continue;
+    lse[i] += g[i];
+    pull[i] = g[i] / w[i];
+  }
+  return pull;
+}
+
+RowGradients row_gradients(const BackwardInputs& in, int64_t n) {
+  RowGradients rows;
+  rows.lse.assign(n, 0.0);
+  if (in.grad_lse) {
+    const at::Tensor dense = in.grad_lse->to(at::kDouble).contiguous();
+    std::copy_n(dense.const_data_ptr<double>(), n, rows.lse.data());
+  }
+  rows.instance_pull = part_gradient(in.grad_instance, in.instance_weight, rows.lse);
+  rows.class_pull = part_gradient(in.grad_class, in.class_weight, rows.lse);
+  const double* lse = in.lse.const_data_ptr<double>();
+  for (int64_t i = 0; i < n; ++i) {
+    if (std::isinf(lse[i]) && lse[i] < 0) rows.lse[i] = 0;  // no other row: nothing to push away from
+    rows.largest = std::max(rows.largest, std::abs(rows.lse[i]));
+  }
+  if (rows.largest == 0) rows.largest = 1;
+  return rows;
+}
+
+// grad [N, D] += G u over the upper triangle, in units of row.largest / tau.
+template <typename T>
+void push_apart(const PreparedRows& rows, const RowGradients& row, const at::Tensor& lse, const at::Tensor& grad) {
+  const SimilarityTiles<T> tiles(rows);
+  const int64_t n = rows.u.size(0);
+  const bool fixed_shift = rows.exponent_bound <= safe_exponent<T>();
+  const double* lse_data = lse.const_data_ptr<double>();
+  std::vector<T> weight(n), lse2(n);
+  for (int64_t i = 0; i < n; ++i) {
+    const double w = row.lse[i] / row.largest;
+    lse2[i] = static_cast<T>(w == 0 ? std::numeric_limits<double>::infinity() : lse_data[i] * kLog2E);
+    weight[i] = static_cast<T>(fixed_shift && w != 0 ? w * std::exp(-lse_data[i]) : w);
+  }
+  std::vector<at::Tensor> out;
+  for (int64_t i = 0; i < tiles.n_blocks(); ++i) {
+    out.push_back(grad.narrow(0, tiles.start(i), tiles.rows(i).size(0)));
+  }
+  for_each_tile(tiles.n_blocks(), [&](int64_t i, int64_t j) {
+    const at::Tensor values = tiles.products(i, j);
+    const int64_t r = tiles.start(i), c = tiles.start(j);
+    if (fixed_shift) {
+      weight_by_softmax(tiles.tile(values), weight.data() + r, weight.data() + c);
+    } else {
+      weight_by_softmax_online(tiles.tile(values), SoftmaxRows<T>{weight.data() + r, lse2.data() + r},
+                               SoftmaxRows<T>{weight.data() + c, lse2.data() + c});
+    }
+    out[i].addmm_(values, tiles.rows(j));
+    if (i != j) out[j].addmm_(values.t(), tiles.rows(i));
+  });
+}
+
+void check_index_range(const at::Tensor& indices, int64_t end) {
+  const int64_t* data = indices.const_data_ptr<int64_t>();
+  for (int64_t entry = 0; entry < indices.numel(); ++entry) {
+    LTOOD_CHECK_VALUE(data[entry] >= -1 && data[entry] < end, "contrastive_bwd", "indices",
+                      c10::str("in [-1, ", end, ")"), data[entry]);
+  }
+}
+
+template <typename T>
+void pull_groups(const RowGroups& groups, const at::Tensor& u, const std::vector<double>& pull, double scale,
+                 const at::Tensor& grad) {
+  at::parallel_for(0, groups.count(), group_grain(groups, u.size(0)), [&](int64_t begin, int64_t end) {
+    group_gradients(groups, begin, end, u.const_data_ptr<T>(), u.size(1), pull.data(), scale,
+                    grad.mutable_data_ptr<T>());
+  });
+}
+
+// grad_i -= pull_i * (the neighbours of i) for rows of a bank, which are made ready a few rows at a time. Returns what
+// sum_i <u_i, dL/du_i> lacks for the temperature.
+template <typename T>
+double pull_to_bank(const BackwardInputs& in, const PreparedRows& rows, bool normalize, const std::vector<double>& pull,
+                    double scale, const at::Tensor& grad) {
+  constexpr int64_t kRows = 64;
+  const int64_t n = rows.u.size(0), d = rows.u.size(1), k = in.indices.size(1);
+  run_parallel((n + kRows - 1) / kRows, [&](int64_t chunk) {
+    const int64_t begin = chunk * kRows, count = std::min(kRows, n - begin);
+    const at::Tensor indices = in.indices.narrow(0, begin, count);
+    at::Tensor chosen = in.bank->index_select(0, indices.clamp_min(0).view({-1})).to(rows.u.scalar_type());
+    if (normalize) normalize_in_place(chosen, norms_of_rows(chosen));
+    const at::Tensor places = at::arange(count * k, indices.options()).view({count, k}).masked_fill_(indices.lt(0), -1);
+    const NeighborPull<T> to_chosen{places.const_data_ptr<int64_t>(), k, chosen.const_data_ptr<T>(), nullptr,
+                                    pull.data() + begin};
+    neighbor_gradients(to_chosen, 0, count, nullptr, d, scale, grad.mutable_data_ptr<T>() + begin * d);
+  });
+  const at::Tensor cosines = in.cosines.to(at::kDouble);
+  const double* cosine = cosines.const_data_ptr<double>();
+  const int64_t* indices = in.indices.const_data_ptr<int64_t>();
+  double missing = 0;
+  for (int64_t entry = 0; entry < n * k; ++entry) {
+    if (indices[entry] >= 0) missing -= pull[entry / k] * cosine[entry] * rows.inv_tau;
+  }
+  return missing;
+}
+
+// The same for neighbours in the batch, which are pulled back by the rows that chose them.
+template <typename T>
+void pull_in_batch(const at::Tensor& indices, const at::Tensor& u, const std::vector<double>& pull, double scale,
+                   const at::Tensor& grad) {
+  const int64_t n = u.size(0), k = indices.size(1);
+  const Choosers choosers = invert_choices(indices.const_data_ptr<int64_t>(), n, k);
+  const NeighborPull<T> chosen{indices.const_data_ptr<int64_t>(), k, u.const_data_ptr<T>(), &choosers, pull.data()};
+  run_rows(n, [&](int64_t begin, int64_t end) {
+    neighbor_gradients(chosen, begin, end, u.const_data_ptr<T>(), u.size(1), scale, grad.mutable_data_ptr<T>());
+  });
+}
+
+template <typename T>
+double pull_neighbors(const BackwardInputs& in, const PreparedRows& rows, bool normalize, std::vector<double> pull,
+                      double scale, const at::Tensor& grad) {
+  if (in.indices.size(1) == 0) return 0;
+  const double* weights = in.neighbor_weights ? in.neighbor_weights->const_data_ptr<double>() : nullptr;
+  for (size_t i = 0; i < pull.size(); ++i) pull[i] *= weights ? weights[i] : in.neighbor_weight;
+  if (in.bank) return pull_to_bank<T>(in, rows, normalize, pull, scale, grad);
+  pull_in_batch<T>(in.indices, rows.u, pull, scale, grad);
+  return 0;
+}
+
+template <typename T>
+std::tuple<at::Tensor, at::Tensor> backward(const BackwardInputs& in, const at::Tensor& z, const PreparedRows& rows,
+                                            bool normalize) {
+  const int64_t n = z.size(0), d = z.size(1);
+  const RowGradients row = row_gradients(in, n);
+  const at::Tensor grad = at::zeros({n, d}, rows.u.options());
+  push_apart<T>(rows, row, in.lse, grad);
+  const double scale = 1 / row.largest;
+  double to_bank = 0;
+  if (in.grad_instance) {
+    pull_groups<T>(view_groups(in.instance_ids, n), rows.u, row.instance_pull, scale, grad);
+    to_bank = pull_neighbors<T>(in, rows, normalize, row.instance_pull, scale, grad);
+  }
+  if (in.grad_class) {
+    pull_groups<T>(group_rows(in.labels->const_data_ptr<int64_t>(), n), rows.u, row.class_pull, scale, grad);
+  }
+  std::vector<double> radial(n);
+  run_rows(n, [&](int64_t begin, int64_t end) {
+    finish_gradient(rows.u.const_data_ptr<T>() + begin * d, grad.mutable_data_ptr<T>() + begin * d, end - begin, d,
+                    normalize ? rows.norms.data() + begin : nullptr, row.largest * rows.inv_tau, radial.data() + begin);
+  });
+  double along = to_bank;
+  for (const double value : radial) along += value;
+  const at::ScalarType wide = wide_dtype(z.scalar_type());
+  return {grad.to(z.scalar_type()), at::scalar_tensor(-0.5 * rows.inv_tau * along, z.options().dtype(wide))};
+}
+
+std::tuple<at::Tensor, at::Tensor> contrastive_bwd_cpu(
+    const OptionalTensor& grad_instance, const OptionalTensor& grad_class, const OptionalTensor& grad_lse,
+    const at::Tensor& z, double temperature, const OptionalTensor& temperature_tensor, bool normalize,
+    const OptionalTensor& instance_ids, const OptionalTensor& labels, double neighbor_weight,
+    const OptionalTensor& neighbor_weights, const OptionalTensor& bank, const at::Tensor& lse,
+    const at::Tensor& instance_weight, const at::Tensor& class_weight, const at::Tensor& cosines,
+    const at::Tensor& indices) {
+  const auto dense = [](const OptionalTensor& x) { return x ? OptionalTensor(x->contiguous()) : std::nullopt; };
+  const OptionalTensor ids = dense(instance_ids), classes = dense(labels), weights = dense(neighbor_weights);
+  const at::Tensor dense_lse = lse.contiguous(), dense_instance = instance_weight.contiguous();
+  const at::Tensor dense_class = class_weight.contiguous(), dense_cosines = cosines.contiguous();
+  const at::Tensor dense_indices = indices.contiguous();
+  const BackwardInputs in{grad_instance,   grad_class,    grad_lse,     ids,       classes,
+                          neighbor_weight, weights,       bank,         dense_lse, dense_instance,
+                          dense_class,     dense_cosines, dense_indices};
+  check_contrastive_bwd(in.grad_instance, in.grad_class, in.grad_lse, z, ids, classes, weights, bank, lse,
+                        instance_weight, class_weight, cosines, indices);
+  check_index_range(dense_indices, bank ? bank->size(0) : z.size(0));
+  const PreparedRows rows = prepare_rows(z, normalize, read_temperature(temperature, temperature_tensor));
+  return dispatch_wide(rows.u.scalar_type(),
+                       [&](auto type) { return backward<decltype(type)>(in, z, rows, normalize); });
+}
+
+}  // namespace
+}  // namespace ltood
+
+TORCH_LIBRARY_IMPL(ltood_fast, CPU, m) { m.impl("contrastive_bwd", &ltood::contrastive_bwd_cpu); }

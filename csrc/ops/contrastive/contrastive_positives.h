@@ -1,0 +1,55 @@
+// The positives of the contrastive losses, linear in N. Torch-free; T is float or double.
+//
+// Rows that are positives of each other form a group: the views of an image, the rows of a class. With the group's sum
+// S = sum of u_j, the similarities of row i to the others of its group add up to <u_i, S - u_i>: no pair is visited.
+// Sums are carried in double, so that taking u_i out of S again loses nothing.
+#pragma once
+
+#include <cstdint>
+#include <vector>
+
+namespace ltood {
+
+// Rows by group: group g holds order[offsets[g]] ... order[offsets[g + 1] - 1], ascending.
+struct RowGroups {
+  std::vector<int64_t> order, offsets;
+  int64_t count() const { return static_cast<int64_t>(offsets.size()) - 1; }
+};
+
+RowGroups group_rows(const int64_t* ids, int64_t n);  // rows of equal id
+RowGroups pair_views(int64_t n);                      // row i and row i + n / 2
+
+// similarity_i = sum over the other rows j of i's group of <u_i, u_j>, others_i = how many; groups [begin, end).
+void group_similarities(const RowGroups& groups, int64_t begin, int64_t end, const float* u, int64_t d,
+                        double* similarity, double* others);
+void group_similarities(const RowGroups& groups, int64_t begin, int64_t end, const double* u, int64_t d,
+                        double* similarity, double* others);
+
+// grad_i -= scale * sum over the other rows j of i's group of (pull_i + pull_j) u_j; groups [begin, end).
+void group_gradients(const RowGroups& groups, int64_t begin, int64_t end, const float* u, int64_t d, const double* pull,
+                     double scale, float* grad);
+void group_gradients(const RowGroups& groups, int64_t begin, int64_t end, const double* u, int64_t d,
+                     const double* pull, double scale, double* grad);
+
+// Who chose a row as neighbour: row m was chosen by choosers[offsets[m]] ... choosers[offsets[m + 1] - 1], ascending.
+struct Choosers {
+  std::vector<int64_t> choosers, offsets;
+};
+Choosers invert_choices(const int64_t* indices, int64_t n, int64_t k);  // indices [n, k], -1 = none
+
+// grad_i -= scale * pull * u of every neighbour of i (pull_i) and of every row that chose i (its pull); rows
+// [begin, end). Rows of a bank choose nobody: `choosers` null, and `u` is not read.
+template <typename T>
+struct NeighborPull {
+  const int64_t* indices;  // [N, k]
+  int64_t k;
+  const T* neighbors;  // [N or Q, D]: what the indices point into
+  const Choosers* choosers;
+  const double* pull;  // [N]
+};
+void neighbor_gradients(const NeighborPull<float>& chosen, int64_t begin, int64_t end, const float* u, int64_t d,
+                        double scale, float* grad);
+void neighbor_gradients(const NeighborPull<double>& chosen, int64_t begin, int64_t end, const double* u, int64_t d,
+                        double scale, double* grad);
+
+}  // namespace ltood

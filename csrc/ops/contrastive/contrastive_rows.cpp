@@ -1,0 +1,67 @@
+#include "ops/contrastive/contrastive_rows.h"
+
+#include <algorithm>
+#include <cmath>
+
+#include "common/simd.h"
+
+namespace ltood {
+namespace {
+
+template <typename T>
+LTOOD_INLINE double dot(const T* __restrict a, const T* __restrict b, int64_t d) {
+  double sum = 0;
+#pragma omp simd reduction(+ : sum)
+  for (int64_t x = 0; x < d; ++x) sum += double(a[x]) * b[x];
+  return sum;
+}
+
+template <typename T>
+LTOOD_INLINE void norms_of(const T* x, int64_t n, int64_t d, double* norms) {
+  for (int64_t i = 0; i < n; ++i) norms[i] = std::sqrt(dot(x + i * d, x + i * d, d));
+}
+
+template <typename T>
+LTOOD_INLINE void normalize(T* x, int64_t n, int64_t d, const double* norms) {
+  for (int64_t i = 0; i < n; ++i) {
+    const double norm = norms[i] < kNormEps ? kNormEps : norms[i];
+    T* __restrict row = x + i * d;
+#pragma omp simd
+    for (int64_t c = 0; c < d; ++c) row[c] = static_cast<T>(row[c] / norm);
+  }
+}
+
+template <typename T>
+LTOOD_INLINE void finish(const T* u, T* grad, int64_t n, int64_t d, const double* norms, double factor,
+                         double* radial) {
+  for (int64_t i = 0; i < n; ++i) {
+    const T* __restrict row = u + i * d;
+    T* __restrict g = grad + i * d;
+    const double along = dot(row, g, d);
+    radial[i] = along * factor;
+    const bool flat = norms && norms[i] < kNormEps;
+    const double removed = norms && !flat ? along : 0;
+    const double scale = norms ? factor / (flat ? kNormEps : norms[i]) : factor;
+#pragma omp simd
+    for (int64_t c = 0; c < d; ++c) g[c] = static_cast<T>(scale * (g[c] - removed * row[c]));
+  }
+}
+
+}  // namespace
+
+LTOOD_CLONES void row_norms(const float* x, int64_t n, int64_t d, double* norms) { norms_of(x, n, d, norms); }
+LTOOD_CLONES void row_norms(const double* x, int64_t n, int64_t d, double* norms) { norms_of(x, n, d, norms); }
+
+LTOOD_CLONES void normalize_rows(float* x, int64_t n, int64_t d, const double* norms) { normalize(x, n, d, norms); }
+LTOOD_CLONES void normalize_rows(double* x, int64_t n, int64_t d, const double* norms) { normalize(x, n, d, norms); }
+
+LTOOD_CLONES void finish_gradient(const float* u, float* grad, int64_t n, int64_t d, const double* norms, double factor,
+                                  double* radial) {
+  finish(u, grad, n, d, norms, factor, radial);
+}
+LTOOD_CLONES void finish_gradient(const double* u, double* grad, int64_t n, int64_t d, const double* norms,
+                                  double factor, double* radial) {
+  finish(u, grad, n, d, norms, factor, radial);
+}
+
+}  // namespace ltood
