@@ -107,12 +107,17 @@ def _setup_context(ctx, inputs, output):
     ctx.scalars = temperature, normalize, weight
 
 
+def _used(gradient: Tensor | None) -> Tensor | None:
+    """None for the gradient of a part that was not asked for, which torch.compile makes an empty tensor."""
+    return None if gradient is None or gradient.shape[0] == 0 else gradient
+
+
 def _backward(ctx, grad_instance, grad_class, grad_lse, *_):
     z, temperature_tensor, ids, labels, weights, bank, *rows = ctx.saved_tensors
     temperature, normalize, weight = ctx.scalars
     grad_z, grad_temperature = torch.ops.ltood_fast.contrastive_bwd(
-        grad_instance,
-        grad_class,
+        _used(grad_instance),
+        _used(grad_class),
         grad_lse,
         z,
         temperature,
