@@ -83,8 +83,8 @@ def _random_affine(count: int, generator: torch.Generator) -> Tensor:
 
 
 def _glyphs() -> Tensor:
-    """float [fonts * 52, 1, S, S] in [0, 1]: each letter of each font, as large as the scan allows and centred; fonts by
-    name."""
+    """float [fonts * 52, 1, S, S] in [0, 1]: each letter of each font, as large as the scan allows and centred;
+    fonts in the order of their names."""
     from matplotlib import get_data_path
 
     folder = Path(get_data_path()) / "fonts/ttf"
@@ -100,11 +100,11 @@ def _alphabet(file: Path) -> Tensor | None:
     import numpy as np
     from PIL import Image, ImageDraw, ImageFont, ImageOps
 
-    font = ImageFont.truetype(str(file), 3 * SCAN)
+    font = ImageFont.truetype(str(file), 2 * SCAN)
     drawn = []
     for letter in ALPHABET:
-        sheet = Image.new("L", (6 * SCAN, 6 * SCAN))
-        ImageDraw.Draw(sheet).text((3 * SCAN, 3 * SCAN), letter, fill=255, font=font, anchor="mm")
+        sheet = Image.new("L", (4 * SCAN, 4 * SCAN))
+        ImageDraw.Draw(sheet).text((2 * SCAN, 2 * SCAN), letter, fill=255, font=font, anchor="mm")
         if (box := sheet.getbbox()) is None:
             return None
         drawn.append(np.asarray(ImageOps.pad(sheet.crop(box), (SCAN, SCAN), Image.Resampling.BOX)))

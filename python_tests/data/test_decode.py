@@ -1,0 +1,198 @@
+import errno
+import os
+import shutil
+import warnings
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from ltood_fast.data import DataError, decode
+from ltood_fast.data.decode import decode_file, decode_files
+
+
+@pytest.fixture
+def files(tmp_path, save_image):
+    return [save_image(tmp_path / f"{i}.png", 2 * i) for i in range(100)]  # more than one chunk of work
+
+
+@pytest.fixture
+def count_decodes(monkeypatch):
+    """The files that were decoded since."""
+    seen = []
+
+    def counting(file, image_size):
+        seen.append(file)
+        return decode_file(file, image_size)
+
+    monkeypatch.setattr(decode, "decode_file", counting)
+    return seen
+
+
+def greys(images):
+    assert (images == images[:, :1, :1, :1]).all()
+    return images[:, 0, 0, 0].tolist()
+
+
+def one_cache_file(folder):
+    (path,) = folder.iterdir()  # and no partial file beside it
+    return path
+
+
+def test_files_come_in_order_and_the_cache_serves_the_next_call(files, tmp_path, count_decodes):
+    cache = str(tmp_path / "cache")
+    first = decode_files(files, 8, cache, "set")
+    assert first.shape == (100, 3, 8, 8)
+    assert first.dtype == torch.uint8
+    assert greys(first) == [2 * i for i in range(100)]
+    assert len(count_decodes) == 100
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        again = decode_files(files, 8, cache, "set")
+    assert len(count_decodes) == 100
+    assert torch.equal(first, again)
+    assert np.array_equal(np.load(one_cache_file(tmp_path / "cache")), first.numpy())  # plain .npy for other tools
+
+
+def test_what_comes_from_the_cache_can_be_changed_without_changing_the_cache(files, tmp_path, monkeypatch):
+    monkeypatch.setattr(decode, "IN_MEMORY_BYTES", 0)  # mapped
+    first = decode_files(files, 8, str(tmp_path / "cache"))
+    expected = first.clone()
+    first.zero_()
+    assert torch.equal(decode_files(files, 8, str(tmp_path / "cache")), expected)
+
+
+@pytest.mark.parametrize("change", ["content", "size", "order"])
+def test_other_files_or_sizes_are_decoded_again(files, tmp_path, save_image, count_decodes, change):
+    cache, size = str(tmp_path / "cache"), 8
+    decode_files(files, 8, cache)
+    if change == "content":
+        save_image(files[3], 77)
+        os.utime(files[3], ns=(1, 1))
+    elif change == "order":
+        files = files[::-1]
+    else:
+        size = 4
+    images = decode_files(files, size, cache)
+    assert len(count_decodes) == 200
+    assert images.shape[-1] == size
+    if change == "content":
+        assert greys(images)[3] == 77
+    if change == "order":
+        assert greys(images)[0] == 198
+
+
+def flip_a_bit(path):
+    content = bytearray(path.read_bytes())
+    content[5000] ^= 1
+    path.write_bytes(content)
+
+
+def cut_off(path):
+    path.write_bytes(path.read_bytes()[:3000])
+
+
+def cut_off_the_seal(path):
+    path.write_bytes(path.read_bytes()[:-10])
+
+
+def empty(path):
+    path.write_bytes(b"")
+
+
+def other_shape(path):
+    np.save(path, np.zeros((100, 3, 4, 4), np.uint8))
+
+
+def archive(path):
+    with open(path, "wb") as file:
+        np.savez(file, a=np.zeros(3))
+
+
+DAMAGES = [flip_a_bit, cut_off, cut_off_the_seal, empty, other_shape, archive]
+
+
+@pytest.mark.parametrize("damage", DAMAGES, ids=lambda f: f.__name__)
+def test_a_damaged_cache_is_made_again_with_one_warning(files, tmp_path, damage):
+    cache = tmp_path / "cache"
+    expected = decode_files(files, 8, str(cache))
+    damage(one_cache_file(cache))
+    with pytest.warns(UserWarning, match="cache file .* is damaged .* and is made again") as caught:
+        assert torch.equal(decode_files(files, 8, str(cache)), expected)
+    assert len(caught) == 1
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        assert torch.equal(decode_files(files, 8, str(cache)), expected)
+
+
+@pytest.mark.parametrize("mapped", [False, True])
+def test_the_cache_of_other_images_is_made_again(files, tmp_path, monkeypatch, mapped):
+    if mapped:  # no checksum there, but the fingerprint
+        monkeypatch.setattr(decode, "IN_MEMORY_BYTES", 0)
+    expected = decode_files(files, 8, str(tmp_path / "mine")).clone()
+    decode_files(files[::-1], 8, str(tmp_path / "theirs"))
+    shutil.copy(one_cache_file(tmp_path / "theirs"), one_cache_file(tmp_path / "mine"))
+    with pytest.warns(UserWarning, match="its seal is wrong"):
+        assert torch.equal(decode_files(files, 8, str(tmp_path / "mine")), expected)
+
+
+def test_a_full_disk_costs_the_cache_and_nothing_else(files, tmp_path, monkeypatch):
+    def full(*args):
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr(os, "posix_fallocate", full)
+    with pytest.warns(UserWarning, match="set is decoded but not cached: No space left on device") as caught:
+        images = decode_files(files, 8, str(tmp_path / "cache"), "set")
+    assert len(caught) == 1
+    assert greys(images)[:3] == [0, 2, 4]
+    assert not list((tmp_path / "cache").iterdir())
+
+
+def test_a_cache_folder_that_cannot_be_made_costs_the_cache_and_nothing_else(files, tmp_path):
+    (tmp_path / "cache").write_text("a file stands where the folder should be")
+    with pytest.warns(UserWarning, match="not cached"):
+        assert greys(decode_files(files, 8, str(tmp_path / "cache")))[1] == 2
+
+
+def test_without_a_folder_the_users_cache_is_taken(files, tmp_path, monkeypatch):
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "home"))
+    decode_files(files, 8, "", "set")
+    assert one_cache_file(tmp_path / "home/ltood_fast").name.startswith("set-")
+
+
+def test_a_broken_image_is_named_and_leaves_no_cache(files, tmp_path):
+    files[70].write_bytes(files[70].read_bytes()[:40])
+    with pytest.raises(DataError, match="image file must be readable, got a broken one: .*70.png"):
+        decode_files(files, 8, str(tmp_path / "cache"))
+    assert not list((tmp_path / "cache").iterdir())
+
+
+def test_a_missing_image_is_named(files, tmp_path):
+    files[5].unlink()
+    with pytest.raises(DataError, match="image file must exist, got .*5.png"):
+        decode_files(files, 8, str(tmp_path / "cache"))
+
+
+def test_a_file_that_is_no_image_is_named(tmp_path):
+    path = tmp_path / "notes.jpg"
+    path.write_text("not an image")
+    with pytest.raises(DataError, match="got a broken one: .*notes.jpg"):
+        decode_file(path, 8)
+
+
+def test_other_shapes_are_scaled_by_the_shorter_side_and_cropped(tmp_path):
+    pixels = np.zeros((20, 60, 3), np.uint8)
+    pixels[:, 20:40] = 200  # the centre square
+    Image.fromarray(pixels).save(tmp_path / "wide.png")
+    decoded = decode_file(tmp_path / "wide.png", 10)
+    assert decoded.shape == (3, 10, 10)
+    assert (abs(decoded[:, :, 1:-1].astype(int) - 200) <= 5).all()  # bicubic overshoots beside the edge
+
+
+@pytest.mark.parametrize("mode", ["L", "RGBA", "P", "CMYK", "1"])
+def test_every_colour_mode_becomes_rgb(tmp_path, mode):
+    path = tmp_path / ("image.jpg" if mode == "CMYK" else "image.png")
+    Image.new("RGB", (8, 8), (255, 255, 255)).convert(mode).save(path)
+    assert (decode_file(path, 8) >= 250).all()
+    assert decode_file(path, 8).shape == (3, 8, 8)

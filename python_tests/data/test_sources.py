@@ -1,0 +1,254 @@
+import pickle
+import sys
+
+import numpy as np
+import pytest
+import torch
+
+from ltood_fast.data import DataError, open_set
+from ltood_fast.data.sources import read_list, resized
+
+
+@pytest.fixture
+def open_small(tmp_path):
+    def open_it(spec, **options):
+        return open_set(spec, image_size=8, cache_dir=str(tmp_path / "cache"), **options)
+
+    return open_it
+
+
+def greys(images):
+    return images[:, 0, 0, 0].tolist()
+
+
+def test_an_unknown_kind_names_the_known_ones(open_small):
+    with pytest.raises(DataError, match="set must be one of digits, letters, cifar10, .* got 'svhn'"):
+        open_small("svhn")
+
+
+# ---- folders
+
+
+def test_class_folders_give_labels_in_order_of_name(open_small, picture_root):
+    pictures = open_small(f"folder:{picture_root}/train")
+    assert pictures.class_names == ("cat", "dog")
+    assert pictures.labels.tolist() == [0, 0, 0, 1, 1, 1]
+    assert greys(pictures.images) == [0, 10, 20, 30, 40, 50]
+
+
+def test_a_folder_may_be_relative_to_the_root_and_classes_nested(open_small, picture_root, save_image):
+    save_image(picture_root / "train/cat/images/deep.JPEG", 90, quality=100)
+    pictures = open_small("folder:train", root=str(picture_root))
+    assert pictures.labels.tolist() == [0, 0, 0, 0, 1, 1, 1]
+
+
+def test_a_flat_folder_is_unlabelled_and_other_files_are_left_alone(open_small, tmp_path, save_image):
+    for i in range(3):
+        save_image(tmp_path / "flat" / f"{i}.png", 10 * i)
+    (tmp_path / "flat/readme.txt").write_text("no image")
+    pool = open_small(f"folder:{tmp_path}/flat")
+    assert pool.labels.tolist() == [-1, -1, -1]
+    assert pool.class_names == ()
+
+
+def test_a_missing_and_an_empty_folder_are_refused(open_small, tmp_path):
+    with pytest.raises(DataError, match="folder must exist, got .*nowhere"):
+        open_small(f"folder:{tmp_path}/nowhere")
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(DataError, match="folder must hold images, got none below .*empty"):
+        open_small(f"folder:{tmp_path}/empty")
+
+
+# ---- lists
+
+
+def write_list(path, *lines):
+    path.write_text("\n".join(lines) + "\n")
+    return path
+
+
+def test_a_list_keeps_its_order_and_names_classes_by_folder(open_small, picture_root, tmp_path):
+    path = write_list(tmp_path / "list.txt", "train/dog/1.png 1", "", "train/cat/2.png 0", "train/dog/0.png 1")
+    pictures = open_small(f"list:{path}", root=str(picture_root))
+    assert greys(pictures.images) == [40, 20, 30]
+    assert pictures.labels.tolist() == [1, 0, 1]
+    assert pictures.class_names == ("cat", "dog")
+
+
+def test_without_a_root_paths_are_relative_to_the_list(open_small, picture_root):
+    path = write_list(picture_root / "list.txt", "test/cat/0.png 0")
+    assert greys(open_small(f"list:{path}").images) == [200]
+
+
+def test_absolute_paths_and_spaces_in_names(open_small, tmp_path, save_image):
+    image = save_image(tmp_path / "two words" / "my picture.png", 70)
+    pictures = open_small(f"list:{write_list(tmp_path / 'a.txt', f'{image} 0', str(image))}", root="/elsewhere")
+    assert greys(pictures.images) == [70, 70]
+    assert pictures.labels.tolist() == [0, -1]
+
+
+def test_classes_that_folders_do_not_tell_apart_go_by_number(open_small, picture_root, tmp_path):
+    path = write_list(tmp_path / "list.txt", "train/cat/0.png 0", "train/cat/1.png 2")
+    assert open_small(f"list:{path}", root=str(picture_root)).class_names == ("0", "1", "2")
+
+
+@pytest.mark.parametrize("label", ["", " -1"])
+def test_an_unlabelled_pool_is_labelled_by_its_folders_for_the_report(open_small, tmp_path, save_image, label):
+    # Tiny-ImageNet's layout
+    for wnid in ("n02", "n01"):
+        save_image(tmp_path / "train" / wnid / "images" / f"{wnid}_0.JPEG", 50)
+    (tmp_path / "words.txt").write_text("n01\tgoldfish, Carassius auratus\nn09\tother\n")
+    lines = [f"train/{wnid}/images/{wnid}_0.JPEG{label}" for wnid in ("n02", "n01")]
+    pool = open_small(f"list:{write_list(tmp_path / 'ood.txt', *lines)}", root=str(tmp_path))
+    assert pool.labels.tolist() == [1, 0]
+    assert pool.class_names == ("n01 goldfish", "n02")
+
+
+@pytest.mark.parametrize(
+    ("line", "number"), [("train/cat/0.png cat", 2), ("train/cat/0.png -2", 2), ("train/cat/0.png 1e3x", 2)]
+)
+def test_a_malformed_line_is_named_by_number(tmp_path, line, number):
+    path = write_list(tmp_path / "list.txt", "train/dog/0.png 1", line)
+    with pytest.raises(DataError, match=f"line {number} of .*list.txt must be `path label`, label >= -1, got '{line}'"):
+        read_list(path)
+
+
+def test_a_missing_an_empty_and_a_binary_list_are_refused(open_small, tmp_path):
+    with pytest.raises(DataError, match="list must be an existing file, got .*nowhere.txt"):
+        open_small(f"list:{tmp_path}/nowhere.txt")
+    with pytest.raises(DataError, match="list must be an existing file, got none"):
+        open_small("list")
+    with pytest.raises(DataError, match="list must name at least one image, got an empty file"):
+        open_small(f"list:{write_list(tmp_path / 'empty.txt', '')}")
+    (tmp_path / "binary.txt").write_bytes(b"\xff\xfe\x00")
+    with pytest.raises(DataError, match="list must be a text of lines `path label` in UTF-8, got .*binary.txt"):
+        open_small(f"list:{tmp_path}/binary.txt")
+
+
+def test_a_listed_image_that_is_missing_is_named(open_small, picture_root, tmp_path):
+    path = write_list(tmp_path / "list.txt", "train/cat/9.png 0")
+    with pytest.raises(DataError, match="image file must exist, got .*train/cat/9.png"):
+        open_small(f"list:{path}", root=str(picture_root))
+
+
+# ---- .npy arrays
+
+
+def numbered(*shape):
+    """Random uint8 images whose first pixel is their number."""
+    array = np.random.default_rng(0).integers(0, 256, shape, np.uint8)
+    array.reshape(shape[0], -1)[:, 0] = np.arange(shape[0])
+    return array
+
+
+def test_an_array_of_images_is_mapped_not_read(open_small, tmp_path):
+    array = numbered(6, 8, 8, 3)
+    np.save(tmp_path / "random_images.npy", array)
+    pool = open_small("npy:random_images.npy", root=str(tmp_path))
+    assert np.array_equal(pool.images.permute(0, 2, 3, 1).numpy(), array)
+    assert pool.labels.tolist() == [-1] * 6
+    pool.images.zero_()  # copy-on-write: the file stays as it was
+    assert np.array_equal(np.load(tmp_path / "random_images.npy"), array)
+    changed = np.load(tmp_path / "random_images.npy", mmap_mode="r+")
+    mapped = open_small("npy:random_images.npy", root=str(tmp_path))
+    changed[3] = 17
+    changed.flush()
+    assert int(mapped.images[3, 0, 5, 5]) == 17  # only a mapped file shows that
+
+
+def test_a_grey_array_has_one_channel(open_small, tmp_path):
+    np.save(tmp_path / "grey.npy", numbered(4, 8, 8))
+    assert open_small(f"npy:{tmp_path}/grey.npy").images.shape == (4, 1, 8, 8)
+
+
+def test_arrays_of_another_size_are_resized(open_small, tmp_path):
+    np.save(tmp_path / "large.npy", np.full((4, 16, 16, 3), 9, np.uint8))
+    images = open_small(f"npy:{tmp_path}/large.npy").images
+    assert images.shape == (4, 3, 8, 8)
+    assert (images == 9).all()
+
+
+def test_resizing_averages_and_does_not_depend_on_the_chunk():
+    images = torch.from_numpy(numbered(7, 3, 16, 16))
+    half = resized(images, 8)
+    assert torch.equal(half, resized(images, 8, chunk=2))
+    assert abs(float(half.float().mean()) - float(images.float().mean())) < 2
+    assert resized(images, 16) is images
+
+
+@pytest.mark.parametrize(
+    ("array", "message"),
+    [
+        (np.zeros((2, 8, 8, 3), np.float32), r"must hold uint8 images \[N, H, W, C\], got float32 \(2, 8, 8, 3\)"),
+        (np.zeros((2, 3, 8, 8), np.uint8), r"must hold uint8 images \[N, H, W, C\], got uint8 \(2, 3, 8, 8\)"),
+        (np.zeros((2, 64), np.uint8), r"must hold uint8 images \[N, H, W, C\], got uint8 \(2, 64\)"),
+    ],
+)
+def test_an_array_that_holds_no_images_is_refused(open_small, tmp_path, array, message):
+    np.save(tmp_path / "array.npy", array)
+    with pytest.raises(DataError, match=message):
+        open_small(f"npy:{tmp_path}/array.npy")
+
+
+def test_a_missing_and_a_cut_off_array_are_refused(open_small, tmp_path):
+    with pytest.raises(DataError, match="npy set must be an existing .npy file, got .*array.npy"):
+        open_small(f"npy:{tmp_path}/array.npy")
+    np.save(tmp_path / "array.npy", numbered(6, 8, 8, 3))
+    (tmp_path / "array.npy").write_bytes((tmp_path / "array.npy").read_bytes()[:500])
+    with pytest.raises(DataError, match="npy set must be a .npy array, got a damaged file"):
+        open_small(f"npy:{tmp_path}/array.npy")
+
+
+# ---- CIFAR as torchvision stores it
+
+
+def write_batch(path, images, key, labels):
+    path.parent.mkdir(parents=True, exist_ok=True)
+    rows = images.transpose(0, 3, 1, 2).reshape(len(images), -1)
+    path.write_bytes(pickle.dumps({"data": rows, key: labels}))
+
+
+@pytest.fixture
+def cifar_root(tmp_path, monkeypatch):
+    """Miniatures of both archives, unpacked: 5 training batches of 2 images and a test batch of 3. torchvision compares
+    checksums with the published files, so that comparison answers yes here."""
+    monkeypatch.setattr("torchvision.datasets.cifar.check_integrity", lambda path, md5=None: True)
+    ten, hundred = tmp_path / "cifar-10-batches-py", tmp_path / "cifar-100-python"
+    images = numbered(10, 32, 32, 3)
+    for b in range(5):
+        write_batch(ten / f"data_batch_{b + 1}", images[2 * b : 2 * b + 2], "labels", [2 * b, 2 * b + 1])
+    write_batch(ten / "test_batch", images[:3], "labels", [0, 1, 2])
+    (ten / "batches.meta").write_bytes(pickle.dumps({"label_names": list("abcdefghij")}))
+    write_batch(hundred / "train", images, "fine_labels", list(range(10)))
+    write_batch(hundred / "test", images[:3], "fine_labels", [0, 1, 99])
+    (hundred / "meta").write_bytes(pickle.dumps({"fine_label_names": [str(i) for i in range(100)]}))
+    return tmp_path
+
+
+def test_cifar10_as_torchvision_stores_it(cifar_root):
+    train = open_set("cifar10", root=str(cifar_root), image_size=32)
+    assert train.images.shape == (10, 3, 32, 32)
+    assert train.images[:, 0, 0, 0].tolist() == list(range(10))
+    assert train.labels.tolist() == list(range(10))
+    assert train.class_names == tuple("abcdefghij")
+    assert len(open_set("cifar10", root=str(cifar_root), part="test", image_size=32)) == 3
+    assert open_set("cifar10", root=str(cifar_root), image_size=16).images.shape == (10, 3, 16, 16)
+
+
+def test_cifar100_has_a_hundred_fine_classes(cifar_root):
+    test = open_set("cifar100", root=str(cifar_root), part="test")
+    assert test.labels.tolist() == [0, 1, 99]
+    assert len(test.class_names) == 100
+
+
+def test_cifar_that_is_not_there_is_refused_and_not_downloaded(tmp_path):
+    message = "data.root must hold cifar10 as torchvision stores it, got .*; download it once with python -c"
+    with pytest.raises(DataError, match=message):
+        open_set("cifar10", root=str(tmp_path))
+    assert not list(tmp_path.iterdir())
+
+
+def test_without_torchvision_cifar_says_what_to_install(monkeypatch):
+    monkeypatch.setitem(sys.modules, "torchvision", None)
+    with pytest.raises(DataError, match="cifar10 needs torchvision, which cannot be imported beside this torch"):
+        open_set("cifar10")
