@@ -170,7 +170,7 @@ def tailness_picture(results: RunResults, resampling: Resampling) -> Picture:
         cell = 0.52  # inches a row and a thumbnail
         thumbnails = resampling.thumbnails
         columns = max([len(row) for row in thumbnails], default=0) if thumbnails else 0
-        widths = [2.0, 2.0, 2.0, cell * max(columns, 0.1), 1.7 if resampling.ood_classes else 0.1]
+        widths = [1.7, 1.7, 1.7, cell * max(columns, 0.1), 1.7 if resampling.ood_classes else 0.1]
         height = cell * len(shown)
         size = (0.9 + sum(widths) + 0.8, height + 1.0)
         figure = Figure(figsize=size)

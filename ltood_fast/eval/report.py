@@ -96,7 +96,7 @@ def render_page(results: RunResults, signatures: list[Signature], pictures: list
         base64=lambda png: base64.b64encode(png).decode(),
         config=_flat(to_json(results.config)),
         build=_flat({key: value for key, value in to_json(results.build).items() if key != "kernels"}),
-        kernels=to_json(results.build).get("kernels", {}),
+        kernels=_kernels(results),
     )
 
 
@@ -125,6 +125,15 @@ def _confusions(results: RunResults, at_most: int = 8) -> list[tuple[str, str]]:
     return lines
 
 
+def _kernels(results: RunResults) -> list[tuple[str, list[str]]]:
+    """(device, the functions that had a kernel there)."""
+    kernels = results.build.get("kernels", {})
+    devices = dict.fromkeys(device for by_device in kernels.values() for device in by_device)
+    return [
+        (device, [name for name, served in kernels.items() if served.get(device) == "kernel"]) for device in devices
+    ]
+
+
 def _flat(values: Mapping[str, Any], prefix: str = "") -> list[tuple[str, str]]:
     """[("section.key", "value")] of nested dicts."""
     pairs = []
@@ -133,5 +142,5 @@ def _flat(values: Mapping[str, Any], prefix: str = "") -> list[tuple[str, str]]:
             pairs += _flat(value, f"{prefix}{key}.")
         else:
             text = ", ".join(map(str, value)) if isinstance(value, list) else str(value)
-            pairs.append((f"{prefix}{key}", text))
+            pairs.append((f"{prefix}{key}", text or "none"))
     return pairs
