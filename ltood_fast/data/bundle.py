@@ -10,7 +10,7 @@ import torch
 
 from .image_set import DataBundle, DataError, ImageSet
 from .longtail import make_long_tailed, read_split
-from .sources import open_set
+from .sources import open_set, read_list
 
 if TYPE_CHECKING:
     from ..train.config import DataConfig
@@ -22,15 +22,13 @@ def load_data(config: DataConfig) -> DataBundle:
     ID sets: `digits` (its training, probe and test parts share no image), `cifar10`, `cifar100` and `folder:PATH`
     (`PATH/train`, and `PATH/test` or `PATH/val`, one folder a class), whose probe learns from the whole balanced
     training part [source], and `list` (the `*_list` files). The long tail comes from `split` or `imbalance`, or from
-    the list itself. OOD sets: all of these, and `letters` and `npy:PATH`.
+    the list itself. OOD sets: all of these, and `letters` and `npy:PATH`. A list's own path is relative to the working
+    folder, every other one to the root.
 
     Raises:
         DataError: one sentence on what is missing, broken or does not fit.
     """
     train, probe, test = _lists(config) if config.id == "list" else _parts(config)
-    for name, images in (("train", train), ("probe", probe), ("test", test)):
-        if bool((images.labels < 0).any()):
-            raise DataError(f"data: {name} set must be labelled (labels are for evaluation only), got {images.name}")
     n_classes = max(len(s.class_names) for s in (train, probe, test))
     names = next(s.class_names for s in (probe, train, test) if len(s.class_names) == n_classes)
     train, probe, test = (replace(s, class_names=names) for s in (train, probe, test))
@@ -53,31 +51,46 @@ def _open(config: DataConfig, spec: str, part: str = "train", root: str | None =
 
 
 def _lists(config: DataConfig) -> tuple[ImageSet, ImageSet, ImageSet]:
-    for key in ("id_list", "probe_list", "test_list"):
-        if not getattr(config, key):
-            raise DataError(f"data: data.{key} must be the path of a list when data.id is list, got none")
-    train = _long_tail(config, _open(config, f"list:{config.id_list}"))
-    return train, _open(config, f"list:{config.probe_list}"), _open(config, f"list:{config.test_list}")
+    paths = [_list_path(config, "id", key) for key in ("id_list", "probe_list", "test_list")]
+    for path in paths:
+        # Classes by folder, the resort of a list without labels, could mean another class in each list.
+        if path.is_file() and min(read_list(path)[1]) < 0:
+            raise DataError(f"data: list must label every image (for evaluation only), got some without in {path}")
+    whole, probe, test = (_open(config, f"list:{path}") for path in paths)
+    return _long_tail(config, whole), probe, test
+
+
+def _list_path(config: DataConfig, user: str, key: str) -> Path:
+    if not (path := getattr(config, key)):
+        raise DataError(f"data: data.{key} must be the path of a list when data.{user} is list, got none")
+    return Path(path).expanduser()
 
 
 def _parts(config: DataConfig) -> tuple[ImageSet, ImageSet, ImageSet]:
     kind, _, path = config.id.partition(":")
-    if kind in ("letters", "npy"):
-        raise DataError(f"data: data.id must be a set with a training and a test part, got {config.id!r}")
+    if kind in ("letters", "npy", "list"):
+        hint = " (plain `list` reads data.id_list, data.probe_list, data.test_list)" if kind == "list" else ""
+        raise DataError(f"data: data.id must be a set with a training and a test part, got {config.id!r}{hint}")
     if kind != "folder":
         train, probe, test = (_open(config, config.id, part) for part in ("train", "probe", "test"))
         return _long_tail(config, train), probe, test
-    folder = Path(config.root) / path
+    folder = (Path(config.root).expanduser() / Path(path).expanduser()).absolute()
     held_out = next((p for p in ("test", "val") if (folder / p).is_dir()), None)
     if held_out is None or not (folder / "train").is_dir():
         raise DataError(f"data: {config.id} must hold the folders train, and test or val, got {folder}")
-    whole = _open(config, f"folder:{path}/train")
-    return _long_tail(config, whole), whole, _open(config, f"folder:{path}/{held_out}")
+    whole, test = (_open(config, f"folder:{folder / part}") for part in ("train", held_out))
+    for images in (whole, test):
+        if bool((images.labels < 0).any()):
+            raise DataError(f"data: images of {folder / images.name} must lie in class folders, got some outside")
+    if alone := sorted(set(whole.class_names) ^ set(test.class_names)):
+        names = ", ".join(alone[:5])
+        raise DataError(f"data: train and {held_out} in {folder} must hold the same classes, got {names} in one only")
+    return _long_tail(config, whole), whole, test
 
 
 def _long_tail(config: DataConfig, whole: ImageSet) -> ImageSet:
     if config.split:
-        return whole.subset(read_split(Path(config.root) / config.split, len(whole)))
+        return whole.subset(read_split(Path(config.root).expanduser() / config.split, len(whole)))
     if config.imbalance in (0, 1):
         return whole
     return make_long_tailed(whole, config.imbalance, config.seed, config.class_order)
@@ -88,9 +101,7 @@ def _ood(config: DataConfig, channels: int) -> ImageSet | None:
         return None
     spec = config.ood
     if spec == "list":
-        if not config.ood_list:
-            raise DataError("data: data.ood_list must be the path of a list when data.ood is list, got none")
-        spec = f"list:{config.ood_list}"
+        spec = f"list:{_list_path(config, 'ood', 'ood_list')}"
     pool = _open(config, spec, root=config.ood_root or config.root)
     if config.ood_size and len(pool) > config.ood_size:
         order = torch.randperm(len(pool), generator=torch.Generator().manual_seed(config.seed))

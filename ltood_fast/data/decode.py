@@ -48,7 +48,7 @@ def decode_files(files: Sequence[Path], image_size: int, cache_dir: str = "", na
     """
     shape = (len(files), 3, image_size, image_size)
     key = _fingerprint(files, image_size)
-    cached = (Path(cache_dir) if cache_dir else default_cache_dir()) / f"{name}-{key[:16]}.npy"
+    cached = (Path(cache_dir).expanduser() if cache_dir else default_cache_dir()) / f"{name}-{key[:16]}.npy"
     if (images := _read_cached(cached, shape, key)) is not None:
         return images
     try:
@@ -152,6 +152,10 @@ def decode_file(file: Path, image_size: int) -> np.ndarray:
     try:
         with Image.open(file) as image:
             image.draft("RGB", size)  # JPEG: decode at the nearest larger scale
+            if image.mode in ("I", "F"):
+                raise ValueError("32 bits a channel have no known range")
+            if image.mode.startswith("I;16"):  # conversion would clip at 255
+                image = Image.fromarray((np.asarray(image) >> 8).astype(np.uint8))
             fitted = ImageOps.fit(image.convert("RGB"), size, Image.Resampling.BICUBIC)
     except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
         raise DataError(f"data: image file must be readable, got a broken one: {file} ({error})") from error

@@ -14,7 +14,7 @@ from .image_set import DataError, ImageSet
 def exponential_counts(largest: int, n_classes: int, factor: float) -> list[int]:
     """n_c = largest * factor^(-c / (n_classes - 1)), rounded down, at least 1 [Cui 2019]: the first class has `largest`
     images, the last one `largest / factor`."""
-    if factor < 1:
+    if not factor >= 1:  # nor NaN
         raise DataError(f"data: imbalance must be at least 1, or 0 for the set as it is, got {factor}")
     steps = max(n_classes - 1, 1)
     return [max(1, int(largest * factor ** (-c / steps) + 1e-9)) for c in range(n_classes)]
@@ -56,27 +56,28 @@ def read_split(path: Path, n_rows: int) -> Tensor:
     Raises:
         DataError: no such file, not a vector of integers, an index out of range or named twice.
     """
-    rows = load_npy(path, "split")
+    rows = map_npy(path, "split")
     if rows.ndim != 1 or rows.dtype.kind not in "iu" or len(rows) == 0:
         raise DataError(f"data: split {path} must be a vector of indices, got {rows.dtype} {rows.shape}")
     rows = torch.from_numpy(rows.astype(np.int64))
     low, high = int(rows.min()), int(rows.max())
     if low < 0 or high >= n_rows:
         raise DataError(f"data: indices of split {path} must be in [0, {n_rows}), got [{low}, {high}]")
-    if len(rows.unique()) != len(rows):
-        raise DataError(f"data: indices of split {path} must be distinct, got {len(rows) - len(rows.unique())} twice")
+    if repeated := len(rows) - len(rows.unique()):
+        raise DataError(f"data: indices of split {path} must be distinct, got {repeated} repeated")
     return rows
 
 
-def load_npy(path: Path, what: str, mmap_mode: str | None = None) -> np.ndarray:
-    """The array of a .npy file; anything else is a `DataError`."""
-    if not path.is_file():
-        raise DataError(f"data: {what} must be an existing .npy file, got {path}")
+def map_npy(path: Path, what: str, mode: str = "r") -> np.ndarray:
+    """The array of a .npy file, mapped: mode "r" for reading, "c" so that a write changes no file.
+
+    Raises:
+        DataError: no such file, a damaged one, or none that `numpy.save` wrote.
+    """
     try:
-        array = np.load(path, mmap_mode=mmap_mode, allow_pickle=False)
-    except (ValueError, EOFError, OSError) as error:
-        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+        return np.lib.format.open_memmap(path, mode=mode)  # np.load would also open archives
+    except (FileNotFoundError, IsADirectoryError):
+        raise DataError(f"data: {what} must be an existing .npy file, got {path}") from None
+    except (ValueError, OSError, OverflowError) as error:
+        reason = str(error).splitlines()[0]
         raise DataError(f"data: {what} must be a .npy array, got a damaged file {path} ({reason})") from error
-    if not isinstance(array, np.ndarray):
-        raise DataError(f"data: {what} must be a .npy array, got an archive: {path}")
-    return array

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,9 +14,10 @@ import torch
 from .decode import decode_files
 from .embedded import digits, letters
 from .image_set import DataError, ImageSet
-from .longtail import load_npy
+from .longtail import map_npy
 
 IMAGE_SUFFIXES = {".jpg", ".jpeg", ".png", ".bmp", ".gif", ".ppm", ".tif", ".tiff", ".webp"}
+MAX_LABEL = 1_000_000  # [ours] a larger one is a slip of the pen, no class
 CONTAINERS = {"images", "train", "val", "test"}  # folders that hold a class or a part and name no class
 
 
@@ -32,7 +35,7 @@ class Source:
 
     def resolve(self, path: str) -> Path:
         """A relative path is relative to the root."""
-        return Path(self.root) / Path(path).expanduser()
+        return Path(self.root).expanduser() / Path(path).expanduser()
 
 
 def open_set(spec: str, **options) -> ImageSet:
@@ -56,8 +59,9 @@ def _cifar(source: Source, name: str) -> ImageSet:
     try:
         from torchvision import datasets
     except (ImportError, RuntimeError, OSError) as error:
+        reason = " ".join(str(error).split())
         raise DataError(
-            f"data: {name} needs torchvision, which cannot be imported beside this torch ({error}): "
+            f"data: {name} needs torchvision, which cannot be imported beside this torch ({reason}): "
             "install the CUDA build of torch and its torchvision, which also run without a GPU"
         ) from error
     make = {"cifar10": datasets.CIFAR10, "cifar100": datasets.CIFAR100}[name]
@@ -75,10 +79,16 @@ def _cifar(source: Source, name: str) -> ImageSet:
 
 def _folder(source: Source) -> ImageSet:
     """`<class>/**/image`, or images without a class folder (label -1)."""
-    root = source.resolve(source.path)
+    root = source.resolve(source.path).absolute()
     if not root.is_dir():
         raise DataError(f"data: folder must exist, got {root}")
-    files = sorted(f for f in root.rglob("*") if f.suffix.lower() in IMAGE_SUFFIXES and f.is_file())
+    # os.walk: a class folder may be a link, which Path.rglob passes by
+    files = sorted(
+        Path(folder, name)
+        for folder, _, names in os.walk(root, followlinks=True)
+        for name in names
+        if Path(name).suffix.lower() in IMAGE_SUFFIXES
+    )
     if not files:
         raise DataError(f"data: folder must hold images, got none below {root}")
     parts = [f.relative_to(root).parts for f in files]
@@ -94,7 +104,7 @@ def _list(source: Source) -> ImageSet:
     path = Path(source.path).expanduser()
     if not path.is_file():
         raise DataError(f"data: list must be an existing file, got {path if source.path else 'none'}")
-    root = Path(source.root) if source.root else path.parent
+    root = Path(source.root).expanduser() if source.root else path.parent
     relative, labels = read_list(path)
     if max(labels) < 0:  # an unlabelled pool: its folders serve the report
         labels, names = _labels_by_folder(relative)
@@ -113,25 +123,21 @@ def read_list(path: Path) -> tuple[list[Path], list[int]]:
         DataError: names the line.
     """
     try:
-        lines = path.read_text(encoding="utf-8").splitlines()
+        lines = path.read_text(encoding="utf-8-sig").split("\n")
     except UnicodeDecodeError:
         raise DataError(f"data: list must be a text of lines `path label` in UTF-8, got {path}") from None
     paths, labels = [], []
-    for number, line in enumerate(lines, 1):
-        fields = line.rsplit(maxsplit=1)
-        if not fields:
+    for number, line in enumerate(map(str.strip, lines), 1):
+        if not line:
             continue
-        label = -1
-        if len(fields) == 2 and not Path(fields[1]).suffix:
-            try:
-                label = int(fields[1])
-            except ValueError:
-                label = -2
-            if label < -1:
-                raise DataError(f"data: line {number} of {path} must be `path label`, label >= -1, got {line!r}")
-            line = fields[0]
-        paths.append(Path(line.strip()))
-        labels.append(label)
+        name, label = line, "-1"
+        if len(line.split()) > 1 and Path(line).suffix.lower() not in IMAGE_SUFFIXES:
+            name, label = line.rsplit(maxsplit=1)
+        if not re.fullmatch(r"-1|\d{1,6}", label):
+            wanted = f"`path label`, label in [-1, {MAX_LABEL})"
+            raise DataError(f"data: line {number} of {path} must be {wanted}, got {line!r}")
+        paths.append(Path(name))
+        labels.append(int(label))
     if not paths:
         raise DataError(f"data: list must name at least one image, got an empty file {path}")
     return paths, labels
@@ -170,8 +176,9 @@ def _names_by_folder(paths: Sequence[Path], labels: Sequence[int]) -> tuple[str,
 def _npy(source: Source) -> ImageSet:
     """uint8 [N, H, W, C] or [N, H, W], such as `300K_random_images.npy`; mapped, not read."""
     path = source.resolve(source.path)
-    array = load_npy(path, "npy set", mmap_mode="c")
-    if array.dtype != np.uint8 or array.ndim not in (3, 4) or (array.ndim == 4 and array.shape[3] not in (1, 3)):
+    array = map_npy(path, "npy set", "c")
+    fits = array.ndim in (3, 4) and array.size > 0 and array.shape[3:] in ((), (1,), (3,))
+    if array.dtype != np.uint8 or not fits:
         raise DataError(f"data: {path} must hold uint8 images [N, H, W, C], got {array.dtype} {array.shape}")
     images = torch.from_numpy(array if array.ndim == 4 else array[..., None]).permute(0, 3, 1, 2)
     images = resized(images, source.image_size)
@@ -179,12 +186,17 @@ def _npy(source: Source) -> ImageSet:
 
 
 def resized(images: torch.Tensor, size: int, chunk: int = 4096) -> torch.Tensor:
-    """Square images of another size, bilinear with antialiasing; unchanged (not read) where the size is right."""
-    if images.shape[2:] == (size, size):
+    """uint8 [N, C, size, size]: shorter side scaled (bilinear, antialiased) and centre cropped, as `decode_files` does;
+    unchanged (not read) where the size is right."""
+    height, width = images.shape[2:]
+    if height == width == size:
         return images
+    side = min(height, width)
+    top, left = (height - side) // 2, (width - side) // 2
 
     def scale(part: torch.Tensor) -> torch.Tensor:
-        scaled = torch.nn.functional.interpolate(part.float(), size=(size, size), mode="bilinear", antialias=True)
+        square = part[..., top : top + side, left : left + side].float()
+        scaled = torch.nn.functional.interpolate(square, size=(size, size), mode="bilinear", antialias=True)
         return scaled.round().clamp(0, 255).to(torch.uint8)
 
     return torch.cat([scale(part) for part in images.split(chunk)])

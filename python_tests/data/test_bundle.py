@@ -92,8 +92,15 @@ def test_a_test_set_without_a_class_and_without_labels_is_refused(list_config, t
     with pytest.raises(DataError, match="test set must hold every class, got none of dog"):
         load_data(list_config(test_list=write_list(tmp_path / "t.txt", "test/cat/0.png 0")))
     half = write_list(tmp_path / "t.txt", "test/cat/0.png 0", "test/dog/0.png")
-    with pytest.raises(DataError, match="test set must be labelled .labels are for evaluation only., got t"):
+    with pytest.raises(DataError, match="list must label every image .*, got some without in .*t.txt"):
         load_data(list_config(test_list=half))
+
+
+@pytest.mark.parametrize("key", ["id_list", "probe_list", "test_list"])
+def test_classes_of_an_id_list_are_never_guessed_from_its_folders(list_config, tmp_path, key):
+    bare = write_list(tmp_path / "bare.txt", "test/dog/0.png", "test/cat/0.png -1")
+    with pytest.raises(DataError, match="list must label every image"):
+        load_data(list_config(**{key: bare}))
 
 
 def test_a_folder_with_its_parts(data_config, picture_root, tmp_path):
@@ -105,12 +112,36 @@ def test_a_folder_with_its_parts(data_config, picture_root, tmp_path):
     assert greys(load_data(data_config(id=f"folder:{picture_root}", ood="")).test.images) == [200, 210]
 
 
+def test_a_folder_relative_to_a_root_in_the_home(data_config, picture_root, tmp_path, monkeypatch):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    np.save(tmp_path / "split.npy", np.array([4, 0]))
+    data = load_data(data_config(id="folder:pictures", root="~", split="split.npy", ood=""))
+    assert greys(data.train.images) == [40, 0]
+
+
+def test_parts_of_a_folder_must_hold_the_same_classes(data_config, picture_root, save_image):
+    (picture_root / "test/cat").rename(picture_root / "test/bird")  # "dog" would be class 1 of both
+    with pytest.raises(DataError, match="train and test in .* must hold the same classes, got bird, cat in one only"):
+        load_data(data_config(id=f"folder:{picture_root}", ood=""))
+    (picture_root / "test/bird").rename(picture_root / "test/cat")
+    save_image(picture_root / "train/ant/0.png", 5)
+    with pytest.raises(DataError, match="must hold the same classes, got ant in one only"):
+        load_data(data_config(id=f"folder:{picture_root}", ood=""))
+
+
+@pytest.mark.parametrize("part", ["train", "test"])
+def test_images_of_a_part_lie_in_class_folders(data_config, picture_root, save_image, part):
+    save_image(picture_root / part / "stray.png", 5)
+    with pytest.raises(DataError, match=f"images of .*/{part} must lie in class folders, got some outside"):
+        load_data(data_config(id=f"folder:{picture_root}", ood="", imbalance=3.0))
+
+
 def test_a_folder_without_a_held_out_part_is_refused(data_config, picture_root):
     with pytest.raises(DataError, match="must hold the folders train, and test or val, got .*train"):
         load_data(data_config(id=f"folder:{picture_root}/train", ood=""))
 
 
-@pytest.mark.parametrize("spec", ["letters", "npy:a.npy"])
+@pytest.mark.parametrize("spec", ["letters", "npy:a.npy", "list:a.txt"])
 def test_a_pool_is_no_id_set(data_config, spec):
     with pytest.raises(DataError, match=f"data.id must be a set with a training and a test part, got '{spec}'"):
         load_data(data_config(id=spec))

@@ -196,3 +196,23 @@ def test_every_colour_mode_becomes_rgb(tmp_path, mode):
     Image.new("RGB", (8, 8), (255, 255, 255)).convert(mode).save(path)
     assert (decode_file(path, 8) >= 250).all()
     assert decode_file(path, 8).shape == (3, 8, 8)
+
+
+def test_sixteen_bits_are_scaled_and_thirty_two_refused(tmp_path):
+    Image.fromarray(np.full((4, 4), 90 << 8, np.uint16)).save(tmp_path / "deep.png")
+    assert (decode_file(tmp_path / "deep.png", 4) == 90).all()
+    Image.fromarray(np.full((4, 4), 0.5, np.float32)).save(tmp_path / "float.tiff")
+    with pytest.raises(DataError, match="got a broken one: .*float.tiff .32 bits a channel"):
+        decode_file(tmp_path / "float.tiff", 4)
+
+
+@pytest.mark.parametrize("suffix", ["jpg", "png", "gif", "bmp", "webp", "tiff"])
+@pytest.mark.parametrize("kept", [0, 12, 0.5])
+@pytest.mark.filterwarnings("ignore:Corrupt EXIF data")
+def test_every_format_cut_off_is_named(tmp_path, suffix, kept):
+    path = tmp_path / f"cut.{suffix}"
+    Image.fromarray(np.random.default_rng(0).integers(0, 256, (40, 40, 3), dtype=np.uint8)).save(path)
+    whole = path.read_bytes()
+    path.write_bytes(whole[: int(kept * len(whole)) if kept < 1 else kept])
+    with pytest.raises(DataError, match=f"image file must be readable, got a broken one: .*cut.{suffix}"):
+        decode_file(path, 8)

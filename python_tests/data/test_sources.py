@@ -1,5 +1,6 @@
 import pickle
 import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -49,6 +50,19 @@ def test_a_flat_folder_is_unlabelled_and_other_files_are_left_alone(open_small, 
     pool = open_small(f"folder:{tmp_path}/flat")
     assert pool.labels.tolist() == [-1, -1, -1]
     assert pool.class_names == ()
+
+
+def test_a_class_folder_may_be_a_link(open_small, picture_root, tmp_path, save_image):
+    save_image(tmp_path / "elsewhere/0.png", 90)
+    (picture_root / "train/eel").symlink_to(tmp_path / "elsewhere")
+    pictures = open_small(f"folder:{picture_root}/train")
+    assert pictures.class_names == ("cat", "dog", "eel")
+    assert greys(pictures.images)[-1] == 90
+
+
+def test_the_working_folder_has_a_name(open_small, picture_root, monkeypatch):
+    monkeypatch.chdir(picture_root)
+    assert open_small("folder:.").name == "pictures"
 
 
 def test_a_missing_and_an_empty_folder_are_refused(open_small, tmp_path):
@@ -105,11 +119,15 @@ def test_an_unlabelled_pool_is_labelled_by_its_folders_for_the_report(open_small
 
 
 @pytest.mark.parametrize(
-    ("line", "number"), [("train/cat/0.png cat", 2), ("train/cat/0.png -2", 2), ("train/cat/0.png 1e3x", 2)]
+    ("line", "number"),
+    [
+        *((f"train/cat/0.png {label}", 2) for label in ("cat", "-2", "1e3x", "1.5", "1_0", "1000000", "9" * 30)),
+        ("two words", 2),
+    ],
 )
 def test_a_malformed_line_is_named_by_number(tmp_path, line, number):
     path = write_list(tmp_path / "list.txt", "train/dog/0.png 1", line)
-    with pytest.raises(DataError, match=f"line {number} of .*list.txt must be `path label`, label >= -1, got '{line}'"):
+    with pytest.raises(DataError, match=f"line {number} of .*list.txt must be `path label`, label in .*, got '{line}'"):
         read_list(path)
 
 
@@ -123,6 +141,12 @@ def test_a_missing_an_empty_and_a_binary_list_are_refused(open_small, tmp_path):
     (tmp_path / "binary.txt").write_bytes(b"\xff\xfe\x00")
     with pytest.raises(DataError, match="list must be a text of lines `path label` in UTF-8, got .*binary.txt"):
         open_small(f"list:{tmp_path}/binary.txt")
+
+
+def test_lists_of_other_editors(tmp_path):
+    path = tmp_path / "list.txt"
+    path.write_bytes("\ufeffa b.png\t3\r\n \r\n  c\x0cd.png  \r\ne.JPEG 0".encode())
+    assert read_list(path) == ([Path("a b.png"), Path("c\x0cd.png"), Path("e.JPEG")], [3, -1, 0])
 
 
 def test_a_listed_image_that_is_missing_is_named(open_small, picture_root, tmp_path):
@@ -176,11 +200,20 @@ def test_resizing_averages_and_does_not_depend_on_the_chunk():
     assert resized(images, 16) is images
 
 
+def test_oblong_images_keep_their_proportions():
+    images = torch.zeros(2, 3, 4, 12, dtype=torch.uint8)
+    images[..., 4:8] = 200
+    assert resized(images, 4).unique().tolist() == [200]
+    assert resized(images, 8).unique().tolist() == [200]
+    assert torch.equal(resized(images.mT, 8), resized(images, 8))
+
+
 @pytest.mark.parametrize(
     ("array", "message"),
     [
         (np.zeros((2, 8, 8, 3), np.float32), r"must hold uint8 images \[N, H, W, C\], got float32 \(2, 8, 8, 3\)"),
         (np.zeros((2, 3, 8, 8), np.uint8), r"must hold uint8 images \[N, H, W, C\], got uint8 \(2, 3, 8, 8\)"),
+        (np.zeros((0, 8, 8, 3), np.uint8), r"must hold uint8 images \[N, H, W, C\], got uint8 \(0, 8, 8, 3\)"),
         (np.zeros((2, 64), np.uint8), r"must hold uint8 images \[N, H, W, C\], got uint8 \(2, 64\)"),
     ],
 )
