@@ -40,7 +40,8 @@ def cluster_kl(
     loss = (p * (p / q).log()).sum(1).mean()
     ```
 
-    without an [N, K, D] array, and without an [N, K] array unless `return_q` asks for it.
+    without an [N, K, D] array, and without an [N, K] array unless `return_q` asks for it: the kernel keeps distances of
+    the first rows from its first pass for the later ones, 32 MiB of them at most, and computes the others again.
 
     Args:
         z: [N, D] float64, float32, bfloat16 or float16, one embedding a row.
@@ -96,7 +97,8 @@ def refine_centroids(
         nu, normalize, backend: as in `cluster_kl`. With `normalize` the centroids move as raw vectors and the gradient
             goes through their norm.
         steps: most steps to take.
-        lr: step size, positive. The loss is a mean over rows, so a centroid's step also scales with its share of them.
+        lr: step size, positive. The loss is a mean over rows, so a centroid's step also scales with its share of them,
+            and a small `lr` may move so few assignments that `tol` ends the descent after its first step.
         tol: fraction of the N rows, non-negative; 0 takes every step.
 
     Returns:
