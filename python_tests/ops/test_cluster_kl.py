@@ -128,6 +128,12 @@ def test_common_offset_and_large_norms():
     check(z, mu, torch.float32, nu=20.0)  # its mass is 0 in float32
 
 
+def test_weights_that_underflow_before_they_are_normalised():
+    """(1 + d/nu)^-h is 1e-48 for every row and centroid; its logarithm, -111, would round by what tells them apart."""
+    z, mu = inputs(300, 5, 16, scale=0.7)
+    check(z + 20 * torch.eye(16)[0], mu, torch.float32, nu=200.0)
+
+
 def test_duplicates():
     """Rows on their centroid, and centroids on each other: distance 0 exactly."""
     _, mu = inputs(1, 4, 8)

@@ -68,52 +68,51 @@ LTOOD_INLINE T exp_simd(T v) {
   return exp2_simd(v * static_cast<T>(kLog2E));
 }
 
-// kUnit: nu = 1, where the kernel is a reciprocal and needs neither logarithm nor exponential.
+// The weights of a row, relative to that of its nearest centroid at distance m: their logarithm is
+// -h log(1 + (d - m)/(nu + m)), in which the large common part that could underflow, or round, has gone.
+// kUnit: nu = 1, where a reciprocal does, and m stays 0.
 template <bool kUnit, typename T>
 struct Kernel {
-  T nu;
-  T inverse_nu = 1 / nu;
+  T nu, nearest;
+  T inverse = 1 / (nu + nearest);
   T h = (nu + 1) / 2;
 
-  LTOOD_INLINE T log_weight(T distance) const { return -h * log1p_simd(distance * inverse_nu); }
-
-  LTOOD_INLINE T weight(T distance, T shift) const {
+  LTOOD_INLINE T weight(T distance) const {
     if constexpr (kUnit) {
       return 1 / (1 + distance);
     } else {
-      return exp_simd(log_weight(distance) - shift);
+      return exp_simd(-h * log1p_simd((distance - nearest) * inverse));
     }
   }
 
   // h / (nu + distance), given the weight of that distance.
   LTOOD_INLINE T slope(T distance, T weight) const { return kUnit ? weight : h / (nu + distance); }
-
-  LTOOD_INLINE T row_shift(const T* distances, int64_t k) const {
-    if constexpr (kUnit) return 0;
-    T nearest = std::numeric_limits<T>::infinity();
-#pragma omp simd reduction(min : nearest)
-    for (int64_t j = 0; j < k; ++j) nearest = distances[j] < nearest ? distances[j] : nearest;
-    return log_weight(nearest);
-  }
 };
+
+template <typename T>
+LTOOD_INLINE T smallest_of(const T* distances, int64_t k) {
+  T smallest = std::numeric_limits<T>::infinity();
+#pragma omp simd reduction(min : smallest)
+  for (int64_t j = 0; j < k; ++j) smallest = distances[j] < smallest ? distances[j] : smallest;
+  return smallest;
+}
 
 template <bool kUnit, typename T>
 LTOOD_INLINE void assign_rows_body(const T* tile, RowStats<T> stats, T* mass, T* scratch, int64_t rows, int64_t k,
                                    T nu) {
-  const Kernel<kUnit, T> kernel{nu};
   for (int64_t r = 0; r < rows; ++r, tile += k) {
-    const T shift = kernel.row_shift(tile, k);
+    const Kernel<kUnit, T> kernel{nu, kUnit ? 0 : smallest_of(tile, k)};
     T total = 0;
 #pragma omp simd reduction(+ : total)
     for (int64_t j = 0; j < k; ++j) {
-      const T e = kernel.weight(tile[j], shift);
+      const T e = kernel.weight(tile[j]);
       scratch[j] = e;
       total += e;
     }
     const T inverse_total = 1 / total;
 #pragma omp simd
     for (int64_t j = 0; j < k; ++j) mass[j] += scratch[j] * inverse_total;
-    stats.shift[r] = shift;
+    stats.nearest[r] = kernel.nearest;
     stats.total[r] = total;
   }
 }
@@ -121,14 +120,14 @@ LTOOD_INLINE void assign_rows_body(const T* tile, RowStats<T> stats, T* mass, T*
 template <bool kUnit, typename T>
 LTOOD_INLINE void row_losses_body(const T* tile, RowStats<T> stats, const T* inverse_mass, T* loss, T* q,
                                   int64_t q_stride, int64_t rows, int64_t k, T nu) {
-  const Kernel<kUnit, T> kernel{nu};
   const T tiny = std::numeric_limits<T>::min();
   for (int64_t r = 0; r < rows; ++r, tile += k, q += q_stride) {
-    const T shift = stats.shift[r], inverse_total = 1 / stats.total[r];
+    const Kernel<kUnit, T> kernel{nu, stats.nearest[r]};
+    const T inverse_total = 1 / stats.total[r];
     T target = 0;
 #pragma omp simd reduction(+ : target)
     for (int64_t j = 0; j < k; ++j) {
-      const T assigned = kernel.weight(tile[j], shift) * inverse_total;
+      const T assigned = kernel.weight(tile[j]) * inverse_total;
       q[j] = assigned;
       target += assigned * (assigned * inverse_mass[j]);
     }
@@ -148,31 +147,31 @@ LTOOD_INLINE void row_losses_body(const T* tile, RowStats<T> stats, const T* inv
 // (q_ij / f_j) (1 - q_ij) - sum_{l != j} q_il^2 / f_l, which does not cancel.
 template <bool kUnit, typename T>
 LTOOD_INLINE T ratio_less_one(const Kernel<kUnit, T>& kernel, const T* distances, const T* inverse_mass, int64_t j,
-                              int64_t k, T shift, T inverse_total, T inverse_target) {
+                              int64_t k, T inverse_total, T inverse_target) {
   T rest = 0, rest_target = 0;
 #pragma omp simd reduction(+ : rest, rest_target)
   for (int64_t l = 0; l < k; ++l) {
-    const T q = l == j ? 0 : kernel.weight(distances[l], shift) * inverse_total;
+    const T q = l == j ? 0 : kernel.weight(distances[l]) * inverse_total;
     rest += q;
     rest_target += q * (q * inverse_mass[l]);
   }
-  const T own = kernel.weight(distances[j], shift) * inverse_total * inverse_mass[j];
+  const T own = kernel.weight(distances[j]) * inverse_total * inverse_mass[j];
   return (own * rest - rest_target) * inverse_target;
 }
 
 template <bool kUnit, typename T>
 LTOOD_INLINE void descent_weights_body(T* weights, const T* tile, RowStats<T> stats, const T* inverse_mass,
                                        const T* grad_loss, T* row_sums, T* column_sums, int64_t rows, int64_t k, T nu) {
-  const Kernel<kUnit, T> kernel{nu};
   for (int64_t r = 0; r < rows; ++r, tile += k, weights += k) {
-    const T shift = stats.shift[r], inverse_total = 1 / stats.total[r], inverse_target = 1 / stats.target[r];
+    const Kernel<kUnit, T> kernel{nu, stats.nearest[r]};
+    const T inverse_total = 1 / stats.total[r], inverse_target = 1 / stats.target[r];
     const T scale = -2 * inverse_total * grad_loss[r], inverse = inverse_total * inverse_target;
     const T dominant = T(0.9) / inverse_total;
     T row_sum = 0;
     int32_t found = 0;
 #pragma omp simd reduction(+ : row_sum, found)
     for (int64_t j = 0; j < k; ++j) {
-      const T e = kernel.weight(tile[j], shift);
+      const T e = kernel.weight(tile[j]);
       const T ratio = e * inverse_mass[j] * inverse;
       const T weight = scale * e * (ratio - 1) * kernel.slope(tile[j], e);
       weights[j] = weight;
@@ -181,9 +180,9 @@ LTOOD_INLINE void descent_weights_body(T* weights, const T* tile, RowStats<T> st
       found += e > dominant ? 1 : 0;
     }
     for (int64_t j = 0; found > 0 && j < k; ++j) {
-      const T e = kernel.weight(tile[j], shift);
+      const T e = kernel.weight(tile[j]);
       if (!(e > dominant)) continue;
-      const T less_one = ratio_less_one(kernel, tile, inverse_mass, j, k, shift, inverse_total, 1 / stats.target[r]);
+      const T less_one = ratio_less_one(kernel, tile, inverse_mass, j, k, inverse_total, 1 / stats.target[r]);
       const T correction = scale * e * less_one * kernel.slope(tile[j], e) - weights[j];
       weights[j] += correction;
       row_sum += correction;
@@ -197,9 +196,7 @@ LTOOD_INLINE void descent_weights_body(T* weights, const T* tile, RowStats<T> st
 template <typename T>
 LTOOD_INLINE void nearest_columns_body(const T* tile, int64_t* nearest, int64_t rows, int64_t k) {
   for (int64_t r = 0; r < rows; ++r, tile += k) {
-    T smallest = std::numeric_limits<T>::infinity();
-#pragma omp simd reduction(min : smallest)
-    for (int64_t j = 0; j < k; ++j) smallest = tile[j] < smallest ? tile[j] : smallest;
+    const T smallest = smallest_of(tile, k);
     int64_t column = 0;
     while (column < k - 1 && tile[column] != smallest) ++column;
     nearest[r] = tile[column] == smallest ? column : 0;  // a row of NaN has no nearest: 0, as argmax

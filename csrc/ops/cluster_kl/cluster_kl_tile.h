@@ -1,6 +1,6 @@
 // Vector loops over a tile of squared distances [rows, K]; torch-free. T is float or double.
 //
-//   weight  e_ij = (1 + d_ij/nu)^-h, h = (nu + 1)/2, scaled a row by exp(shift_i);  q_ij = e_ij / sum_j e_ij
+//   weight  e_ij = (1 + d_ij/nu)^-h, h = (nu + 1)/2, up to a factor a row;  q_ij = e_ij / sum_j e_ij
 //   mass    f_j = sum_i q_ij
 //   ratio   r_ij = p_ij / q_ij = (q_ij / f_j) / t_i,  t_i = sum_j q_ij^2 / f_j
 //   loss    l_i = sum_j p log(p/q) = sum_j q_ij (r log r - (r - 1)), since p and q both sum to 1: every term is
@@ -15,9 +15,9 @@ namespace ltood::cluster_kl {
 // What a row needs to be assigned again from its distances.
 template <typename T>
 struct RowStats {
-  T* shift;   // [N] log-weight of the nearest centroid, 0 for nu = 1, where nothing can underflow
-  T* total;   // [N] sum_j e_ij
-  T* target;  // [N] t_i
+  T* nearest;  // [N] distance of the nearest centroid; 0 for nu = 1, whose weights cannot underflow
+  T* total;    // [N] sum_j e_ij
+  T* target;   // [N] t_i
 };
 
 // x -= origin a row; norms[r] = |x_r|^2 after it, NaN where that is not finite. x [rows, d], origin [d].
@@ -31,7 +31,7 @@ void squared_distances(float* tile, const float* x, const float* norms, const fl
 void squared_distances(double* tile, const double* x, const double* norms, const double* mu, const double* mu_norms,
                        int64_t rows, int64_t k, int64_t d, double nu);
 
-// First pass: stats.shift and stats.total of the rows, and mass [k] += q. scratch [k].
+// First pass: stats.nearest and stats.total of the rows, and mass [k] += q. scratch [k].
 void assign_rows(const float* tile, RowStats<float> stats, float* mass, float* scratch, int64_t rows, int64_t k,
                  double nu);
 void assign_rows(const double* tile, RowStats<double> stats, double* mass, double* scratch, int64_t rows, int64_t k,
