@@ -12,11 +12,13 @@
 #include <algorithm>
 #include <limits>
 #include <tuple>
+#include <vector>
 
 #include "common/dispatch.h"
 #include "common/tile_schedule.h"
+#include "ops/contrastive/contrastive_rows.h"
+#include "ops/contrastive/contrastive_tile.h"
 #include "ops/knn/knn.h"
-#include "ops/knn/knn_tile.h"
 
 namespace ltood::knn {
 namespace {
@@ -44,7 +46,12 @@ struct Blocks {
     rows = at::zeros({count * block, d}, x.options().dtype(c10::CppTypeToScalarType<T>::value));
     rows.narrow(0, 0, n).copy_(x.detach());
     if (!normalize) return;
-    run_parallel(count, [&](int64_t b) { normalize_rows(data<T>(rows) + b * block * d, size(b), d); });
+    run_parallel(count, [&](int64_t b) {
+      std::vector<double> norms(block);
+      T* first = data<T>(rows) + b * block * d;
+      row_norms(first, size(b), d, norms.data());
+      normalize_rows(first, size(b), d, norms.data());
+    });
   }
 
   at::Tensor at(int64_t b) const { return rows.narrow(0, b * block, block); }
@@ -63,8 +70,9 @@ struct Result {
         columns(at::full({n, k}, -1, wide.dtype(at::kLong))),
         thresholds(at::full({n}, -std::numeric_limits<double>::infinity(), wide)) {}
 
-  Lists<T> lists(int64_t first) const {
-    return {first, k, data<T>(values) + first * k, data<int64_t>(columns) + first * k, data<T>(thresholds) + first};
+  // The lists of the rows from `first` on.
+  BestK<T> from(int64_t first) const {
+    return {data<T>(values) + first * k, data<int64_t>(columns) + first * k, data<T>(thresholds) + first, k};
   }
 };
 
@@ -74,11 +82,11 @@ void search_itself(const Blocks<T>& x, const Result<T>& result) {
   for_each_tile(x.count, [&](int64_t i, int64_t j) {
     at::Tensor tile = at::empty({block, block}, x.rows.options());
     at::mm_out(tile, x.at(i), x.at(j).t());
-    const Lists<T> columns = result.lists(j * block);
     if (i == j) {
       for (int64_t r = 0; r < block; ++r) data<T>(tile)[r * (block + 1)] = -std::numeric_limits<T>::infinity();
     }
-    offer(data<T>(tile), block, x.size(i), x.size(j), j * block, result.lists(i * block), i == j ? nullptr : &columns);
+    offer_neighbors(Tile<T>{data<T>(tile), block, x.size(i), x.size(j), 1}, i * block, j * block, {}, {},
+                    result.from(i * block), i == j ? BestK<T>{} : result.from(j * block));
   });
 }
 
@@ -86,10 +94,10 @@ template <typename T>
 void search(const Blocks<T>& x, const Blocks<T>& y, const Result<T>& result) {
   run_parallel(x.count, [&](int64_t i) {
     at::Tensor tile = at::empty({x.block, y.block}, x.rows.options());
-    const Lists<T> lists = result.lists(i * x.block);
     for (int64_t j = 0; j < y.count; ++j) {
       at::mm_out(tile, x.at(i), y.at(j).t());
-      offer(data<T>(tile), y.block, x.size(i), y.size(j), j * y.block, lists, nullptr);
+      offer_neighbors(Tile<T>{data<T>(tile), y.block, x.size(i), y.size(j), 1}, i * x.block, j * y.block, {}, {},
+                      result.from(i * x.block), {});
     }
   });
 }
