@@ -60,6 +60,13 @@ def test_a_class_folder_may_be_a_link(open_small, picture_root, tmp_path, save_i
     assert greys(pictures.images)[-1] == 90
 
 
+def test_the_home_is_expanded(open_small, picture_root, tmp_path, monkeypatch):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    write_list(tmp_path / "list.txt", "cat/0.png 0")
+    assert len(open_small("folder:pictures/test", root="~")) == len(open_small("folder:~/pictures/test")) == 2
+    assert greys(open_small("list:~/list.txt", root="~/pictures/test").images) == [200]
+
+
 def test_the_working_folder_has_a_name(open_small, picture_root, monkeypatch):
     monkeypatch.chdir(picture_root)
     assert open_small("folder:.").name == "pictures"
