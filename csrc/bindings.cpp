@@ -27,6 +27,19 @@ TORCH_LIBRARY(ltood_fast, m) {
       "Tensor? temperature_tensor, bool normalize, Tensor? instance_ids, Tensor? labels, float neighbor_weight, "
       "Tensor? neighbor_weights, Tensor? bank, Tensor lse, Tensor instance_weight, Tensor class_weight, "
       "Tensor cosines, Tensor indices) -> (Tensor grad_z, Tensor grad_temperature)");
+  // Stage 2. clusters: the guided contrastive loss; distill: relational distillation. What is not asked for is empty.
+  m.def(
+      "guided(Tensor z, Tensor guide, Tensor? clusters, Tensor? far, Tensor? instance_ids, Tensor? pos_idx, "
+      "float temperature, Tensor? temperature_tensor, float? teacher_temperature, int k, bool weighted, float gamma, "
+      "bool normalize, bool distill) -> (Tensor loss, Tensor weight, Tensor lse, Tensor neighbors, Tensor kl, "
+      "Tensor student_lse, Tensor teacher_lse)");
+  m.def(
+      "guided_bwd(Tensor? grad_loss, Tensor? grad_lse, Tensor? grad_kl, Tensor? grad_student_lse, Tensor z, "
+      "Tensor guide, Tensor? clusters, Tensor? far, Tensor? instance_ids, Tensor weight, Tensor lse, Tensor neighbors, "
+      "Tensor student_lse, Tensor teacher_lse, float temperature, Tensor? temperature_tensor, "
+      "float? teacher_temperature, bool weighted, float gamma, bool normalize, bool distill) "
+      "-> (Tensor grad_z, Tensor grad_temperature)");
+
 #ifdef LTOOD_WITH_CUDA
   m.def("cuda_probe(Tensor out) -> ()");
 #endif

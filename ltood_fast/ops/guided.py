@@ -12,6 +12,7 @@ from ..reference import guided as reference
 from ..reference.guided import Stage2Result
 from . import _check as check
 from ._backend import use_kernel
+from ._guided_op import guided
 from .contrastive import _check_common, _check_views
 
 DISTILLATIONS = ("relational", "feature")
@@ -87,7 +88,21 @@ def guided_contrastive(
     op = "guided_contrastive"
     _check_pair(op, z, guide, temperature, reduction)
     _check_selection(op, z, clusters, far, k, pos_idx, gamma, instance_ids)
-    use_kernel(op, backend, z.device)
+    if use_kernel(op, backend, z.device):
+        rows = guided(
+            z,
+            guide,
+            clusters,
+            far,
+            temperature,
+            k=k,
+            pos_idx=pos_idx,
+            weighted=weighted,
+            gamma=gamma,
+            instance_ids=instance_ids,
+            normalize=normalize,
+        )
+        return (rows.guided(reduction), rows.lse.to(rows.loss.dtype)) if return_lse else rows.guided(reduction)
     return reference.guided_contrastive(
         z,
         guide,
@@ -152,7 +167,18 @@ def relational_distill(
     op = "relational_distill"
     _check_pair(op, z, guide, temperature, reduction)
     _check_teacher(op, teacher_temperature)
-    use_kernel(op, backend, z.device)
+    if use_kernel(op, backend, z.device):
+        rows = guided(
+            z,
+            guide,
+            None,
+            None,
+            temperature,
+            normalize=normalize,
+            distill=True,
+            teacher_temperature=teacher_temperature,
+        )
+        return (rows.distill(reduction), rows.student_lse.to(rows.kl.dtype)) if return_lse else rows.distill(reduction)
     return reference.relational_distill(
         z,
         guide,
@@ -243,25 +269,24 @@ def stage2_loss(
     check.choice(op, "distill", distill, DISTILLATIONS)
     if distill == "feature":
         check.same_width(op, "guide", guide, "z", z)
-    use_kernel(op, backend, z.device)
-    return reference.stage2_loss(
-        z,
-        guide,
-        clusters,
-        far,
-        temperature,
-        beta=beta,
-        distill=distill,
-        teacher_temperature=teacher_temperature,
-        k=k,
-        pos_idx=pos_idx,
-        weighted=weighted,
-        gamma=gamma,
-        instance_ids=instance_ids,
-        normalize=normalize,
-        reduction=reduction,
-        return_lse=return_lse,
-    )
+    options = {
+        "k": k,
+        "pos_idx": pos_idx,
+        "weighted": weighted,
+        "gamma": gamma,
+        "instance_ids": instance_ids,
+        "normalize": normalize,
+        "teacher_temperature": teacher_temperature,
+    }
+    if not use_kernel(op, backend, z.device):
+        options |= {"beta": beta, "distill": distill, "reduction": reduction, "return_lse": return_lse}
+        return reference.stage2_loss(z, guide, clusters, far, temperature, **options)
+    relational = distill == "relational"
+    rows = guided(z, guide, clusters, far, temperature, distill=relational, **options)
+    contrast = rows.guided(reduction)
+    distilled = rows.distill(reduction) if relational else reference.feature_distill(z, guide, reduction=reduction)
+    losses = Stage2Result(contrast + beta * distilled, contrast, distilled)
+    return (losses, rows.lse.to(rows.loss.dtype)) if return_lse else losses
 
 
 def farthest_cluster(centroids: Tensor) -> Tensor:

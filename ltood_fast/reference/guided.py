@@ -78,7 +78,7 @@ def guided_contrastive(
             attract = repel = torch.ones_like(cosines)
 
         terms = torch.where(positive, s, s + repel.log()).masked_fill(~(positive | negative), -torch.inf)
-        alone = ~(positive | negative).any(dim=1)  # N = 1: no term at all
+        alone = (terms == -torch.inf).all(dim=1)  # no term at all: N = 1, or no positive and no force
         lse = terms.masked_fill(alone[:, None], 0).logsumexp(dim=1).masked_fill(alone, -torch.inf)
 
         attract = torch.where(positive, attract, 0)

@@ -1,6 +1,7 @@
 """The stage 2 references against loops written from the formulas, and every sentence that bad input gets."""
 
 import math
+from functools import partial
 
 import numpy as np
 import pytest
@@ -10,6 +11,9 @@ import ltood_fast as lt
 from ltood_fast.nn import GuidedContrastiveLoss, RelationalDistillLoss, Stage2Loss
 
 RTOL = 1e-10
+guided_contrastive = partial(lt.guided_contrastive, backend="reference")
+relational_distill = partial(lt.relational_distill, backend="reference")
+stage2_loss = partial(lt.stage2_loss, backend="reference")
 
 
 def unit(x, normalize=True):
@@ -98,14 +102,14 @@ CASES = {
 @pytest.mark.parametrize("options", CASES.values(), ids=CASES.keys())
 def test_guided_contrastive_is_the_loop(options):
     z, guide, clusters, far = problem()
-    rows, lse = lt.guided_contrastive(z, guide, clusters, far, **options, reduction="none", return_lse=True)
+    rows, lse = guided_contrastive(z, guide, clusters, far, **options, reduction="none", return_lse=True)
     names = {"temperature": "tau", "instance_ids": "ids", "normalize": "norm"}
     plain = {names.get(key, key): v.tolist() if isinstance(v, torch.Tensor) else v for key, v in options.items()}
     losses, lses, counted = loop_guided(z.numpy(), guide.numpy(), clusters.tolist(), far.tolist(), **plain)
     close(rows, losses)
     close(lse, lses)
-    close(lt.guided_contrastive(z, guide, clusters, far, **options, reduction="sum"), losses.sum())
-    close(lt.guided_contrastive(z, guide, clusters, far, **options), losses.sum() / max(counted.sum(), 1))
+    close(guided_contrastive(z, guide, clusters, far, **options, reduction="sum"), losses.sum())
+    close(guided_contrastive(z, guide, clusters, far, **options), losses.sum() / max(counted.sum(), 1))
 
 
 @pytest.mark.parametrize(
@@ -120,32 +124,32 @@ def test_guided_contrastive_is_the_loop(options):
 )
 def test_guided_contrastive_with_odd_clusters(clusters, far):
     z, guide, _, _ = problem()
-    rows = lt.guided_contrastive(z, guide, torch.tensor(clusters), torch.tensor(far), k=2, reduction="none")
+    rows = guided_contrastive(z, guide, torch.tensor(clusters), torch.tensor(far), k=2, reduction="none")
     close(rows, loop_guided(z.numpy(), guide.numpy(), clusters, far, k=2)[0])
 
 
 def test_ties_go_to_the_lower_index():
     z, guide, clusters, far = problem()
     guide = guide[[0, 1, 2, 0, 1, 2, 0, 1, 2, 0, 1, 2]].contiguous()
-    rows = lt.guided_contrastive(z, guide, clusters, far, k=2, reduction="none")
+    rows = guided_contrastive(z, guide, clusters, far, k=2, reduction="none")
     close(rows, loop_guided(z.numpy(), guide.numpy(), clusters.tolist(), far.tolist(), k=2)[0])
 
 
 @pytest.mark.parametrize("options", [{}, {"temperature": 0.1, "teacher_temperature": 0.04}, {"normalize": False}])
 def test_relational_distill_is_the_loop(options):
     z, guide, _, _ = problem()
-    rows, lse = lt.relational_distill(z, guide, **options, reduction="none", return_lse=True)
+    rows, lse = relational_distill(z, guide, **options, reduction="none", return_lse=True)
     arguments = (options.get("temperature", 0.2), options.get("teacher_temperature"), options.get("normalize", True))
     losses, lses = loop_relational(z.numpy(), guide.numpy(), *arguments)
     close(rows, losses)
     close(lse, lses)
-    close(lt.relational_distill(z, guide, **options), losses.mean())
-    close(lt.relational_distill(z, guide, **options, reduction="sum"), losses.sum())
+    close(relational_distill(z, guide, **options), losses.mean())
+    close(relational_distill(z, guide, **options, reduction="sum"), losses.sum())
 
 
 def test_relational_distill_of_the_guide_itself_is_zero():
     z = torch.randn(9, 4, dtype=torch.float64)
-    close(lt.relational_distill(z, 3 * z), 0.0)
+    close(relational_distill(z, 3 * z), 0.0)
 
 
 def test_feature_distill_is_the_loop():
@@ -160,7 +164,7 @@ def test_feature_distill_is_the_loop():
 @pytest.mark.parametrize("distill", ["relational", "feature"])
 def test_stage2_loss_is_the_sum_of_its_parts(distill, reduction):
     z, guide, clusters, far = problem(dg=5)
-    losses, lse = lt.stage2_loss(
+    losses, lse = stage2_loss(
         z, guide, clusters, far, 0.3, beta=0.7, distill=distill, k=2, reduction=reduction, return_lse=True
     )
     rows, lses, _ = loop_guided(z.numpy(), guide.numpy(), clusters.tolist(), far.tolist(), 0.3, k=2)
@@ -177,12 +181,12 @@ def test_stage2_loss_is_the_sum_of_its_parts(distill, reduction):
 def test_stage2_loss_hands_every_option_on():
     z, guide, clusters, far = problem()
     shared = {"weighted": False, "normalize": False, "instance_ids": torch.arange(12) // 3, "k": 3}
-    losses = lt.stage2_loss(z, guide, clusters, far, 0.5, teacher_temperature=0.1, **shared)
-    close(losses.guided, lt.guided_contrastive(z, guide, clusters, far, 0.5, **shared))
-    close(losses.distill, lt.relational_distill(z, guide, 0.5, teacher_temperature=0.1, normalize=False))
+    losses = stage2_loss(z, guide, clusters, far, 0.5, teacher_temperature=0.1, **shared)
+    close(losses.guided, guided_contrastive(z, guide, clusters, far, 0.5, **shared))
+    close(losses.distill, relational_distill(z, guide, 0.5, teacher_temperature=0.1, normalize=False))
     options = {"pos_idx": torch.arange(12)[:, None].flip(0), "gamma": 3.0}
-    losses = lt.stage2_loss(z, guide, clusters, far, **options)
-    close(losses.guided, lt.guided_contrastive(z, guide, clusters, far, **options))
+    losses = stage2_loss(z, guide, clusters, far, **options)
+    close(losses.guided, guided_contrastive(z, guide, clusters, far, **options))
 
 
 def test_farthest_cluster():
@@ -205,13 +209,13 @@ def test_gradients():
     for options in ({"k": 2}, {"k": 2, "normalize": False, "gamma": 2.0}, {**lone, "weighted": False}):
 
         def guided(z, tau, options=options):
-            return lt.guided_contrastive(z, guide, clusters, far, tau, **options, reduction="none", return_lse=True)
+            return guided_contrastive(z, guide, clusters, far, tau, **options, reduction="none", return_lse=True)
 
         assert torch.autograd.gradcheck(guided, (z, tau))
     for options in ({"teacher_temperature": 0.1}, {"teacher_temperature": 0.3, "normalize": False}):
 
         def relational(z, tau, options=options):
-            return lt.relational_distill(z, guide, tau, **options, reduction="none", return_lse=True)
+            return relational_distill(z, guide, tau, **options, reduction="none", return_lse=True)
 
         assert torch.autograd.gradcheck(relational, (z, tau))
     same_width = torch.randn(8, 3, dtype=torch.float64)
@@ -222,20 +226,18 @@ def test_only_the_student_and_its_temperature_get_a_gradient():
     z, guide, clusters, far = problem()
     guide.requires_grad_()
     tau = torch.tensor(0.2, dtype=torch.float64, requires_grad=True)
-    lt.stage2_loss(z.requires_grad_(), guide, clusters, far, tau).total.backward()
+    stage2_loss(z.requires_grad_(), guide, clusters, far, tau).total.backward()
     assert guide.grad is None
-    (shared,) = torch.autograd.grad(lt.relational_distill(z, guide, tau), tau)
-    (own,) = torch.autograd.grad(lt.relational_distill(z, guide, tau, teacher_temperature=0.2), tau)
+    (shared,) = torch.autograd.grad(relational_distill(z, guide, tau), tau)
+    (own,) = torch.autograd.grad(relational_distill(z, guide, tau, teacher_temperature=0.2), tau)
     close(shared, own.item())  # the teacher's temperature is a constant even where it is the student's
 
 
 def test_small_and_degenerate_batches():
     one = {"instance_ids": torch.tensor([7]), "pos_idx": torch.tensor([[-1]])}
     z = torch.randn(1, 3, requires_grad=True)
-    loss, lse = lt.guided_contrastive(
-        z, torch.randn(1, 2), torch.tensor([0]), torch.tensor([0]), **one, return_lse=True
-    )
-    distilled, distilled_lse = lt.relational_distill(z, torch.randn(1, 2), return_lse=True)
+    loss, lse = guided_contrastive(z, torch.randn(1, 2), torch.tensor([0]), torch.tensor([0]), **one, return_lse=True)
+    distilled, distilled_lse = relational_distill(z, torch.randn(1, 2), return_lse=True)
     (loss + distilled).backward()
     assert loss == 0
     assert distilled == 0
@@ -243,33 +245,33 @@ def test_small_and_degenerate_batches():
     assert z.grad.eq(0).all()
 
     z, guide = torch.randn(2, 3), torch.randn(2, 2)
-    assert lt.guided_contrastive(z, guide, torch.zeros(2).long(), torch.zeros(1).long(), k=1) == 0  # one view, alone
-    assert lt.relational_distill(z, guide) == 0  # one other row: both sides say 1
+    assert guided_contrastive(z, guide, torch.zeros(2).long(), torch.zeros(1).long(), k=1) == 0  # one view, alone
+    assert relational_distill(z, guide) == 0  # one other row: both sides say 1
 
     guide = torch.tensor([[1.0, 0.0], [-1.0, 0.0]])  # the only positive has force 0
-    assert lt.guided_contrastive(z, guide, torch.zeros(2).long(), torch.zeros(1).long(), k=1) == 0
+    assert guided_contrastive(z, guide, torch.zeros(2).long(), torch.zeros(1).long(), k=1) == 0
 
 
 def test_zero_rows_are_finite_and_nan_is_passed_on():
     z, guide, clusters, far = problem()
     z[3], guide[5] = 0, 0
-    rows = lt.guided_contrastive(z, guide, clusters, far, k=2, reduction="none")
+    rows = guided_contrastive(z, guide, clusters, far, k=2, reduction="none")
     close(rows, loop_guided(z.numpy(), guide.numpy(), clusters.tolist(), far.tolist(), k=2)[0])
-    assert lt.relational_distill(z, guide).isfinite()
+    assert relational_distill(z, guide).isfinite()
     z[3, 1] = math.nan
-    assert lt.guided_contrastive(z, guide, clusters, far).isnan()
-    assert lt.relational_distill(z, guide).isnan()
+    assert guided_contrastive(z, guide, clusters, far).isnan()
+    assert relational_distill(z, guide).isnan()
     z[3], guide[5, 0] = 1.0, math.inf
-    assert lt.guided_contrastive(z, guide, clusters, far).isnan()
-    assert lt.relational_distill(z, guide).isnan()
+    assert guided_contrastive(z, guide, clusters, far).isnan()
+    assert relational_distill(z, guide).isnan()
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
 def test_autocast_and_narrow_inputs_give_a_float32_loss(dtype):
     z, guide, clusters, far = (x.to(dtype) if x.dtype == torch.float64 else x for x in problem(dg=5))
-    expected = lt.stage2_loss(z.float(), guide.float(), clusters, far)
+    expected = stage2_loss(z.float(), guide.float(), clusters, far)
     with torch.autocast("cpu", dtype=torch.bfloat16):
-        losses = lt.stage2_loss(z, guide, clusters, far)
+        losses = stage2_loss(z, guide, clusters, far)
         feature = lt.feature_distill(z, guide)
     for loss, value in zip(losses, expected, strict=True):
         assert loss.dtype == torch.float32
@@ -285,15 +287,15 @@ def test_modules_are_the_functions():
     options = {"k": 3, "weighted": False, "gamma": 2.0, "normalize": False, "reduction": "sum"}
     close(
         module(z, guide, clusters, far, **given),
-        lt.guided_contrastive(z, guide, clusters, far, 0.3, **options, **given),
+        guided_contrastive(z, guide, clusters, far, 0.3, **options, **given),
     )
     assert list(module.parameters()) == [tau]
     distill = RelationalDistillLoss(0.5, teacher_temperature=0.1, reduction="sum")
-    close(distill(z, guide), lt.relational_distill(z, guide, 0.5, teacher_temperature=0.1, reduction="sum"))
+    close(distill(z, guide), relational_distill(z, guide, 0.5, teacher_temperature=0.1, reduction="sum"))
     options = {"k": 1, "beta": 2.0, "teacher_temperature": 0.1}
     for loss, value in zip(
         Stage2Loss(0.5, **options)(z, guide, clusters, far),
-        lt.stage2_loss(z, guide, clusters, far, 0.5, **options),
+        stage2_loss(z, guide, clusters, far, 0.5, **options),
         strict=True,
     ):
         close(loss, value.item())
@@ -357,7 +359,7 @@ def test_odd_rows_need_instance_ids():
     z, clusters = torch.ones(5, 3), torch.zeros(5).long()
     sentence = "^guided_contrastive: instance_ids must be given when the number of rows is odd .*, got None for 5 rows"
     with pytest.raises(ValueError, match=sentence):
-        lt.guided_contrastive(z, z, clusters, torch.tensor([0]), k=1)
+        guided_contrastive(z, z, clusters, torch.tensor([0]), k=1)
 
 
 BAD_DISTILLATION = [
@@ -385,7 +387,7 @@ def test_bad_stage2_and_centroids_get_their_sentences():
         ({"teacher_temperature": -1.0}, "teacher_temperature must be positive and finite, got -1.0"),
     ):
         with pytest.raises(ValueError, match=f"^stage2_loss: {sentence}"):
-            lt.stage2_loss(**{**GOOD, **change})
+            stage2_loss(**{**GOOD, **change})
     for centroids, sentence in (
         (torch.ones(3), "centroids must be a matrix"),
         (torch.ones(0, 3), "centroids must be non-empty"),
@@ -418,7 +420,7 @@ def test_references_compile_whole():
     z.requires_grad_()
 
     def both(z, guide, clusters, far):
-        losses = lt.stage2_loss(z, guide, clusters, far, k=2, backend="reference")
+        losses = stage2_loss(z, guide, clusters, far, k=2, backend="reference")
         return losses.total + lt.feature_distill(z, guide, backend="reference")
 
     compiled = torch.compile(both, fullgraph=True, backend="aot_eager")

@@ -1,0 +1,80 @@
+#include "ops/guided/guided.h"
+
+#include <ATen/ops/linalg_vector_norm.h>
+#include <ATen/ops/max.h>
+
+#include <algorithm>
+
+#include "common/check.h"
+#include "common/dispatch.h"
+
+namespace ltood {
+
+namespace {
+
+void check_embeddings(const char* argument, const at::Tensor& x) {
+  const auto dtype = x.scalar_type();
+  const bool known = dtype == at::kDouble || dtype == at::kFloat || dtype == at::kBFloat16 || dtype == at::kHalf;
+  LTOOD_CHECK_TYPE(known, "guided", argument, "float64, float32, bfloat16 or float16", dtype);
+  LTOOD_CHECK_VALUE(x.dim() == 2 && x.numel() > 0, "guided", argument, "a non-empty matrix", x.sizes());
+}
+
+void check_indices(const char* argument, const at::Tensor& x, int64_t low, int64_t high) {
+  LTOOD_CHECK_TYPE(x.scalar_type() == at::kLong && x.is_contiguous(), "guided", argument, "contiguous int64", x.dtype());
+  const int64_t* values = x.const_data_ptr<int64_t>();
+  for (int64_t i = 0; i < x.numel(); ++i) {
+    const bool inside = low <= values[i] && values[i] < high;
+    LTOOD_CHECK_VALUE(inside, "guided", argument, c10::str("in [", low, ", ", high, ")"), values[i]);
+  }
+}
+
+}  // namespace
+
+double temperature_value(double temperature, const std::optional<at::Tensor>& tensor) {
+  return tensor.has_value() ? tensor->item().toDouble() : temperature;
+}
+
+c10::ScalarType compute_dtype(const GuidedArguments& a) {
+  constexpr double kMaxFloatExponent = 128;
+  double length = 1;
+  if (!a.normalize) {
+    length = at::linalg_vector_norm(a.z, 2, at::IntArrayRef{1}, false, at::kDouble).max().item().toDouble();
+  }
+  const double largest = std::max(length * length / a.temperature, 1 / a.teacher_temperature);
+  return largest <= kMaxFloatExponent ? wide_dtype(a.z.scalar_type()) : at::kDouble;
+}
+
+void check_guided(const GuidedArguments& a) {
+  check_embeddings("z", a.z);
+  check_embeddings("guide", a.guide);
+  const int64_t n = a.n();
+  LTOOD_CHECK_VALUE(a.guide.size(0) == n, "guided", "guide", "of as many rows as z", a.guide.sizes());
+  LTOOD_CHECK_VALUE(a.temperature > 0, "guided", "temperature", "positive", a.temperature);
+  LTOOD_CHECK_VALUE(a.teacher_temperature > 0, "guided", "teacher_temperature", "positive", a.teacher_temperature);
+  LTOOD_CHECK_VALUE(a.force.gamma >= 0, "guided", "gamma", "non-negative", a.force.gamma);
+  if (!a.clusters.has_value()) {
+    LTOOD_CHECK_VALUE(a.distill, "guided", "clusters", "given when distill is false", "none");
+    return;
+  }
+  LTOOD_CHECK_VALUE(a.far.has_value() && a.far->dim() == 1 && a.far->numel() > 0, "guided", "far", "of shape [K]",
+                    a.far.has_value() ? c10::str(a.far->sizes()) : "none");
+  LTOOD_CHECK_VALUE(a.clusters->dim() == 1 && a.clusters->size(0) == n, "guided", "clusters", "of shape [N]",
+                    a.clusters->sizes());
+  check_indices("far", *a.far, 0, a.far->numel());
+  check_indices("clusters", *a.clusters, 0, a.far->numel());
+  if (a.instance_ids.has_value()) {
+    LTOOD_CHECK_TYPE(a.instance_ids->scalar_type() == at::kLong && a.instance_ids->is_contiguous(), "guided",
+                     "instance_ids", "contiguous int64", a.instance_ids->dtype());
+    LTOOD_CHECK_VALUE(a.instance_ids->dim() == 1 && a.instance_ids->size(0) == n, "guided", "instance_ids",
+                      "of shape [N]", a.instance_ids->sizes());
+  } else {
+    LTOOD_CHECK_VALUE(n % 2 == 0, "guided", "instance_ids", "given for an odd number of rows", "none");
+  }
+  if (a.neighbors.has_value()) {
+    LTOOD_CHECK_VALUE(a.neighbors->dim() == 2 && a.neighbors->size(0) == n, "guided", "pos_idx", "of shape [N, k]",
+                      a.neighbors->sizes());
+    check_indices("pos_idx", *a.neighbors, -1, n);
+  }
+}
+
+}  // namespace ltood

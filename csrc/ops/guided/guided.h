@@ -1,0 +1,41 @@
+// Arguments of the guided family, checked: nothing reaches a kernel past check_guided().
+//
+// One op serves guided_contrastive (clusters given), relational_distill (distill) and stage2_loss (both). Legend: N rows,
+// D and Dg features, K clusters, k neighbours. The formulas are in ltood_fast/reference/guided.py.
+#pragma once
+
+#include <ATen/core/Tensor.h>
+
+#include <optional>
+
+#include "ops/guided/guided_tile.h"
+
+namespace ltood {
+
+struct GuidedArguments {
+  at::Tensor z;                            // [N, D] float64, float32, bfloat16 or float16
+  at::Tensor guide;                        // [N, Dg] the same choice
+  std::optional<at::Tensor> clusters;      // [N] int64 in [0, K); none: no contrastive part
+  std::optional<at::Tensor> far;           // [K] int64 in [0, K)
+  std::optional<at::Tensor> instance_ids;  // [N] int64; none: rows i and i + N/2 are views of one image
+  std::optional<at::Tensor> neighbors;     // [N, k] int64 in [-1, N), -1 = none; not given: search for them
+  double temperature;
+  double teacher_temperature;
+  Force force;
+  bool normalize;
+  bool distill;
+
+  int64_t n() const { return z.size(0); }
+};
+
+// The value of a temperature that may be a 0-d tensor (which then wins).
+double temperature_value(double temperature, const std::optional<at::Tensor>& tensor);
+
+// The type to compute in: double for float64 rows, and where an exponent <z_i, z_j> / tau of float32 rows can exceed 128
+// (long rows as they are, tau < 1/128): rounding it to float would move a softmax by 128 * 2^-24 = 10^-5.
+c10::ScalarType compute_dtype(const GuidedArguments& arguments);
+
+// Raises ValueError or TypeError; integer values are read, so the tensors must be on the CPU.
+void check_guided(const GuidedArguments& arguments);
+
+}  // namespace ltood
