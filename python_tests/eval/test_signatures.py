@@ -121,15 +121,19 @@ def test_correlation_without_labels_is_that_of_clusters():
 
 
 def test_labels_outweigh_cluster_sizes():
-    """Small clusters that are sparse, but hold the frequent classes: the class correlation decides."""
+    """Small sparse clusters that hold the frequent classes: labels decide on correlation and on budget."""
     members = [
         [20, 20, 20, 20, 10, 0, 0, 0, 0, 0],
         [0, 0, 0, 0, 2, 8, 10, 20, 20, 20],
         [30, 10, 0, 0, 0, 0, 0, 0, 0, 0],
     ]
-    changes = {"tailness": [0.2, 0.1, 0.4], "cluster_sizes": [90, 80, 40], "budget": [10, 5, 85]}
-    found = signature("tailness_tracks_size", with_resampling(cluster_classes=members, **changes))
+    changes = {"tailness": [0.2, 0.1, 0.4], "cluster_sizes": [90, 80, 40], "budget": [20, 10, 70]}
+    results = with_resampling(cluster_classes=members, **changes)
+    assert signature("tailness_tracks_size", results).state == "warning"
+    found = signature("budget_reaches_tail", results)
     assert found.state == "warning"
+    assert "2.1 times an even share" in found.sentence
+    assert f"{0.1 * (60 / 80) / (60 / 210):.1f} times as many few-class images" in found.sentence
 
 
 def test_budget_that_hardly_favours_the_tail():
