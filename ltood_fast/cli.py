@@ -9,6 +9,7 @@ import argparse
 import os
 import sys
 import traceback
+import warnings
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NoReturn
@@ -185,7 +186,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         overrides = parse_overrides(rest)
         if overrides and args.command not in ("train", "eval", "embed"):
             raise ValueError(f"argument --{next(iter(overrides))} is unknown to ltood {args.command}")
-        COMMANDS[args.command](args, overrides)
+        with warnings.catch_warnings():
+            warnings.showwarning = show_warning
+            COMMANDS[args.command](args, overrides)
     except BrokenPipeError:  # `ltood info | head`
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
     except USER_ERRORS as error:
@@ -194,6 +197,11 @@ def main(argv: Sequence[str] | None = None) -> int:
         print(f"ltood: error: {one_line(error)}", file=sys.stderr)
         return EXIT_ERROR
     return 0
+
+
+def show_warning(message: Warning, *_: Any) -> None:
+    """One line, without the place in the code that Python adds."""
+    print(f"ltood: warning: {one_line(message)}", file=sys.stderr)
 
 
 def one_line(error: BaseException) -> str:

@@ -83,7 +83,7 @@ class Augment(nn.Module):
 
     @torch.no_grad()
     def forward(self, images: Tensor) -> Tensor:
-        return _normalized(self.steps(_scaled(images)).clamp(0, 1))
+        return _normalized(self.steps(_scaled(images)))
 
 
 def make_augment(config: AugmentConfig, image_size: int) -> nn.Module:

@@ -2,12 +2,14 @@ import json
 import os
 import subprocess
 import sys
+import warnings
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 
+from ltood_fast import cli
 from ltood_fast.cli import main, parse_overrides
 from ltood_fast.train import loop
 from ltood_fast.train.session import Session
@@ -182,6 +184,12 @@ def test_exit_codes_of_the_process(tmp_path):
     traced = ltood("--traceback", "train", "--config", "smoke", "--run-dir", str(tmp_path / "new"), "--seed", "x")
     assert traced.returncode == 2
     assert "Traceback" in traced.stderr
+
+
+def test_a_warning_is_one_line(monkeypatch, capsys):
+    monkeypatch.setitem(cli.COMMANDS, "info", lambda *_: warnings.warn("data: set is not cached", stacklevel=1))
+    assert main(["info"]) == 0
+    assert capsys.readouterr().err == "ltood: warning: data: set is not cached\n"
 
 
 def test_overrides_are_read_in_both_spellings():
