@@ -24,7 +24,7 @@ from .results import Resampling, RunResults, StageResult
 
 GROUP_COLORS = {"many": "#0072B2", "medium": "#009E73", "few": "#D55E00"}
 GROUP_MARKERS = {"many": "o", "medium": "s", "few": "^"}
-STAGE_COLORS = ("#8C8C8C", "#56B4E9", "#0072B2", "#CC79A7")
+STAGE_COLORS = {"simclr": "#8C8C8C", "stage1": "#56B4E9", "stage2": "#0072B2"}
 PART_COLORS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9")
 MAX_NAMED_CLASSES = 20  # more names than this only cover each other
 MAX_CLUSTERS = 16
@@ -70,6 +70,7 @@ def groups_picture(results: RunResults) -> Picture:
     """Bars: overall, Many, Medium and Few accuracy of the linear probe, the stages side by side."""
     keys = ("overall", *GROUPS)
     width = 0.8 / len(results.stages)
+    top = min(1.2 * max([100 * (stage.probe[key] or 0.0) for stage in results.stages for key in keys]) + 5, 108)
 
     def draw() -> Figure:
         figure = Figure(figsize=(8.5, 3.8), layout="constrained")
@@ -78,11 +79,11 @@ def groups_picture(results: RunResults) -> Picture:
             heights = [math.nan if stage.probe[key] is None else 100 * stage.probe[key] for key in keys]
             x = np.arange(len(keys)) + (i - (len(results.stages) - 1) / 2) * width
             std = "" if stage.probe["std"] is None else f" (std {100 * stage.probe['std']:.1f})"
-            bars = ax.bar(x, heights, 0.92 * width, color=_stage_color(i), label=stage.title + std)
+            bars = ax.bar(x, heights, 0.92 * width, color=STAGE_COLORS[stage.name], label=stage.title + std)
             labels = ["" if math.isnan(height) else f"{height:.1f}" for height in heights]
             ax.bar_label(bars, labels, fontsize=8.5, padding=2)
         ax.set_xticks(np.arange(len(keys)), [key.capitalize() for key in keys])
-        ax.set(ylabel="accuracy, linear probe (%)", ylim=(0, 108), yticks=range(0, 101, 20))
+        ax.set(ylabel="accuracy, linear probe (%)", ylim=(0, top), yticks=range(0, min(int(top), 100) + 1, 20))
         ax.grid(axis="x", visible=False)
         figure.legend(loc="outside upper center", ncols=len(results.stages))
         return figure
@@ -105,6 +106,7 @@ def class_size_picture(results: RunResults) -> Picture:
     groups = split_groups(results.class_counts, results.scheme)
     sizes = [max(n, 0.8) for n in results.class_counts]  # a class without training images still has a place
     known = [100 * a for stage in results.stages for a in stage.probe["per_class"] if a is not None]
+    highest = min(10 * math.ceil(max(known, default=100.0) / 10) + 6, 106)
     lowest = max(10 * math.floor(min(known, default=0.0) / 10) - 10, -4)
 
     def draw() -> Figure:
@@ -115,7 +117,10 @@ def class_size_picture(results: RunResults) -> Picture:
             for group, classes in groups.items():
                 _draw_class_group(ax, stage, group, classes, sizes, results)
             ax.set(
-                xscale="log", title=stage.title, xlabel="training images of the class (log scale)", ylim=(lowest, 106)
+                xscale="log",
+                title=stage.title,
+                xlabel="training images of the class (log scale)",
+                ylim=(lowest, highest),
             )
             ax.xaxis.set_major_formatter(FuncFormatter(lambda n, _: f"{n:,.10g}"))
         axes[0].set_ylabel("accuracy, linear probe (%)")
@@ -192,7 +197,7 @@ def tailness_picture(results: RunResults, resampling: Resampling) -> Picture:
         f"Last re-sampling ({resampling.stage}, epoch {resampling.epoch}). Tailness is the mean distance (1 - cosine) "
         f"to the nearest neighbours; sparse clusters get more OOD images, those nearest to their centroid.{left_out}",
         f"A row for each of {len(shown)} clusters, sparsest first, with tailness, class groups, OOD budget and sample "
-        f"images. The sparsest cluster has tailness {resampling.tailness[top]:.3f}, {resampling.cluster_sizes[top]} "
+        f"images. The sparsest cluster has tailness {resampling.tailness[top]:.2g}, {resampling.cluster_sizes[top]} "
         f"images and a budget of {resampling.budget[top]} OOD images.",
         _png(draw),
     )
@@ -202,7 +207,7 @@ def _draw_cluster_bars(axes: list[Axes], results: RunResults, resampling: Resamp
     rows = range(len(shown))
     tailness = [_finite(resampling.tailness[c], 0.0) for c in shown]
     bars = axes[0].barh(rows, tailness, 0.62, color="#7A4FA3")
-    axes[0].bar_label(bars, [f"{t:.3f}" for t in tailness], fontsize=8.5, padding=2)
+    axes[0].bar_label(bars, [f"{t:.2g}" for t in tailness], fontsize=8.5, padding=2)
     axes[0].set(title="tailness", xlim=(0, 1.3 * max(max(tailness), 1e-6)))
     axes[0].set_yticks(rows, [f"cluster {c}" for c in shown], fontsize=9)
 
@@ -264,6 +269,8 @@ def history_picture(results: RunResults) -> Picture:
             speed_ax.plot(epochs, speed, color="#404040", **_line(len(epochs)))
             speed_ax.set(xlabel="epoch", ylim=(0, 1.15 * max([s for s in speed if math.isfinite(s)], default=1.0)))
             speed_ax.xaxis.set_major_locator(MaxNLocator(integer=True))
+            if len(epochs) == 1:
+                speed_ax.set_xlim(epochs[0] - 0.5, epochs[0] + 0.5)
             times = [r.epoch for r in results.resamplings if r.stage == stage.name]
             for i, epoch in enumerate(times):
                 label = "OOD re-sampled" if i == 0 else None
@@ -388,10 +395,6 @@ def _png(draw: Callable[[], Figure]) -> bytes:
         buffer = io.BytesIO()
         draw().savefig(buffer, format="png")
     return buffer.getvalue()
-
-
-def _stage_color(i: int) -> str:
-    return STAGE_COLORS[i % len(STAGE_COLORS)]
 
 
 def _percent(fraction: float | None) -> str:

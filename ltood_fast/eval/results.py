@@ -51,7 +51,7 @@ class StageResult:
 
     @property
     def title(self) -> str:
-        return STAGE_TITLES.get(self.name, self.name)
+        return STAGE_TITLES[self.name]
 
     def seconds(self, key: str = "seconds") -> float | None:
         """A time summed over the epochs; None when no epoch logged it."""

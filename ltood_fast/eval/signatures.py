@@ -100,7 +100,7 @@ def _tailness_spread(name: str, results: RunResults) -> Signature:
     tailness = torch.tensor([last.tailness[c] for c in finite], dtype=torch.float64)
     spread = (tailness.std(correction=0) / tailness.mean().clamp(min=1e-12)).item()
     sentence = (
-        f"Tailness runs from {tailness.min():.3f} to {tailness.max():.3f} over {len(finite)} clusters (epoch "
+        f"Tailness runs from {tailness.min():.2g} to {tailness.max():.2g} over {len(finite)} clusters (epoch "
         f"{last.epoch}); its relative spread is {_percent(spread)}."
     )
     return _verdict(

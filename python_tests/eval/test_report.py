@@ -182,7 +182,7 @@ def test_tailness_picture_of_many_clusters_without_images():
     )  # fmt: skip
     picture = plots.tailness_picture(make_results(), resampling)
     assert "The 8 sparsest and densest of 40 are shown." in picture.caption
-    assert "The sparsest cluster has tailness 0.390" in picture.alt
+    assert "The sparsest cluster has tailness 0.39" in picture.alt
 
 
 def test_map_takes_as_many_images_of_each_class():

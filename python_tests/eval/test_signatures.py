@@ -83,9 +83,9 @@ def test_stage_2_below_stage_1(second, change, state):
 
 
 def test_tailness_that_is_the_same_everywhere():
-    found = signature("tailness_spread", with_resampling(tailness=[0.200, 0.201, 0.202, 0.203, 0.204]))
+    found = signature("tailness_spread", with_resampling(tailness=[0.20, 0.201, 0.202, 0.203, 0.21]))
     assert found.state == "warning"
-    assert "from 0.200 to 0.204 over 5 clusters" in found.sentence
+    assert "from 0.2 to 0.21 over 5 clusters" in found.sentence
 
 
 def test_tailness_of_empty_clusters_is_left_out():
