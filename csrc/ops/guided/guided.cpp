@@ -20,7 +20,8 @@ void check_embeddings(const char* argument, const at::Tensor& x) {
 }
 
 void check_indices(const char* argument, const at::Tensor& x, int64_t low, int64_t high) {
-  LTOOD_CHECK_TYPE(x.scalar_type() == at::kLong && x.is_contiguous(), "guided", argument, "contiguous int64", x.dtype());
+  LTOOD_CHECK_TYPE(x.scalar_type() == at::kLong && x.is_contiguous(), "guided", argument, "contiguous int64",
+                   x.dtype());
   const int64_t* values = x.const_data_ptr<int64_t>();
   for (int64_t i = 0; i < x.numel(); ++i) {
     const bool inside = low <= values[i] && values[i] < high;

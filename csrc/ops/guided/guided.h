@@ -1,7 +1,7 @@
 // Arguments of the guided family, checked: nothing reaches a kernel past check_guided().
 //
-// One op serves guided_contrastive (clusters given), relational_distill (distill) and stage2_loss (both). Legend: N rows,
-// D and Dg features, K clusters, k neighbours. The formulas are in ltood_fast/reference/guided.py.
+// One op serves guided_contrastive (clusters given), relational_distill (distill) and stage2_loss (both). Legend: N
+// rows, D and Dg features, K clusters, k neighbours. The formulas are in ltood_fast/reference/guided.py.
 #pragma once
 
 #include <ATen/core/Tensor.h>
@@ -31,8 +31,8 @@ struct GuidedArguments {
 // The value of a temperature that may be a 0-d tensor (which then wins).
 double temperature_value(double temperature, const std::optional<at::Tensor>& tensor);
 
-// The type to compute in: double for float64 rows, and where an exponent <z_i, z_j> / tau of float32 rows can exceed 128
-// (long rows as they are, tau < 1/128): rounding it to float would move a softmax by 128 * 2^-24 = 10^-5.
+// The type to compute in: double for float64 rows, and where an exponent <z_i, z_j> / tau of float32 rows can exceed
+// 128 (long rows as they are, tau < 1/128): rounding it to float would move a softmax by 128 * 2^-24 = 10^-5.
 c10::ScalarType compute_dtype(const GuidedArguments& arguments);
 
 // Raises ValueError or TypeError; integer values are read, so the tensors must be on the CPU.

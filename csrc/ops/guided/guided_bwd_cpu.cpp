@@ -19,11 +19,10 @@ namespace ltood {
 namespace {
 
 constexpr int64_t kSlice = 16;  // features that one task scatters: a cache line of float32
-constexpr double kNormEps = 1e-12;
 
 // What the forward pass left behind, and the gradients of its outputs. By row.
 struct Saved {
-  std::optional<at::Tensor> grad_loss, grad_lse;        // contrast; none = 0
+  std::optional<at::Tensor> grad_loss, grad_lse;  // contrast; none = 0
   at::Tensor weight, lse, neighbors;
   std::optional<at::Tensor> grad_kl, grad_student_lse;  // distill; none = 0
   at::Tensor student_lse, teacher_lse;
@@ -219,8 +218,8 @@ void add_positives(const GuidedTiles<T>& in, const RowGradients<T>& rows, const 
   });
 }
 
-// From the gradient of the unit rows to that of the rows as they came, in place. Returns sum_i <z_i, grad z_i>, which is
-// 2 sum_ij G_ij s_ij, as the loss reads z through the products s_ij alone.
+// From the gradient of the unit rows to that of the rows as they came, in place. Returns sum_i <z_i, grad z_i>, which
+// is 2 sum_ij G_ij s_ij, as the loss reads z through the products s_ij alone.
 template <typename T>
 double through_normalisation(const GuidedTiles<T>& in, bool normalize, double temperature, T* grad) {
   const int64_t n = in.order.size(), width = in.z.width;
@@ -244,22 +243,16 @@ template <typename T>
 std::tuple<at::Tensor, at::Tensor> backward(const GuidedArguments& arguments, const Saved& saved) {
   const int64_t n = arguments.n(), width = arguments.z.size(1);
   const bool has_contrast = arguments.clusters.has_value();
-  RowOrder order(n, has_contrast ? arguments.clusters->const_data_ptr<int64_t>() : nullptr,
-                 has_contrast ? arguments.far->const_data_ptr<int64_t>() : nullptr,
-                 has_contrast ? arguments.far->numel() : 0,
-                 arguments.instance_ids.has_value() ? arguments.instance_ids->const_data_ptr<int64_t>() : nullptr);
+  RowOrder order = order_rows(arguments);
   if (has_contrast) order.mark_fallback(saved.neighbors.const_data_ptr<int64_t>(), saved.neighbors.size(1));
   const GuidedTiles<T> in(arguments, order);
   const RowGradients<T> rows_gradients = order_gradients(saved, in);
 
   const std::unique_ptr<T[]> grad(new T[n * width]);  // by position
-  std::vector<int64_t> all(n), fallback;
-  std::iota(all.begin(), all.end(), 0);
-  std::copy_if(all.begin(), all.end(), std::back_inserter(fallback), [&](int64_t i) { return order.fallback[i]; });
-  in.for_each_row_tile(all, [&](const int64_t* positions, int64_t rows, Scratch<T>& scratch) {
+  in.for_each_row_tile(order.all_positions(), [&](const int64_t* positions, int64_t rows, Scratch<T>& scratch) {
     backward_tile(in, rows_gradients, positions, rows, scratch, grad.get());
   });
-  in.for_each_row_tile(fallback, [&](const int64_t* positions, int64_t rows, Scratch<T>& scratch) {
+  in.for_each_row_tile(order.fallback_positions(), [&](const int64_t* positions, int64_t rows, Scratch<T>& scratch) {
     fallback_tile(in, rows_gradients, positions, rows, scratch, grad.get());
   });
   if (has_contrast) add_positives(in, rows_gradients, saved.neighbors, grad.get());
@@ -285,9 +278,17 @@ std::tuple<at::Tensor, at::Tensor> guided_bwd_cpu(
     const at::Tensor& teacher_lse, double temperature, const std::optional<at::Tensor>& temperature_tensor,
     std::optional<double> teacher_temperature, bool weighted, double gamma, bool normalize, bool distill) {
   const double tau = temperature_value(temperature, temperature_tensor);
-  const GuidedArguments arguments{z,   guide,        clusters,
-                                  far, instance_ids, neighbors,
-                                  tau, teacher_temperature.value_or(tau), {weighted && gamma != 0, gamma}, normalize, distill};
+  const GuidedArguments arguments{z,
+                                  guide,
+                                  clusters,
+                                  far,
+                                  instance_ids,
+                                  neighbors,
+                                  tau,
+                                  teacher_temperature.value_or(tau),
+                                  {weighted && gamma != 0, gamma},
+                                  normalize,
+                                  distill};
   check_guided(arguments);
   const Saved saved{grad_loss, grad_lse, weight, lse, neighbors, grad_kl, grad_student_lse, student_lse, teacher_lse};
   const auto check_rows = [&](const char* argument, const std::optional<at::Tensor>& x, bool used) {

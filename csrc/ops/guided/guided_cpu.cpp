@@ -1,11 +1,11 @@
-// Forward of the guided family on the CPU: one pass over tiles of (rows x columns) finds the guide's neighbours and sums
-// the negatives and both softmaxes; a second one serves the few rows that fall back on all others; positives come last.
+// Forward of the guided family on the CPU: one pass over tiles of (rows x columns) finds the guide's neighbours and
+// sums the negatives and both softmaxes; a second one serves the few rows that fall back on all others; positives come
+// last.
 #include <ATen/ops/empty.h>
 #include <ATen/ops/full.h>
 #include <torch/library.h>
 
 #include <cmath>
-#include <numeric>
 #include <tuple>
 
 #include "common/dispatch.h"
@@ -63,8 +63,14 @@ void forward_tile(const GuidedTiles<T>& in, const int64_t* positions, int64_t ro
       const T* s = scratch.s.get() + r * students.size();
       const T* cos = scratch.cos.get() + r * columns.size();
       if (k > 0) {
-        const NeighborSearch<T> search{state.best.get() + i * k, state.best_row + in.order.row_at[i] * k, k,
-                                       in.e.at(i), in.e.width, margin, in.order.views_begin(i), in.order.views_end(i)};
+        const NeighborSearch<T> search{state.best.get() + i * k,
+                                       state.best_row + in.order.row_at[i] * k,
+                                       k,
+                                       in.e.at(i),
+                                       in.e.width,
+                                       margin,
+                                       in.order.views_begin(i),
+                                       in.order.views_end(i)};
         keep_best(search, cos, in.order.row_at.data() + columns.begin, in.e.at(columns.begin), columns.size(),
                   columns.begin);
       }
@@ -135,13 +141,8 @@ void contrast(const GuidedTiles<T>& in, RowOrder& order, int64_t* neighbors, int
               ContrastOutputs<T> out) {
   order.keep_distinct(neighbors, k);
   order.mark_fallback(neighbors, k);
-  std::vector<int64_t> fallback;
-  for (const Span span : order.fallback_spans) {
-    for (int64_t i = span.begin; i < span.end; ++i) {
-      fallback.push_back(i);
-      state.negatives[i] = {};
-    }
-  }
+  const std::vector<int64_t> fallback = order.fallback_positions();
+  for (const int64_t i : fallback) state.negatives[i] = {};
   in.for_each_row_tile(fallback, [&](const int64_t* positions, int64_t rows, Scratch<T>& scratch) {
     forward_tile(in, positions, rows, true, scratch, state);
   });
@@ -154,10 +155,7 @@ template <typename T>
 Outputs forward(const GuidedArguments& arguments, int64_t k) {
   const int64_t n = arguments.n();
   const bool has_contrast = arguments.clusters.has_value();
-  RowOrder order(n, has_contrast ? arguments.clusters->const_data_ptr<int64_t>() : nullptr,
-                 has_contrast ? arguments.far->const_data_ptr<int64_t>() : nullptr,
-                 has_contrast ? arguments.far->numel() : 0,
-                 arguments.instance_ids.has_value() ? arguments.instance_ids->const_data_ptr<int64_t>() : nullptr);
+  RowOrder order = order_rows(arguments);
   const GuidedTiles<T> in(arguments, order);
 
   const bool search = has_contrast && !arguments.neighbors.has_value();
@@ -179,9 +177,7 @@ Outputs forward(const GuidedArguments& arguments, int64_t k) {
     state.best.reset(new T[n * k]);
     std::fill_n(state.best.get(), n * k, -std::numeric_limits<T>::infinity());
   }
-  std::vector<int64_t> all(n);
-  std::iota(all.begin(), all.end(), 0);
-  in.for_each_row_tile(all, [&](const int64_t* positions, int64_t rows, Scratch<T>& scratch) {
+  in.for_each_row_tile(order.all_positions(), [&](const int64_t* positions, int64_t rows, Scratch<T>& scratch) {
     forward_tile(in, positions, rows, false, scratch, state);
   });
   if (has_contrast) {
@@ -196,19 +192,27 @@ Outputs forward(const GuidedArguments& arguments, int64_t k) {
   return {loss.to(wide), weight, lse, neighbors, kl.to(wide), student_lse, teacher_lse};
 }
 
-Outputs guided_cpu(const at::Tensor& z,                                    // [N, D]
-                   const at::Tensor& guide,                                // [N, Dg]
-                   const std::optional<at::Tensor>& clusters,              // [N]
-                   const std::optional<at::Tensor>& far,                   // [K]
-                   const std::optional<at::Tensor>& instance_ids,          // [N]
-                   const std::optional<at::Tensor>& pos_idx,               // [N, k]
+Outputs guided_cpu(const at::Tensor& z,                            // [N, D]
+                   const at::Tensor& guide,                        // [N, Dg]
+                   const std::optional<at::Tensor>& clusters,      // [N]
+                   const std::optional<at::Tensor>& far,           // [K]
+                   const std::optional<at::Tensor>& instance_ids,  // [N]
+                   const std::optional<at::Tensor>& pos_idx,       // [N, k]
                    double temperature, const std::optional<at::Tensor>& temperature_tensor,
                    std::optional<double> teacher_temperature, int64_t k, bool weighted, double gamma, bool normalize,
                    bool distill) {
   const double tau = temperature_value(temperature, temperature_tensor);
-  const GuidedArguments arguments{z,   guide,        clusters,
-                                  far, instance_ids, pos_idx,
-                                  tau, teacher_temperature.value_or(tau), {weighted && gamma != 0, gamma}, normalize, distill};
+  const GuidedArguments arguments{z,
+                                  guide,
+                                  clusters,
+                                  far,
+                                  instance_ids,
+                                  pos_idx,
+                                  tau,
+                                  teacher_temperature.value_or(tau),
+                                  {weighted && gamma != 0, gamma},
+                                  normalize,
+                                  distill};
   check_guided(arguments);
   return dispatch_wide(compute_dtype(arguments), [&](auto zero) { return forward<decltype(zero)>(arguments, k); });
 }

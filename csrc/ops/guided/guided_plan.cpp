@@ -101,4 +101,18 @@ void RowOrder::mark_fallback(const int64_t* neighbors, int64_t k) {
   fallback_spans = merge_spans(std::move(marked), 0);
 }
 
+std::vector<int64_t> RowOrder::all_positions() const {
+  std::vector<int64_t> positions(size());
+  std::iota(positions.begin(), positions.end(), 0);
+  return positions;
+}
+
+std::vector<int64_t> RowOrder::fallback_positions() const {
+  std::vector<int64_t> positions;
+  for (int64_t p = 0; p < size(); ++p) {
+    if (fallback[p]) positions.push_back(p);
+  }
+  return positions;
+}
+
 }  // namespace ltood

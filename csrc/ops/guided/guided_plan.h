@@ -19,9 +19,7 @@ struct Span {
 
   int64_t size() const { return end > begin ? end - begin : 0; }
   bool contains(int64_t i) const { return begin <= i && i < end; }
-  Span meet(Span other) const {
-    return {begin > other.begin ? begin : other.begin, end < other.end ? end : other.end};
-  }
+  Span meet(Span other) const { return {begin > other.begin ? begin : other.begin, end < other.end ? end : other.end}; }
 };
 
 // Sorted, disjoint spans; spans less than `gap` apart become one.
@@ -53,20 +51,23 @@ class RowOrder {
   // Marks the rows whose out(i) holds nothing but P(i) and i: all other rows become their negatives.
   void mark_fallback(const int64_t* neighbors, int64_t k);
 
-  std::vector<int64_t> row_at;         // [n] position -> row
-  std::vector<int64_t> position_of;    // [n] row -> position
-  std::vector<char> fallback;          // [n] by position
-  std::vector<Span> fallback_spans;    // the positions marked above
+  std::vector<int64_t> all_positions() const;
+  std::vector<int64_t> fallback_positions() const;
+
+  std::vector<int64_t> row_at;       // [n] position -> row
+  std::vector<int64_t> position_of;  // [n] row -> position
+  std::vector<char> fallback;        // [n] by position
+  std::vector<Span> fallback_spans;  // the positions marked above
 
  private:
   void order_by_cluster(const int64_t* clusters, const int64_t* far, int64_t k);
   void group_views(const int64_t* instance_ids);
 
-  std::vector<int64_t> cluster;        // [n] by position
-  std::vector<Span> out_of_cluster;    // [k]
-  std::vector<Span> in_of_cluster;     // [k]
-  std::vector<int64_t> members;        // [n] positions, views of one image next to each other
-  std::vector<Span> group;             // [n] by position: where in members its image is
+  std::vector<int64_t> cluster;      // [n] by position
+  std::vector<Span> out_of_cluster;  // [k]
+  std::vector<Span> in_of_cluster;   // [k]
+  std::vector<int64_t> members;      // [n] positions, views of one image next to each other
+  std::vector<Span> group;           // [n] by position: where in members its image is
 };
 
 }  // namespace ltood

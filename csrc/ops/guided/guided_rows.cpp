@@ -10,8 +10,6 @@ namespace ltood {
 
 namespace {
 
-constexpr double kNormEps = 1e-12;  // torch.nn.functional.normalize
-
 template <typename T>
 at::Tensor matrix(const T* data, int64_t rows, int64_t columns) {
   const auto options = at::TensorOptions().dtype(c10::CppTypeToScalarType<T>::value);
@@ -26,6 +24,14 @@ void multiply_transposed(T* out, const T* a, int64_t rows, const T* b, int64_t c
 }
 
 }  // namespace
+
+RowOrder order_rows(const GuidedArguments& arguments) {
+  const auto values = [](const std::optional<at::Tensor>& x) {
+    return x.has_value() ? x->const_data_ptr<int64_t>() : nullptr;
+  };
+  const int64_t k = arguments.far.has_value() ? arguments.far->numel() : 0;
+  return {arguments.n(), values(arguments.clusters), values(arguments.far), k, values(arguments.instance_ids)};
+}
 
 template <typename T>
 OrderedRows<T>::OrderedRows(const at::Tensor& x, const RowOrder& order, bool normalize)

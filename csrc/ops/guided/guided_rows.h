@@ -22,6 +22,11 @@ constexpr int64_t kTileRows = 128;
 constexpr int64_t kTileColumns = 512;
 constexpr int64_t kSpanGap = 64;  // spans of columns this close are worked on as one
 
+constexpr double kNormEps = 1e-12;  // torch.nn.functional.normalize
+
+// The order of the rows; theirs as they came where there are no clusters.
+RowOrder order_rows(const GuidedArguments& arguments);
+
 // Rows in the order of the plan, unit length on request.
 template <typename T>
 struct OrderedRows {
@@ -62,8 +67,8 @@ struct GuidedTiles {
   // grad += h z of a span of positions.
   void add_gradient(int64_t rows, Span columns, Scratch<T>& scratch) const;
 
-  // body(positions, rows, scratch) for tiles of the listed positions. Whoever is free takes the next tile: each owns its
-  // rows' results, so that the order does not matter.
+  // body(positions, rows, scratch) for tiles of the listed positions. Whoever is free takes the next tile: each owns
+  // its rows' results, so that the order does not matter.
   template <typename Body>
   void for_each_row_tile(const std::vector<int64_t>& positions, const Body& body) const {
     const int64_t count = (static_cast<int64_t>(positions.size()) + kTileRows - 1) / kTileRows;

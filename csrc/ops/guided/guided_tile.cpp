@@ -97,8 +97,8 @@ LTOOD_INLINE void grad_negatives_as(T* h, const T* s, const T* cos, int64_t n, T
 }
 
 template <typename T>
-LTOOD_INLINE void grad_distill_of(
-    T* h, const T* s, const T* cos, int64_t n, T scale, DistillRow<T> row, DistillRow<T> columns) {
+LTOOD_INLINE void grad_distill_of(T* h, const T* s, const T* cos, int64_t n, T scale, DistillRow<T> row,
+                                  DistillRow<T> columns) {
   const T student_lse = *row.student_lse, teacher_lse = *row.teacher_lse, a = *row.a, b = *row.b;
 #pragma omp simd
   for (int64_t j = 0; j < n; ++j) {
@@ -194,41 +194,41 @@ double DivergenceSum<T>::nats() const {
 }
 
 // The public functions of one type. Function multi-versioning takes no templates, hence one set for each.
-#define LTOOD_GUIDED_TILE(T)                                                                                         \
-  template T attraction(Force, T);                                                                                   \
-  template T repulsion(Force, T);                                                                                    \
-  template struct ExpSum<T>;                                                                                         \
-  LTOOD_CLONES void add_negatives(ExpSum<T>& acc, const T* s, const T* cos, int64_t n, Force force) {                \
-    const T gamma = static_cast<T>(force.gamma);                                                                     \
-    if (!force.weighted) return add_negatives_as<false, true>(acc, s, cos, n, gamma);                                \
-    if (force.gamma == 1) return add_negatives_as<true, true>(acc, s, cos, n, gamma);                                \
-    add_negatives_as<true, false>(acc, s, cos, n, gamma);                                                            \
-  }                                                                                                                  \
-  template struct DivergenceSum<T>;                                                                                  \
-  LTOOD_CLONES void add_distill(DivergenceSum<T>& acc, const T* s, const T* cos, int64_t n, T scale) {               \
-    add_distill_of(acc, s, cos, n, scale);                                                                           \
-  }                                                                                                                  \
-  LTOOD_CLONES void grad_negatives(T* h, const T* s, const T* cos, int64_t n, Force force, T lse, T a) {             \
-    const T gamma = static_cast<T>(force.gamma);                                                                     \
-    if (!force.weighted) return grad_negatives_as<false, true, 0>(h, s, cos, n, gamma, &lse, &a);                    \
-    if (force.gamma == 1) return grad_negatives_as<true, true, 0>(h, s, cos, n, gamma, &lse, &a);                    \
-    grad_negatives_as<true, false, 0>(h, s, cos, n, gamma, &lse, &a);                                                \
-  }                                                                                                                  \
-  LTOOD_CLONES void grad_as_negative(                                                                                \
-      T* h, const T* s, const T* cos, int64_t n, Force force, const T* lse, const T* a) {                            \
-    const T gamma = static_cast<T>(force.gamma);                                                                     \
-    if (!force.weighted) return grad_negatives_as<false, true, 1>(h, s, cos, n, gamma, lse, a);                      \
-    if (force.gamma == 1) return grad_negatives_as<true, true, 1>(h, s, cos, n, gamma, lse, a);                      \
-    grad_negatives_as<true, false, 1>(h, s, cos, n, gamma, lse, a);                                                  \
-  }                                                                                                                  \
-  LTOOD_CLONES void grad_distill(                                                                                    \
-      T* h, const T* s, const T* cos, int64_t n, T scale, DistillRow<T> row, DistillRow<T> columns) {                \
-    grad_distill_of(h, s, cos, n, scale, row, columns);                                                              \
-  }                                                                                                                  \
-  LTOOD_CLONES void keep_best(NeighborSearch<T> search, const T* cos, const int64_t* rows, const T* guide,          \
-                              int64_t n, int64_t first) {                                                            \
-    keep_best_of(search, cos, rows, guide, n, first);                                                                \
-  }                                                                                                                  \
+#define LTOOD_GUIDED_TILE(T)                                                                                          \
+  template T attraction(Force, T);                                                                                    \
+  template T repulsion(Force, T);                                                                                     \
+  template struct ExpSum<T>;                                                                                          \
+  LTOOD_CLONES void add_negatives(ExpSum<T>& acc, const T* s, const T* cos, int64_t n, Force force) {                 \
+    const T gamma = static_cast<T>(force.gamma);                                                                      \
+    if (!force.weighted) return add_negatives_as<false, true>(acc, s, cos, n, gamma);                                 \
+    if (force.gamma == 1) return add_negatives_as<true, true>(acc, s, cos, n, gamma);                                 \
+    add_negatives_as<true, false>(acc, s, cos, n, gamma);                                                             \
+  }                                                                                                                   \
+  template struct DivergenceSum<T>;                                                                                   \
+  LTOOD_CLONES void add_distill(DivergenceSum<T>& acc, const T* s, const T* cos, int64_t n, T scale) {                \
+    add_distill_of(acc, s, cos, n, scale);                                                                            \
+  }                                                                                                                   \
+  LTOOD_CLONES void grad_negatives(T* h, const T* s, const T* cos, int64_t n, Force force, T lse, T a) {              \
+    const T gamma = static_cast<T>(force.gamma);                                                                      \
+    if (!force.weighted) return grad_negatives_as<false, true, 0>(h, s, cos, n, gamma, &lse, &a);                     \
+    if (force.gamma == 1) return grad_negatives_as<true, true, 0>(h, s, cos, n, gamma, &lse, &a);                     \
+    grad_negatives_as<true, false, 0>(h, s, cos, n, gamma, &lse, &a);                                                 \
+  }                                                                                                                   \
+  LTOOD_CLONES void grad_as_negative(T* h, const T* s, const T* cos, int64_t n, Force force, const T* lse,            \
+                                     const T* a) {                                                                    \
+    const T gamma = static_cast<T>(force.gamma);                                                                      \
+    if (!force.weighted) return grad_negatives_as<false, true, 1>(h, s, cos, n, gamma, lse, a);                       \
+    if (force.gamma == 1) return grad_negatives_as<true, true, 1>(h, s, cos, n, gamma, lse, a);                       \
+    grad_negatives_as<true, false, 1>(h, s, cos, n, gamma, lse, a);                                                   \
+  }                                                                                                                   \
+  LTOOD_CLONES void grad_distill(T* h, const T* s, const T* cos, int64_t n, T scale, DistillRow<T> row,               \
+                                 DistillRow<T> columns) {                                                             \
+    grad_distill_of(h, s, cos, n, scale, row, columns);                                                               \
+  }                                                                                                                   \
+  LTOOD_CLONES void keep_best(NeighborSearch<T> search, const T* cos, const int64_t* rows, const T* guide, int64_t n, \
+                              int64_t first) {                                                                        \
+    keep_best_of(search, cos, rows, guide, n, first);                                                                 \
+  }                                                                                                                   \
   LTOOD_CLONES T dot(const T* x, const T* y, int64_t n) { return dot_of(x, y, n); }
 
 LTOOD_GUIDED_TILE(float)

@@ -62,10 +62,10 @@ void grad_negatives(float* h, const float* s, const float* cos, int64_t n, Force
 void grad_negatives(double* h, const double* s, const double* cos, int64_t n, Force force, double lse, double a);
 
 // Backward, the rows that have this one as a negative: h_j += a_j repulsion(cos_j) 2^(s_j - lse_j).
-void grad_as_negative(
-    float* h, const float* s, const float* cos, int64_t n, Force force, const float* lse, const float* a);
-void grad_as_negative(
-    double* h, const double* s, const double* cos, int64_t n, Force force, const double* lse, const double* a);
+void grad_as_negative(float* h, const float* s, const float* cos, int64_t n, Force force, const float* lse,
+                      const float* a);
+void grad_as_negative(double* h, const double* s, const double* cos, int64_t n, Force force, const double* lse,
+                      const double* a);
 
 // What relational distillation needs of a row: q = 2^(s - student_lse), p = 2^(t - teacher_lse), G = a q - b p.
 template <typename T>
@@ -86,25 +86,25 @@ void grad_distill(double* h, const double* s, const double* cos, int64_t n, doub
 
 // The search for the k best cosines of a row, best first, ties to the lower row; NaN ranks above all numbers.
 // The cosines of a tile only select candidates: how a matrix product rounds depends on where a column stands, and equal
-// rows of the guide must tie. A candidate within `margin` of the k-th best is measured again by dot(), which always rounds
-// alike.
+// rows of the guide must tie. A candidate within `margin` of the k-th best is measured again by dot(), which always
+// rounds alike.
 template <typename T>
 struct NeighborSearch {
-  T* best;         // [k], -inf where there is none yet
-  int64_t* row;    // [k]
+  T* best;       // [k], -inf where there is none yet
+  int64_t* row;  // [k]
   int64_t k;
   const T* guide;  // [width] of this row
   int64_t width;
-  T margin;        // what a product may be off by
+  T margin;                  // what a product may be off by
   const int64_t* own_begin;  // positions of the row's own image, sorted: never taken
   const int64_t* own_end;
 };
 
 // n columns more: their cosines, rows [n], guide [n, width], and the position of the first.
-void keep_best(
-    NeighborSearch<float> search, const float* cos, const int64_t* rows, const float* guide, int64_t n, int64_t first);
-void keep_best(
-    NeighborSearch<double> search, const double* cos, const int64_t* rows, const double* guide, int64_t n, int64_t first);
+void keep_best(NeighborSearch<float> search, const float* cos, const int64_t* rows, const float* guide, int64_t n,
+               int64_t first);
+void keep_best(NeighborSearch<double> search, const double* cos, const int64_t* rows, const double* guide, int64_t n,
+               int64_t first);
 
 float dot(const float* x, const float* y, int64_t n);
 double dot(const double* x, const double* y, int64_t n);
