@@ -24,10 +24,10 @@ LTOOD_INLINE void norms_of(const T* x, int64_t n, int64_t d, double* norms) {
 template <typename T>
 LTOOD_INLINE void normalize(T* x, int64_t n, int64_t d, const double* norms) {
   for (int64_t i = 0; i < n; ++i) {
-    const double norm = norms[i] < kNormEps ? kNormEps : norms[i];
+    const double inverse = 1 / (norms[i] < kNormEps ? kNormEps : norms[i]);
     T* __restrict row = x + i * d;
 #pragma omp simd
-    for (int64_t c = 0; c < d; ++c) row[c] = static_cast<T>(row[c] / norm);
+    for (int64_t c = 0; c < d; ++c) row[c] = static_cast<T>(row[c] * inverse);
   }
 }
 
