@@ -10,7 +10,7 @@
 namespace ltood {
 
 // task(0) ... task(count - 1) in parallel. Never fewer than two indices: with one, parallel_for runs it outside a
-// parallel region, the matrix library inside it starts threads of its own, and the bits depend on how many.
+// parallel region, the matrix library inside it starts threads of its own, and the bits may depend on how many.
 template <typename Task>
 void run_parallel(int64_t count, const Task& task) {
   at::parallel_for(0, std::max<int64_t>(count, 2), 1, [&](int64_t begin, int64_t end) {

@@ -79,6 +79,18 @@ def test_temperatures(case, tau, dtype):
     check(case, torch.randn(160, 24, dtype=torch.float64).to(dtype), tau, extras(160, 24, dtype))
 
 
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize("tau", [0.01, 0.001])  # exp(1 / tau) leaves the range of floats, and of doubles
+def test_cold_similarities_of_almost_equal_and_of_opposite_rows(tau, dtype):
+    z = torch.randn(80, 24, dtype=torch.float64)
+    views = torch.cat([z, z + 0.01 * torch.randn_like(z)]).to(dtype)
+    for case in (CASES["stage1"], CASES["psd bank"]):
+        check(case, views, tau, extras(160, 24, dtype))
+    opposite = torch.tensor([[1.0, 0.0], [-1.0, 0.0]], dtype=dtype)
+    _, lse = ltood_fast.nt_xent(opposite, tau, return_lse=True, backend="cpu")
+    torch.testing.assert_close(lse, torch.full_like(lse, -1 / tau))
+
+
 NORMS = {
     0.1: "short rows: all similarities near 0",
     2.0: "fixed shift without normalisation",
