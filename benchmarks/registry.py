@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 import torch
 
 import ltood_fast
-from ltood_fast import reference
+from ltood_fast.reference import cluster_kl, contrastive, guided, knn
 
 
 @dataclass(frozen=True)
@@ -122,11 +122,16 @@ def knn_faiss(x: torch.Tensor, k: int) -> tuple[torch.Tensor, torch.Tensor]:
     return torch.from_numpy(cosines[:, 1:]), torch.from_numpy(columns[:, 1:])
 
 
+def reference_of(op: str) -> Callable:
+    """The plain PyTorch definition of a public function."""
+    return next(getattr(family, op) for family in (contrastive, guided, cluster_kl, knn) if hasattr(family, op))
+
+
 def implementations(case: Case) -> dict[str, Callable]:
     """Name -> function with the case's keyword arguments. "compile": torch.compile of the reference."""
     rivals = {
-        "eager": lambda: getattr(reference, case.op),
-        "compile": lambda: torch.compile(getattr(reference, case.op), fullgraph=True, dynamic=False),
+        "eager": lambda: reference_of(case.op),
+        "compile": lambda: torch.compile(reference_of(case.op), fullgraph=True, dynamic=False),
         "matmul+topk": lambda: knn_matmul_topk,
         "faiss": lambda: knn_faiss,
     }
