@@ -1,0 +1,170 @@
+// Tiles of products of two operands: how a block brings slices of them into shared memory and multiplies them.
+//
+// A slice is 64 features of some rows: 128 bytes a row, 16-byte chunks XOR-ed with the row so that ldmatrix, which
+// takes a chunk of eight rows at a time, meets every bank once. A tile of <x_i, y_j> is summed over `steps()` pairs of
+// slices. A warp holds MI fragments of 16 rows and NI of 8 columns; lane / 4 and lane % 4 give its place in them
+// (mma.cuh).
+#pragma once
+
+#include "cuda/operand.h"
+#include "cuda/primitives/math.cuh"
+#include "cuda/primitives/memory.cuh"
+#include "cuda/primitives/mma.cuh"
+
+namespace ltood::tiles {
+
+constexpr int kRowBytes = kSlice * 2;
+
+template <int kRows>
+constexpr int slice_bytes() {
+  return kRows * kRowBytes;
+}
+
+__device__ __forceinline__ uint32_t chunk_offset(int row, int chunk) {
+  return row * kRowBytes + ((chunk ^ (row & 7)) << 4);
+}
+
+// The order in which a product visits parts and slices: low × high and high × low before high × high, so that small
+// terms are added first. Both operands have the same slices and parts.
+struct Steps {
+  int slices, parts;
+  __device__ int count() const { return parts == 2 ? 3 * slices : slices; }
+  __device__ int slice(int step) const { return step % slices; }
+  __device__ int part_a(int step) const { return parts == 2 && step < slices; }
+  __device__ int part_b(int step) const { return parts == 2 && step >= slices && step < 2 * slices; }
+};
+
+// Rows first_row ... of one slice, zeros beyond the last row. All kThreads threads take part.
+template <int kRows, int kThreads>
+__device__ __forceinline__ void load_slice(uint32_t shared, const Operand& x, int part, int slice, int first_row) {
+  static_assert(kRows * 8 % kThreads == 0);
+  const char* data = static_cast<const char*>(x.data);
+#pragma unroll
+  for (int i = 0; i < kRows * 8 / kThreads; ++i) {
+    const int chunk = i * kThreads + threadIdx.x, row = chunk / 8;
+    const bool inside = first_row + row < x.rows;
+    const size_t source = (size_t(part) * x.rows + (inside ? first_row + row : 0)) * x.slices + slice;
+    prim::cp_async16(shared + chunk_offset(row, chunk % 8), data + source * kRowBytes + chunk % 8 * 16, inside);
+  }
+}
+
+// load(t, stage) fills a stage of shared memory for step t, use(t, stage) reads it; kStages - 1 steps are on their way
+// while one is in use. One barrier a step: it says that step t has landed for everybody, and that everybody has left
+// the stage of step t - 1, which the load behind it overwrites. Afterwards nothing is pending and every stage is free.
+template <int kStages, typename Load, typename Use>
+__device__ __forceinline__ void pipeline(int steps, Load load, Use use) {
+#pragma unroll
+  for (int t = 0; t < kStages - 1; ++t) {
+    if (t < steps) load(t, t);
+    prim::cp_async_commit();
+  }
+  int stage = 0;
+  for (int t = 0; t < steps; ++t) {
+    prim::cp_async_wait<kStages - 2>();
+    __syncthreads();
+    const int ahead = stage == 0 ? kStages - 1 : stage - 1;
+    if (t + kStages - 1 < steps) load(t + kStages - 1, ahead);
+    prim::cp_async_commit();
+    use(t, stage);
+    stage = stage + 1 == kStages ? 0 : stage + 1;
+  }
+  prim::cp_async_wait<0>();
+  __syncthreads();
+}
+
+template <int MI, int NI>
+__device__ __forceinline__ void clear(float (&c)[MI][NI][4]) {
+#pragma unroll
+  for (int i = 0; i < MI; ++i)
+#pragma unroll
+    for (int j = 0; j < NI; ++j)
+#pragma unroll
+      for (int e = 0; e < 4; ++e) c[i][j][e] = 0;
+}
+
+// c += A B' over one slice: A rows warp_row ..., B rows (columns of the tile) warp_col ....
+template <typename half_t, int MI, int NI>
+__device__ __forceinline__ void multiply_slice(float (&c)[MI][NI][4], uint32_t a_slice, uint32_t b_slice, int warp_row,
+                                               int warp_col) {
+  const int lane = threadIdx.x % 32;
+#pragma unroll
+  for (int k = 0; k < kSlice / 16; ++k) {
+    uint32_t a[MI][4];
+#pragma unroll
+    for (int i = 0; i < MI; ++i) {
+      prim::ldmatrix_x4(a[i], a_slice + chunk_offset(warp_row + i * 16 + lane % 16, k * 2 + lane / 16));
+    }
+#pragma unroll
+    for (int j = 0; j < NI / 2; ++j) {
+      uint32_t b[4];
+      const int row = warp_col + j * 16 + lane % 8 + lane / 16 * 8;
+      prim::ldmatrix_x4(b, b_slice + chunk_offset(row, k * 2 + lane / 8 % 2));
+#pragma unroll
+      for (int i = 0; i < MI; ++i) {
+        prim::mma_m16n8k16<half_t>(c[i][2 * j], a[i], b[0], b[1]);
+        prim::mma_m16n8k16<half_t>(c[i][2 * j + 1], a[i], b[2], b[3]);
+      }
+    }
+  }
+}
+
+// A tile of weights as the A operand of the next product: fragments of 16 columns, two accumulator fragments each.
+template <typename half_t, int MI, int NI>
+__device__ __forceinline__ void pack_weights(uint32_t (&packed)[MI][NI / 2][4], const float (&c)[MI][NI][4]) {
+#pragma unroll
+  for (int i = 0; i < MI; ++i)
+#pragma unroll
+    for (int j = 0; j < NI / 2; ++j)
+#pragma unroll
+      for (int e = 0; e < 4; ++e) {
+        const float (&from)[4] = c[i][2 * j + e / 2];
+        packed[i][j][e] = prim::pack<half_t>(from[e % 2 * 2], from[e % 2 * 2 + 1]);
+      }
+}
+
+// What packing rounded away.
+template <typename half_t, int MI, int NI>
+__device__ __forceinline__ void subtract_packed(float (&c)[MI][NI][4], const uint32_t (&packed)[MI][NI / 2][4]) {
+#pragma unroll
+  for (int i = 0; i < MI; ++i)
+#pragma unroll
+    for (int j = 0; j < NI / 2; ++j)
+#pragma unroll
+      for (int e = 0; e < 4; ++e) {
+        float (&to)[4] = c[i][2 * j + e / 2];
+        const half_t* halves = reinterpret_cast<const half_t*>(&packed[i][j][e]);
+        to[e % 2 * 2] -= prim::to_float(halves[0]);
+        to[e % 2 * 2 + 1] -= prim::to_float(halves[1]);
+      }
+}
+
+// c += W V: W [MI * 16, KI * 16] from registers, V's slice [KI * 16 rows, 64 features] from shared memory.
+template <typename half_t, int MI, int KI>
+__device__ __forceinline__ void multiply_weights(float (&c)[MI][kSlice / 8][4], const uint32_t (&weights)[MI][KI][4],
+                                                 uint32_t v_slice) {
+  const int lane = threadIdx.x % 32;
+#pragma unroll
+  for (int k = 0; k < KI; ++k) {
+#pragma unroll
+    for (int j = 0; j < kSlice / 16; ++j) {
+      uint32_t b[4];
+      prim::ldmatrix_x4_trans(b, v_slice + chunk_offset(k * 16 + lane % 16, j * 2 + lane / 16));
+#pragma unroll
+      for (int i = 0; i < MI; ++i) {
+        prim::mma_m16n8k16<half_t>(c[i][2 * j], weights[i][k], b[0], b[1]);
+        prim::mma_m16n8k16<half_t>(c[i][2 * j + 1], weights[i][k], b[2], b[3]);
+      }
+    }
+  }
+}
+
+// Row (of MI * 16) of accumulator element e of fragment i, column (of NI * 8) of element e of fragment j.
+__device__ __forceinline__ int fragment_row(int i, int e) { return i * 16 + e / 2 * 8 + threadIdx.x % 32 / 4; }
+__device__ __forceinline__ int fragment_col(int j, int e) { return j * 8 + threadIdx.x % 4 * 2 + e % 2; }
+
+// The factor that turns products into exponents of 2; a temperature on the device wins.
+__device__ __forceinline__ float exponent_scale(float inv_tau, const float* temperature) {
+  return (temperature ? 1.f / *temperature : inv_tau) * prim::kLog2E;
+}
+
+}  // namespace ltood::tiles
