@@ -1,0 +1,8 @@
+import pytest
+from ptxsim import have_nvcc
+
+
+@pytest.fixture(autouse=True)
+def _needs_nvcc():
+    if not have_nvcc():
+        pytest.skip("nvcc is needed to compile the kernels to PTX")
