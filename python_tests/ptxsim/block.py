@@ -10,6 +10,7 @@ from dataclasses import dataclass, field
 import numpy as np
 
 from .errors import SimError
+from .fences import BlockOrder
 from .instructions.async_copy import PendingCopies
 from .memory import SharedMemory
 from .program import BARRIER, BRANCH, EXIT, GATHERED, PLAIN, SWITCH
@@ -47,9 +48,11 @@ class Block:
         self.lanes, self.warps = operands.lanes, operands.lanes // WARP
         self.every_thread = np.arange(self.lanes)
         self.rng = np.random.default_rng([launch.seed, launch.number, number])
-        self.live = self.every_thread < operands.threads
+        self.present = self.every_thread < operands.threads
+        self.live = self.present
         self.registers = [_poison(self.lanes, dtype) for dtype in operands.slot_dtypes]
         self.clocks = Clocks(self.lanes, launch.clock)
+        self.order = BlockOrder(self.clocks, number + 1, launch.published)
         self.copies = PendingCopies(self.lanes)
         self._open_spaces(launch)
         self.barriers: dict[int, Barrier] = {}
@@ -116,13 +119,13 @@ class Block:
             offsets = target.locate(threads[index], local, width, site)
             target.require_written(threads[index], offsets, width, 1, site)
             target.note_write(threads[index], offsets, width, site, atomic=True)
+            if target is self.device_space:
+                self.order.atomic(threads[index], local)
             yield threads[index], target.memory.bytes, offsets
-
-    def after_atomic(self, space: str, threads, addresses):
-        """An atomic on device memory may pass on what other blocks did."""
 
     def fence(self, mask):
         """__threadfence."""
+        self.order.fence(self.every_thread if mask is None else np.flatnonzero(mask))
 
     # Scheduling.
 
@@ -200,7 +203,7 @@ class Block:
         ]
         raise SimError(
             f"{where}: diverged warp {warp} of block {self.block_index}: lanes "
-            f"{np.flatnonzero(lanes).tolist()} are here, lanes {'; '.join(others) if others else 'missing'}"
+            f"{np.flatnonzero(lanes).tolist()} are here, lanes {'; '.join(others) if others else 'missing: they have finished'}"
         )
 
     def _advance(self, group: Group, gang: list[Group]):
@@ -257,9 +260,10 @@ class Block:
     def _gather(self, chosen, mask, pc: int, members, gang) -> np.ndarray | None:
         """The lanes that may run a collective now: those whose warps have everybody who is needed. The rest waits.
 
-        Returns mask itself when the whole group runs on, None when nobody can."""
+        Needed are the live lanes that the member mask names; without one (bar.sync, mma, ldmatrix: .aligned) every lane
+        of the warp, finished or not. Returns mask itself when the whole group runs on, None when nobody can."""
         warps = chosen.reshape(-1, WARP).any(1)
-        needed = self.live & np.repeat(warps, WARP) if members is None else members(self, chosen) & self.live
+        needed = self.present & np.repeat(warps, WARP) if members is None else members(self, chosen) & self.live
         lacking = (needed & ~chosen).reshape(-1, WARP).any(1)
         if not lacking.any() and (chosen is mask or (chosen == mask).all()):
             return mask

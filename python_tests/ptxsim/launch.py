@@ -29,15 +29,16 @@ class Launch:
             raise SimError(
                 f"{program.kernel.name}: {threads} threads a block, its limit is {program.kernel.threads_limit}"
             )
+        self.blocks = int(np.prod(grid_dim))
+        self.published: dict = {}  # see fences.BlockOrder
         warps = program.operands.lanes // 32
         self.shadow = GridShadow(memory.extent, program.granules["global"], warps)
 
     def run(self) -> int:
         """Executes all blocks; the number of instructions (of warps together) it took."""
-        blocks = int(np.prod(self.grid_dim))
         executed = 0
         with np.errstate(all="ignore"):
-            for number in np.random.default_rng([self.seed, self.number]).permutation(blocks):
+            for number in np.random.default_rng([self.seed, self.number]).permutation(self.blocks):
                 block = Block(self, int(number))
                 block.run()
                 executed += block.executed

@@ -185,11 +185,15 @@ class GridShadow(Shadow):
         return foreign if foreign.any() else None
 
     def write_by_block(self, words: np.ndarray, atomic: bool) -> tuple[np.ndarray, np.ndarray]:
-        """Accesses to words that another block (wrote, read) before."""
+        """Accesses to words that another block (wrote, read) before. The caller then sets writer_block."""
         writers, readers = self.writer_block[words], self.reader_block[words]
         written = (writers != self.NONE) & (writers != self.block)
         if atomic:
             written &= (self.writes[words] >> _ATOMIC & 1) == 0
         read = (readers != self.NONE) & (readers != self.block)
-        self.writer_block[words] = self.block
         return written, read
+
+    def last_write(self, word: int) -> tuple[int, int, int]:
+        """(block, time, thread)."""
+        record = int(self.writes[word])
+        return int(self.writer_block[word]), record >> _TIME, record & _THREAD_MASK

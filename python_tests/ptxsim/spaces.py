@@ -113,19 +113,35 @@ class GlobalSpace(Space):
         who, words = self.shadow.expand(threads, offsets, size)
         foreign = self.shadow.read_by_block(words)
         if foreign is not None:
-            self._foreign(foreign, who, words, site, "another block of the launch wrote it")
+            self._after_writes(foreign, who, words, site, "wrote")
 
     def note_write(self, threads, offsets, size, site, atomic=False):
         who, words = self.shadow.expand(threads, offsets, size)
         written, read = self.shadow.write_by_block(words, atomic)
         if written.any():
-            self._foreign(written, who, words, site, "another block of the launch writes it")
+            self._after_writes(written, who, words, site, "writes")
         if read.any():
-            self._foreign(read, who, words, site, "another block of the launch reads it")
+            self._after_reads(read, who, words, site)
+        self.shadow.writer_block[words] = self.shadow.block
         return super().note_write(threads, offsets, size, site, atomic)
 
-    def _foreign(self, foreign, who, words, site, why):
-        index = int(np.flatnonzero(foreign)[0])
+    def _after_writes(self, foreign, who, words, site, verb):
+        """Words another block wrote: a race unless fences and atomics order the two."""
+        for index in np.flatnonzero(foreign).tolist():
+            writer, time, thread = self.shadow.last_write(words[index])
+            if not self.block.order.knows_access(int(who[index]), writer, thread, time):
+                self._fail_foreign(index, who, words, site, f"block {writer - 1} of the launch {verb} it")
+
+    def _after_reads(self, foreign, who, words, site):
+        others = set(range(1, self.block.launch.blocks + 1)) - {self.shadow.block}
+        for index in np.flatnonzero(foreign).tolist():
+            reader = int(self.shadow.reader_block[words[index]])
+            readers = others if reader == GridShadow.SEVERAL else {reader}
+            if not readers <= self.block.order.knows_blocks(int(who[index])):
+                self._fail_foreign(index, who, words, site, "another block of the launch reads it")
+
+    def _fail_foreign(self, index, who, words, site, why):
+        why += ", nothing orders the two"
         self.fail_race(site, int(who[index]), int(words[index]) * self.shadow.granule, why)
 
 

@@ -112,9 +112,12 @@ def compile_atomic(instruction, operands):
     swap = operands.read(rest[0], type_name) if operation == "cas" else None
     write = operands.write(instruction.operands[0], type_name) if returns else None
     width = codec.bits.itemsize
+    releases, acquires = bool({"release", "acq_rel"} & set(parts)), bool({"acquire", "acq_rel"} & set(parts))
 
     def run(block, mask):
         threads = participants(block, mask)
+        if releases:
+            block.fence(mask)
         addresses, values = address(block), value(block)
         swaps = swap(block) if swap else None
         results = np.zeros_like(values)
@@ -130,7 +133,8 @@ def compile_atomic(instruction, operands):
                 else:
                     new = _ATOMIC[operation](old, values[thread])
                 words[slot] = codec.encode(np.array([new]))[0] if codec.encode else new
-        block.after_atomic(space, threads, addresses)
+        if acquires:
+            block.fence(mask)
         if write:
             write(block, mask, results)
 
