@@ -61,7 +61,7 @@ extern "C" int ltood_launch_prepare_rows(const PrepareParams* params, void* stre
   const PrepareParams& p = *params;
   switch (p.type) {
     case kFloat32:
-      return launch<float, __nv_bfloat16>(p, stream);
+      return p.out.is_half ? launch<float, __half>(p, stream) : launch<float, __nv_bfloat16>(p, stream);
     case kBFloat16:
       return launch<__nv_bfloat16, __nv_bfloat16>(p, stream);
     default:

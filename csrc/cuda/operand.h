@@ -4,7 +4,8 @@
 // rounds nothing and keeps products in range; the scale puts it back, and with it 1 / |x_i| when rows are normalised.
 //   bfloat16, float16 rows: one part, exact.
 //   float32 rows: one part (rounded to bfloat16), or two, high + low, 16 bits of mantissa. Products of two parts take
-//   three passes, high high + high low + low high: relative error 2^-16 of |x_i| |x_j|.
+//   three passes, high high + high low + low high: relative error 2^-16 of |x_i| |x_j|. Two parts of float16 hold 22
+//   bits of the row's largest elements; weights that range over more than float16 does cannot be multiplied with them.
 #pragma once
 
 #include <cstdint>

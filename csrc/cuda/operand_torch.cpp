@@ -23,12 +23,13 @@ ElementType element_type(const char* op, const char* argument, const at::Tensor&
   }
 }
 
-OperandTensors prepare_rows(const char* op, const char* argument, const at::Tensor& x, bool normalize) {
+OperandTensors prepare_rows(const char* op, const char* argument, const at::Tensor& x, bool normalize,
+                            bool half_parts) {
   const ElementType type = element_type(op, argument, x);
   LTOOD_CHECK_VALUE(x.size(0) <= std::numeric_limits<int>::max(), op, argument, "of fewer than 2^31 rows", x.size(0));
   const int n = static_cast<int>(x.size(0)), d = static_cast<int>(x.size(1));
-  const bool is_half = type == kFloat16 && normalize;
   const bool rounded = at::globalContext().float32MatmulPrecision() == at::Float32MatmulPrecision::MEDIUM;
+  const bool is_half = (type == kFloat16 && normalize) || (type == kFloat32 && half_parts && !rounded);
   const bool two_parts = (type == kFloat32 && !rounded) || (type == kFloat16 && !normalize);
   const int slices = (d + kSlice - 1) / kSlice, parts = two_parts ? 2 : 1;
   OperandTensors tensors;

@@ -23,8 +23,10 @@ ElementType element_type(const char* op, const char* argument, const at::Tensor&
 
 // Makes the rows [N, D] ready, on the current stream of their device. Precision: float16 and bfloat16 rows are taken as
 // they are; float32 rows in two parts unless torch.get_float32_matmul_precision() is "medium"; float16 rows that are
-// not normalised as two bfloat16 parts, as their products do not fit float16.
-OperandTensors prepare_rows(const char* op, const char* argument, const at::Tensor& x, bool normalize);
+// not normalised as two bfloat16 parts, as their products do not fit float16. half_parts: the two parts of float32 rows
+// are float16.
+OperandTensors prepare_rows(const char* op, const char* argument, const at::Tensor& x, bool normalize,
+                            bool half_parts = false);
 
 // RuntimeError with the device's message when a launcher returned an error.
 void check_launch(const char* op, int error);

@@ -16,7 +16,7 @@ namespace ltood::tiles {
 constexpr int kRowBytes = kSlice * 2;
 
 template <int kRows>
-constexpr int slice_bytes() {
+__host__ __device__ constexpr int slice_bytes() {
   return kRows * kRowBytes;
 }
 

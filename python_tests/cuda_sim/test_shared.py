@@ -1,0 +1,98 @@
+"""Operands and segment sums, executed, against numpy."""
+
+import ctypes
+
+import numpy as np
+import pytest
+
+from python_tests.cuda_sim.structs import SegmentSumsParams, bf16_values, check, pointer, prepare
+
+OPERANDS = ("csrc/cuda/operand.cu",)
+SUMS = ("csrc/cuda/segment_sums.cu", "csrc/cuda/operand.cu")
+
+
+def rows_of(dev, prepared):
+    """What the operand's parts and scale say, in float64, and how the padding reads."""
+    data = dev.get(prepared.data)
+    data = data.astype(np.float64) if data.dtype == np.float16 else bf16_values(data).astype(np.float64)
+    d = prepared.rows.shape[1]
+    with np.errstate(invalid="ignore"):
+        return dev.get(prepared.scale).astype(np.float64)[:, None] * data.sum(0)[:, :d], data[:, :, d:]
+
+
+@pytest.mark.parametrize(
+    ("kind", "half", "error"),
+    [("float32", False, 2.0**-16), ("float32", True, 2.0**-21), ("bfloat16", False, 1e-6), ("float16", False, 1e-6)],
+)
+@pytest.mark.parametrize("normalize", [False, True])
+@pytest.mark.parametrize("d", [1, 17, 64, 200])
+def test_operand_holds_the_rows(simulate, kind, half, error, normalize, d):
+    dev = simulate(*OPERANDS, seed=1)
+    x = prepare(dev, np.random.default_rng(0).standard_normal((9, d)), kind, normalize, half=half)
+    got, padding = rows_of(dev, x)
+    norms = np.linalg.norm(x.rows, axis=1)
+    want = x.rows / norms[:, None] if normalize else x.rows
+    assert np.abs(got - want).max() <= error * np.abs(want).max()
+    assert (padding == 0).all()
+    inverse = dev.get(x.inv_norm)
+    assert np.allclose(inverse, 1 / norms if normalize else 1, rtol=1e-6)
+
+
+@pytest.mark.parametrize("normalize", [False, True])
+def test_norms_far_from_one(simulate, normalize):
+    """Squares of 1e30 and 1e-30 leave float32. Below 1e-12 a row is divided by 1e-12, as in torch."""
+    norms = np.array([1e-30, 1e-13, 1e-10, 1e10, 1e30, 0])
+    rng = np.random.default_rng(0)
+    directions = rng.standard_normal((len(norms), 33))
+    rows = norms[:, None] * directions / np.linalg.norm(directions, axis=1, keepdims=True)
+    dev = simulate(*OPERANDS, seed=1)
+    x = prepare(dev, rows, "float32", normalize)
+    got, _ = rows_of(dev, x)
+    lengths = np.maximum(np.linalg.norm(x.rows, axis=1, keepdims=True), 1e-12)
+    want = x.rows / lengths if normalize else x.rows
+    assert np.allclose(got, want, rtol=2.0**-15, atol=0)
+    if normalize:
+        assert np.allclose(dev.get(x.inv_norm), 1 / lengths[:, 0], rtol=1e-6)
+
+
+@pytest.mark.parametrize("kind", ["float32", "bfloat16", "float16"])
+@pytest.mark.parametrize("broken", [np.nan, np.inf])
+def test_broken_rows_stay_broken(simulate, kind, broken):
+    rows = np.ones((3, 5))
+    rows[1, 2] = broken
+    dev = simulate(*OPERANDS, seed=1)
+    got, _ = rows_of(dev, prepare(dev, rows, kind))
+    assert np.isnan(got[1, 2])
+    assert np.isfinite(got[[0, 2]]).all()
+
+
+@pytest.mark.parametrize("kind", ["float32", "bfloat16"])
+@pytest.mark.parametrize(
+    ("counts", "entries"),
+    [
+        ([5, 3], 1),  # two segments in one block of 128 positions
+        ([100, 60, 0, 400, 1, 27], 1),  # one over four blocks, one empty, an end on a block's edge
+        ([128, 128, 44], 3),  # segments that begin on the edges; three entries a row
+    ],
+)
+def test_segment_sums(simulate, kind, counts, entries):
+    rng = np.random.default_rng(1)
+    dev = simulate(*SUMS, seed=1)
+    count, d = sum(counts) + 2, 70
+    n = -(-count // entries)
+    x = prepare(dev, rng.standard_normal((n, d)), kind, normalize=False)
+    keys = np.concatenate([[-1, -1], np.repeat(np.arange(len(counts)), counts)])
+    order, weight = rng.permutation(count), rng.standard_normal(n).astype(np.float32)
+    sums = dev.put(np.full((len(counts), d), 7, np.float32))
+    edges = dev.empty((dev.call("ltood_segment_edges", count, restype=ctypes.c_int64), d))
+    params = SegmentSumsParams(
+        x.operand, pointer(dev, keys), pointer(dev, order), count, entries, pointer(dev, weight), d, sums.ptr,
+        edges.ptr,
+    )  # fmt: skip
+    check(dev, dev.call("ltood_launch_segment_sums", params, None))
+    want = np.full((len(counts), d), 7.0)
+    terms = weight[order // entries][:, None] * x.rows[order // entries]
+    for key, size in enumerate(counts):
+        if size:
+            want[key] = terms[keys == key].sum(0)
+    assert np.abs(dev.get(sums) - want).max() < 1e-4 * np.abs(want).max()
