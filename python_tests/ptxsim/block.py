@@ -201,10 +201,9 @@ class Block:
             for g in gang[1:]
             if g.mask.reshape(-1, WARP)[warp].any()
         ]
-        raise SimError(
-            f"{where}: diverged warp {warp} of block {self.block_index}: lanes "
-            f"{np.flatnonzero(lanes).tolist()} are here, lanes {'; '.join(others) if others else 'missing: they have finished'}"
-        )
+        here = np.flatnonzero(lanes).tolist()
+        elsewhere = "lanes " + "; ".join(others) if others else "the others have finished"
+        raise SimError(f"{where}: diverged warp {warp} of block {self.number}: lanes {here} are here, {elsewhere}")
 
     def _advance(self, group: Group, gang: list[Group]):
         """Runs a group until it ends, splits, waits or meets another group of its gang."""

@@ -22,8 +22,8 @@ def operand_type(instruction: Instruction) -> str:
 
 
 def saturate(values: np.ndarray) -> np.ndarray:
-    """.sat: clamp to [0, 1]; NaN becomes 0."""
-    return np.where(np.isnan(values), values.dtype.type(0), np.clip(values, 0, 1))
+    """.sat: clamp to [0, 1]; NaN and -0 become 0."""
+    return np.where(values > 0, np.minimum(values, values.dtype.type(1)), values.dtype.type(0))
 
 
 def elementwise(instruction: Instruction, operands: Operands, function, count: int, type_name: str | None = None):
