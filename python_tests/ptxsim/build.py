@@ -1,4 +1,4 @@
-"""Compiles a launcher file twice: to PTX, which the simulator executes, and to a host library on the fake runtime.
+"""Compiles launcher files to PTX, which the simulator executes, and to a host library on the fake runtime.
 
 Results are cached by the contents of everything that went in."""
 
@@ -52,7 +52,7 @@ def _digest(sources: list[Path], flags: list[str]) -> str:
     hasher = hashlib.sha256()
     folders = {INCLUDE, *(source.parent for source in sources)}
     headers = {file for folder in folders for suffix in ("*.h", "*.cuh") for file in folder.rglob(suffix)}
-    for file in [*sources, FAKE_RUNTIME, *sorted(headers)]:
+    for file in [*sources, FAKE_RUNTIME, Path(__file__), *sorted(headers)]:
         hasher.update(f"{file}\0".encode() + file.read_bytes())
     hasher.update("\0".join([*flags, _nvcc_version()]).encode())
     return hasher.hexdigest()[:24]
@@ -77,9 +77,17 @@ def _compile(sources, arch, flags, work: Path):
     generate = ["-gencode", f"arch=compute_{arch},code=compute_{arch}"]
     objects = []
     for index, source in enumerate(sources):
-        _run([nvcc_path(), *flags, f"-arch=compute_{arch}", "-ptx", str(source), "-o", str(work / f"{index}.ptx")])
+        # One compilation gives both: the object embeds the PTX, which --keep leaves behind as a file.
+        kept = work / f"kept{index}"
+        kept.mkdir()
         objects.append(str(work / f"{index}.o"))
-        _run([nvcc_path(), *flags, *generate, "-O1", "-Xcompiler", "-fPIC", "-c", str(source), "-o", objects[-1]])
+        keep = ["--keep", "--keep-dir", str(kept)]
+        _run(
+            [nvcc_path(), *flags, *generate, *keep, "-O1", "-Xcompiler", "-fPIC", "-c", str(source), "-o", objects[-1]]
+        )
+        (ptx,) = kept.glob("*.ptx")
+        shutil.move(ptx, work / f"{index}.ptx")
+        shutil.rmtree(kept)
     runtime = str(work / "runtime.o")
     _run([nvcc_path(), "-std=c++17", "-O1", "-Xcompiler", "-fPIC", "-c", str(FAKE_RUNTIME), "-o", runtime])
     # --no-undefined: a runtime function that the fake lacks is an error here, by name.
