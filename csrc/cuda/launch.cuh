@@ -28,16 +28,17 @@ inline cudaError_t device_limits(DeviceLimits& limits) {
   return cudaDeviceGetAttribute(&limits.shared_bytes, cudaDevAttrMaxSharedMemoryPerBlockOptin, device);
 }
 
-// kernel<<<grid, block, shared>>>(params) on the stream; asks for the shared memory first and returns what the launch
-// says. It waits for nothing and is safe while a CUDA graph is being captured.
+// Lets a kernel have more dynamic shared memory than the 48 KiB that need no asking.
+inline cudaError_t allow_shared(const void* kernel, int shared) {
+  if (shared <= 48 * 1024) return cudaSuccess;
+  return cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, shared);
+}
+
+// kernel<<<grid, block, shared>>>(params) on the stream; returns what the launch says. It waits for nothing and is safe
+// while a CUDA graph is being captured.
 template <typename Params>
 cudaError_t launch(void (*kernel)(Params), dim3 grid, int block, int shared, const Params& params, void* stream) {
-  constexpr int kWithoutAsking = 48 * 1024;
-  if (shared > kWithoutAsking) {
-    const cudaError_t error = cudaFuncSetAttribute(reinterpret_cast<const void*>(kernel),
-                                                   cudaFuncAttributeMaxDynamicSharedMemorySize, shared);
-    if (error) return error;
-  }
+  if (const cudaError_t error = allow_shared(reinterpret_cast<const void*>(kernel), shared)) return error;
   kernel<<<grid, block, shared, static_cast<cudaStream_t>(stream)>>>(params);
   return cudaGetLastError();
 }

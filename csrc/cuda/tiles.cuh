@@ -48,28 +48,49 @@ __device__ __forceinline__ void load_slice(uint32_t shared, const Operand& x, in
   }
 }
 
-// load(t, stage) fills a stage of shared memory for step t, use(t, stage) reads it; kStages - 1 steps are on their way
-// while one is in use. One barrier a step: it says that step t has landed for everybody, and that everybody has left
-// the stage of step t - 1, which the load behind it overwrites. Afterwards nothing is pending and every stage is free.
-template <int kStages, typename Load, typename Use>
-__device__ __forceinline__ void pipeline(int steps, Load load, Use use) {
+// load(t, stage) fills a stage of shared memory for step t; kStages - 1 steps are on their way while one is in use.
+// One barrier a step: it says that step t has landed for everybody, and that everybody has left the stage of step
+// t - 1, which the load behind it overwrites.
+template <int kStages, typename Load>
+class Pipeline {
+ public:
+  __device__ __forceinline__ Pipeline(int steps, const Load& load) : steps_(steps), load_(load) {
 #pragma unroll
-  for (int t = 0; t < kStages - 1; ++t) {
-    if (t < steps) load(t, t);
-    prim::cp_async_commit();
+    for (int t = 0; t < kStages - 1; ++t) {
+      if (t < steps) load(t, t);
+      prim::cp_async_commit();
+    }
   }
-  int stage = 0;
-  for (int t = 0; t < steps; ++t) {
+
+  // The stage that holds the next step, valid until the next call.
+  __device__ __forceinline__ int next() {
     prim::cp_async_wait<kStages - 2>();
     __syncthreads();
-    const int ahead = stage == 0 ? kStages - 1 : stage - 1;
-    if (t + kStages - 1 < steps) load(t + kStages - 1, ahead);
+    const int stage = stage_, ahead = stage == 0 ? kStages - 1 : stage - 1;
+    if (t_ + kStages - 1 < steps_) load_(t_ + kStages - 1, ahead);
     prim::cp_async_commit();
-    use(t, stage);
-    stage = stage + 1 == kStages ? 0 : stage + 1;
+    ++t_;
+    stage_ = stage + 1 == kStages ? 0 : stage + 1;
+    return stage;
   }
-  prim::cp_async_wait<0>();
-  __syncthreads();
+
+  // After the last step: nothing is pending and every stage is free.
+  __device__ __forceinline__ void drain() {
+    prim::cp_async_wait<0>();
+    __syncthreads();
+  }
+
+ private:
+  int steps_, t_ = 0, stage_ = 0;
+  const Load& load_;
+};
+
+// The pipeline where all steps are alike: use(t, stage) for every step.
+template <int kStages, typename Load, typename Use>
+__device__ __forceinline__ void pipeline(int steps, const Load& load, const Use& use) {
+  Pipeline<kStages, Load> stages(steps, load);
+  for (int t = 0; t < steps; ++t) use(t, stages.next());
+  stages.drain();
 }
 
 template <int MI, int NI>

@@ -9,22 +9,24 @@ from .._ext import OP_OF_FUNCTION, has_kernel
 BACKENDS = ("auto", "reference", "cpu", "cuda")
 
 
-def use_kernel(function: str, backend: str, device: torch.device) -> bool:
-    """True when `function` runs its kernel on `device`, False when it runs its reference.
+def use_kernel(function: str, backend: str, *inputs: torch.Tensor | None) -> bool:
+    """True when `function` runs its kernel on its `inputs`, False when it runs its reference.
 
     Args:
         function: public name, e.g. ``"nt_xent"``.
         backend: ``"auto"`` (the kernel if this build has one for the device, else the reference), ``"reference"``, or
             ``"cpu"`` / ``"cuda"`` (that kernel or an error).
-        device: where the inputs are.
+        inputs: the embeddings, the first of which says the device. There is no float64 kernel for CUDA.
     """
+    device = inputs[0].device
+    double_on_cuda = device.type == "cuda" and any(x is not None and x.dtype == torch.float64 for x in inputs)
     if backend not in BACKENDS:
         raise ValueError(f"{function}: backend must be one of {', '.join(BACKENDS)}, got {backend!r}")
     if backend == "reference":
         return False
     available = has_kernel(OP_OF_FUNCTION[function], device.type)
     if backend == "auto":
-        return available
+        return available and not double_on_cuda
     if backend != device.type:
         raise ValueError(f"{function}: backend={backend!r} needs inputs on a {backend} device, got {device}")
     if not available:
@@ -32,4 +34,6 @@ def use_kernel(function: str, backend: str, device: torch.device) -> bool:
             f"{function}: backend={backend!r} was asked for, but this build has no {backend} kernel for it; "
             "use backend='auto' or see ltood_fast.build_info()"
         )
+    if double_on_cuda:
+        raise TypeError(f"{function}: backend='cuda' takes float32, bfloat16 or float16, got float64")
     return True

@@ -62,7 +62,7 @@ def cluster_kl(
     """
     _check_inputs("cluster_kl", z, centroids, nu)
     _check.choice("cluster_kl", "reduction", reduction, _check.REDUCTIONS)
-    if not use_kernel("cluster_kl", backend, z.device):
+    if not use_kernel("cluster_kl", backend, z, centroids):
         return reference.cluster_kl(z, centroids, nu=nu, normalize=normalize, reduction=reduction, return_q=return_q)
     rows, _, _, _, q, _ = _run_kernel(z, centroids, nu, normalize, return_q=return_q)
     loss = {"mean": rows.mean, "sum": rows.sum, "none": lambda: rows}[reduction]()
@@ -113,7 +113,7 @@ def refine_centroids(
     _check.count("refine_centroids", "steps", steps, 1)
     _check.positive_number("refine_centroids", "lr", lr)
     _check.nonnegative_number("refine_centroids", "tol", tol)
-    if not use_kernel("refine_centroids", backend, z.device):
+    if not use_kernel("refine_centroids", backend, z, centroids):
         return reference.refine_centroids(z, centroids, nu=nu, normalize=normalize, steps=steps, lr=lr, tol=tol)
     z = z.detach()
 

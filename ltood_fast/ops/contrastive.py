@@ -121,7 +121,7 @@ def nt_xent(
     """
     _check_common("nt_xent", z, temperature, reduction)
     _check_views("nt_xent", z, instance_ids)
-    if use_kernel("nt_xent", backend, z.device):
+    if use_kernel("nt_xent", backend, z):
         rows = contrastive(z, temperature, normalize=normalize, instance_ids=instance_ids)
         return _with_extras(rows.instance(reduction), rows, return_lse)
     return reference.nt_xent(
@@ -168,7 +168,7 @@ def supcon(
     """
     _check_common("supcon", z, temperature, reduction)
     check.integers("supcon", "labels", labels, z.shape[0], z)
-    if use_kernel("supcon", backend, z.device):
+    if use_kernel("supcon", backend, z):
         rows = contrastive(z, temperature, normalize=normalize, views=False, labels=labels)
         return _with_extras(rows.classes(reduction), rows, return_lse)
     return reference.supcon(z, labels, temperature, normalize=normalize, reduction=reduction, return_lse=return_lse)
@@ -236,7 +236,7 @@ def psd_loss(
     _check_common("psd_loss", z, temperature, reduction)
     _check_views("psd_loss", z, instance_ids)
     _check_neighbors("psd_loss", z, k, neighbor_weight, domain, bank, instance_ids, bank_ids, bank_domain)
-    if use_kernel("psd_loss", backend, z.device):
+    if use_kernel("psd_loss", backend, z, bank):
         rows = contrastive(
             z,
             temperature,
@@ -314,7 +314,7 @@ def domain_loss(
     else:
         for name, value in (("weight", weight), ("bias", bias)):
             check.require(value is None, op, name, "None for kind='supcon'", "a tensor")
-        if use_kernel(op, backend, z.device):
+        if use_kernel(op, backend, z):
             rows = contrastive(z, temperature, normalize=normalize, views=False, labels=domain)
             return _with_extras(rows.classes(reduction), rows, return_lse)
     return reference.domain_loss(
@@ -405,7 +405,7 @@ def stage1_loss(
     check.nonnegative_number(op, "alpha", alpha)
     own_domain = domain if same_domain else None
     _check_neighbors(op, z, k, neighbor_weight, own_domain, bank, instance_ids, bank_ids, bank_domain)
-    if use_kernel(op, backend, z.device):
+    if use_kernel(op, backend, z, bank):
         rows = contrastive(
             z,
             temperature,

@@ -88,7 +88,7 @@ def guided_contrastive(
     op = "guided_contrastive"
     _check_pair(op, z, guide, temperature, reduction)
     _check_selection(op, z, clusters, far, k, pos_idx, gamma, instance_ids)
-    if use_kernel(op, backend, z.device):
+    if use_kernel(op, backend, z, guide):
         rows = guided(
             z,
             guide,
@@ -167,7 +167,7 @@ def relational_distill(
     op = "relational_distill"
     _check_pair(op, z, guide, temperature, reduction)
     _check_teacher(op, teacher_temperature)
-    if use_kernel(op, backend, z.device):
+    if use_kernel(op, backend, z, guide):
         rows = guided(
             z,
             guide,
@@ -210,7 +210,7 @@ def feature_distill(z: Tensor, guide: Tensor, *, reduction: str = "mean", backen
     op = "feature_distill"
     _check_pair(op, z, guide, 1.0, reduction)
     check.same_width(op, "guide", guide, "z", z)
-    use_kernel(op, backend, z.device)
+    use_kernel(op, backend, z, guide)
     return reference.feature_distill(z, guide, reduction=reduction)
 
 
@@ -278,7 +278,7 @@ def stage2_loss(
         "normalize": normalize,
         "teacher_temperature": teacher_temperature,
     }
-    if not use_kernel(op, backend, z.device):
+    if not use_kernel(op, backend, z, guide):
         options |= {"beta": beta, "distill": distill, "reduction": reduction, "return_lse": return_lse}
         return reference.stage2_loss(z, guide, clusters, far, temperature, **options)
     relational = distill == "relational"

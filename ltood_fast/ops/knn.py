@@ -45,7 +45,7 @@ def knn(
         RuntimeError: backend="cpu" or "cuda" in a build without that kernel.
     """
     _check_knn("knn", x, k, y)
-    if not use_kernel("knn", backend, x.device):
+    if not use_kernel("knn", backend, x, y):
         return reference.knn(x, k, y=y, normalize=normalize)
     return torch.ops.ltood_fast.knn(x, y, k, normalize)
 
@@ -89,7 +89,7 @@ def knn_density(
     _check_density("knn_density", x, k, method)
     if method == "ivf":
         return _ivf_density(x, k, n_lists, n_probes)
-    if not use_kernel("knn_density", backend, x.device):
+    if not use_kernel("knn_density", backend, x):
         return reference.knn_density(x, k)
     cosines, _ = torch.ops.ltood_fast.knn(x, None, k, True)
     return (1 - cosines).mean(dim=1)

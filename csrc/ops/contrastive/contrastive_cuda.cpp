@@ -1,0 +1,335 @@
+// The contrastive losses on CUDA: tensors in, launches out. Nothing here waits for the device.
+#include <ATen/ops/abs.h>
+#include <ATen/ops/amax.h>
+#include <ATen/ops/cat.h>
+#include <ATen/ops/cumsum.h>
+#include <ATen/ops/empty.h>
+#include <ATen/ops/empty_like.h>
+#include <ATen/ops/ne.h>
+#include <ATen/ops/scatter.h>
+#include <ATen/ops/sort.h>
+#include <ATen/ops/zeros.h>
+#include <torch/library.h>
+
+#include <tuple>
+
+#include "cuda/operand_torch.h"
+#include "cuda/segment_sums.h"
+#include "ops/contrastive/contrastive.h"
+#include "ops/contrastive/contrastive_launch.h"
+#include "ops/knn/topk.h"
+
+namespace ltood {
+namespace {
+
+constexpr const char* kOp = "contrastive";
+
+// Unit rows bound an exponent by log2(e) / tau; from the largest to the smallest one, 2 log2(e) / tau has to fit the
+// 126 binary orders of float's normal range: tau >= 0.0229. A temperature on the device is not known here.
+bool needs_online(bool normalize, double temperature, const OptionalTensor& temperature_tensor) {
+  return !normalize || temperature_tensor || temperature < 0.0229;
+}
+
+// tau for the kernels: a number, or a float on the device.
+struct Temperature {
+  at::Tensor tensor;
+  Exponents exponents;
+
+  Temperature(double value, const OptionalTensor& given, bool normalize) {
+    if (given) tensor = given->to(at::kFloat).contiguous();
+    exponents = {static_cast<float>(1 / value), given ? tensor.const_data_ptr<float>() : nullptr,
+                 needs_online(normalize, value, given)};
+  }
+};
+
+const int64_t* indices_of(const OptionalTensor& x) { return x ? x->const_data_ptr<int64_t>() : nullptr; }
+
+OptionalTensor dense(const OptionalTensor& x) { return x ? OptionalTensor(x->contiguous()) : std::nullopt; }
+
+// sums[key] of weight * u over rows that are sorted by key.
+at::Tensor segment_sums(const OperandTensors& u, const at::Tensor& keys, const at::Tensor& order, int entries_per_row,
+                        const at::Tensor& weight, int64_t d) {
+  const auto floats = u.scale.options();
+  const at::Tensor sums = at::zeros({u.view.rows, d}, floats);
+  const at::Tensor edges = at::empty({ltood_segment_edges(keys.numel()), d}, floats);
+  const SegmentSumsParams params{u.view,
+                                 keys.const_data_ptr<int64_t>(),
+                                 order.const_data_ptr<int64_t>(),
+                                 keys.numel(),
+                                 entries_per_row,
+                                 weight.defined() ? weight.const_data_ptr<float>() : nullptr,
+                                 static_cast<int>(d),
+                                 sums.mutable_data_ptr<float>(),
+                                 edges.mutable_data_ptr<float>()};
+  check_launch(kOp, ltood_launch_segment_sums(&params, current_stream(u.scale)));
+  return sums;
+}
+
+// Rows by group, groups numbered from 0 in the order of their ids; sums of u and, in the backward, of pull * u.
+struct Groups {
+  at::Tensor ids, sorted, sums, pulls;
+
+  Groups() = default;
+  Groups(const at::Tensor& labels, const OperandTensors& u, int64_t d, const at::Tensor& pull = {}) {
+    const auto [values, order] = at::sort(labels, /*stable=*/true, /*dim=*/0, /*descending=*/false);
+    const at::Tensor starts = at::ne(values.slice(0, 1), values.slice(0, 0, -1)).to(at::kLong);
+    sorted = at::cat({at::zeros({1}, values.options()), at::cumsum(starts, 0)});
+    ids = at::scatter(at::empty_like(sorted), 0, order, sorted);
+    sums = segment_sums(u, sorted, order, 1, {}, d);
+    if (pull.defined()) pulls = segment_sums(u, sorted, order, 1, pull, d);
+  }
+
+  GroupSums view() const {
+    if (!ids.defined()) return {};
+    return {ids.const_data_ptr<int64_t>(), sorted.const_data_ptr<int64_t>(), sums.const_data_ptr<float>(),
+            pulls.defined() ? pulls.const_data_ptr<float>() : nullptr};
+  }
+};
+
+// Rows of z and of a bank in one type, so that their operands have the same parts.
+at::Tensor common_type(const at::Tensor& x, const OptionalTensor& other) {
+  return other && other->scalar_type() != x.scalar_type() ? x.to(at::kFloat) : x;
+}
+
+struct Slots {
+  at::Tensor sums, maxima, nearest;
+};
+
+// The tiles' pass. One nearest row is found on the way; more, or those of a bank, by the top-k kernel.
+Slots launch_tiles(ContrastiveForward& tiles, const at::Tensor& like, void* stream) {
+  check_launch(kOp, ltood_plan_contrastive(&tiles));
+  const int64_t n = tiles.u.rows, chunks = tiles.plan.chunks, slots = chunks + tiles.plan.groups;
+  Slots memory;
+  memory.sums = at::empty({slots, n}, like.options());
+  tiles.row_sums = memory.sums.mutable_data_ptr<float>();
+  tiles.col_sums = tiles.row_sums + chunks * n;
+  if (tiles.exponents.online) {
+    memory.maxima = at::empty({slots, n}, like.options());
+    tiles.row_maxima = memory.maxima.mutable_data_ptr<float>();
+    tiles.col_maxima = tiles.row_maxima + chunks * n;
+  }
+  if (tiles.nearest) {
+    static_assert(sizeof(Nearest) == 2 * sizeof(float));
+    memory.nearest = at::empty({slots, n, 2}, like.options());
+    tiles.row_nearest = reinterpret_cast<Nearest*>(memory.nearest.mutable_data_ptr<float>());
+    tiles.col_nearest = tiles.row_nearest + chunks * n;
+  }
+  check_launch(kOp, ltood_launch_contrastive_tiles(&tiles, stream));
+  return memory;
+}
+
+void launch_search(const ContrastiveInputs& in, const OperandTensors& u, const NeighborRules& rules,
+                   const at::Tensor& cosines, const at::Tensor& indices) {
+  OperandTensors bank;
+  if (in.bank) bank = prepare_rows(kOp, "bank", common_type(*in.bank, in.z), in.normalize);
+  const bool instances = in.bank_ids.has_value(), domains = in.bank_domain.has_value();
+  TopkParams params{};
+  params.x = u.view;
+  params.y = in.bank ? bank.view : u.view;
+  params.k = static_cast<int>(in.k);
+  params.exclude_self = !in.bank;
+  params.views = in.bank ? 0 : rules.views;
+  params.x_instance = in.bank && !instances ? nullptr : rules.instance;
+  params.y_instance = in.bank ? indices_of(in.bank_ids) : rules.instance;
+  params.x_domain = in.bank && !domains ? nullptr : rules.domain;
+  params.y_domain = in.bank ? indices_of(in.bank_domain) : rules.domain;
+  params.values = cosines.mutable_data_ptr<float>();
+  params.indices = indices.mutable_data_ptr<int64_t>();
+  const int64_t bytes = ltood_topk_workspace(&params);
+  check_launch(kOp, bytes < 0 ? static_cast<int>(-bytes) : 0);
+  const at::Tensor workspace = at::empty({bytes}, u.scale.options().dtype(at::kByte));
+  params.workspace = workspace.mutable_data_ptr();
+  check_launch(kOp, ltood_launch_topk(&params, current_stream(u.scale)));
+}
+
+using Outputs = std::tuple<at::Tensor, at::Tensor, at::Tensor, at::Tensor, at::Tensor, at::Tensor, at::Tensor>;
+
+Outputs forward(const ContrastiveInputs& in) {
+  const c10::DeviceGuard guard(in.z.device());
+  void* stream = current_stream(in.z);
+  const int64_t n = in.z.size(0), d = in.z.size(1);
+  const OperandTensors u = prepare_rows(kOp, "z", common_type(in.z, in.bank), in.normalize);
+  const auto floats = u.scale.options(), doubles = floats.dtype(at::kDouble);
+  const at::Tensor cosines = at::empty({n, in.k}, floats), indices = at::empty({n, in.k}, floats.dtype(at::kLong));
+  const Temperature tau(in.temperature, in.temperature_tensor, in.normalize);
+  const NeighborRules rules{in.instance_ids ? 0 : static_cast<int>(n / 2), indices_of(in.instance_ids),
+                            indices_of(in.domain)};
+  ContrastiveForward tiles{};
+  tiles.u = u.view;
+  tiles.exponents = tau.exponents;
+  tiles.rules = rules;
+  tiles.nearest = in.k == 1 && !in.bank;
+  const Slots slots = launch_tiles(tiles, u.scale, stream);
+  if (in.k > 0 && !tiles.nearest) launch_search(in, u, rules, cosines, indices);
+
+  Groups instances, classes;
+  if (in.views && in.instance_ids) instances = Groups(*in.instance_ids, u, d);
+  if (in.labels) classes = Groups(*in.labels, u, d);
+  const int64_t n_instance = in.views ? n : 0, n_class = in.labels ? n : 0;
+  const at::Tensor lse = at::empty({n}, doubles);
+  const at::Tensor instance_loss = at::empty({n_instance}, floats), class_loss = at::empty({n_class}, floats);
+  const at::Tensor instance_weight = at::empty({n_instance}, doubles), class_weight = at::empty({n_class}, doubles);
+  const ContrastiveRows rows{u.view,
+                             static_cast<int>(d),
+                             tau.exponents,
+                             tiles,
+                             in.views,
+                             instances.view(),
+                             classes.view(),
+                             static_cast<int>(in.k),
+                             static_cast<float>(in.neighbor_weight),
+                             in.neighbor_weights ? in.neighbor_weights->const_data_ptr<double>() : nullptr,
+                             cosines.mutable_data_ptr<float>(),
+                             indices.mutable_data_ptr<int64_t>(),
+                             lse.mutable_data_ptr<double>(),
+                             instance_loss.mutable_data_ptr<float>(),
+                             class_loss.mutable_data_ptr<float>(),
+                             instance_weight.mutable_data_ptr<double>(),
+                             class_weight.mutable_data_ptr<double>()};
+  check_launch(kOp, ltood_launch_contrastive_rows(&rows, stream));
+  return {instance_loss, class_loss, lse, instance_weight, class_weight, cosines, indices};
+}
+
+Outputs contrastive_cuda(const at::Tensor& z, double temperature, const OptionalTensor& temperature_tensor,
+                         bool normalize, bool views, const OptionalTensor& instance_ids, const OptionalTensor& labels,
+                         int64_t k, double neighbor_weight, const OptionalTensor& neighbor_weights,
+                         const OptionalTensor& domain, const OptionalTensor& bank, const OptionalTensor& bank_ids,
+                         const OptionalTensor& bank_domain) {
+  const OptionalTensor ids = dense(instance_ids), classes = dense(labels), weights = dense(neighbor_weights);
+  const OptionalTensor domains = dense(domain), ids_of_bank = dense(bank_ids), domains_of_bank = dense(bank_domain);
+  const ContrastiveInputs in{
+      z,       temperature, temperature_tensor, normalize,      views, ids, classes, k, neighbor_weight, weights,
+      domains, bank,        ids_of_bank,        domains_of_bank};
+  check_contrastive(in);
+  return forward(in);
+}
+
+// The arguments of the backward, dense, and the tensors that its launches share.
+struct Backward {
+  OptionalTensor grad_instance, grad_class, grad_lse, instance_ids, labels, neighbor_weights, bank;
+  at::Tensor z, lse, instance_weight, class_weight, cosines, indices;
+  double neighbor_weight;
+  bool normalize;
+  OperandTensors u;
+  ContrastiveBackward p{};
+  at::Tensor rows;     // [4, N]: the outputs of RowGradients
+  at::Tensor largest;  // 0-d, of float16 only
+
+  at::Tensor row(int which) const { return rows.select(0, which); }
+  void* stream() const { return current_stream(z); }
+};
+
+void launch_row_gradients(Backward& b) {
+  const int n = b.u.view.rows;
+  b.rows = at::empty({4, n}, b.u.scale.options());
+  float* out = b.rows.mutable_data_ptr<float>();
+  b.p.rows = {n,
+              b.grad_instance ? b.grad_instance->const_data_ptr<float>() : nullptr,
+              b.grad_class ? b.grad_class->const_data_ptr<float>() : nullptr,
+              b.grad_lse ? b.grad_lse->const_data_ptr<double>() : nullptr,
+              b.lse.const_data_ptr<double>(),
+              b.instance_weight.const_data_ptr<double>(),
+              b.class_weight.const_data_ptr<double>(),
+              static_cast<float>(b.neighbor_weight),
+              b.neighbor_weights ? b.neighbor_weights->const_data_ptr<double>() : nullptr,
+              out,
+              out + n,
+              out + 2 * n,
+              out + 3 * n};
+  check_launch(kOp, ltood_launch_contrastive_row_gradients(&b.p.rows, b.stream()));
+}
+
+// The N² part; returns [splits, N, D padded to slices].
+at::Tensor launch_push(Backward& b) {
+  const int64_t n = b.u.view.rows;
+  const auto floats = b.u.scale.options();
+  if (b.u.view.is_half) {
+    b.largest = at::amax(at::abs(b.row(0)));
+    b.p.largest = b.largest.const_data_ptr<float>();
+  }
+  check_launch(kOp, ltood_plan_contrastive_bwd(&b.p));
+  const at::Tensor factors = at::empty({n, 4}, floats);
+  const at::Tensor push = at::empty({b.p.splits, n, int64_t(kSlice) * b.u.view.slices}, floats);
+  b.p.factors = reinterpret_cast<RowFactors*>(factors.mutable_data_ptr<float>());
+  b.p.push = push.mutable_data_ptr<float>();
+  check_launch(kOp, ltood_launch_contrastive_push(&b.p, b.stream()));
+  return push;
+}
+
+// The positives and the normalisation; returns (grad_z, the sum of <u_i, dL/du_i>).
+std::tuple<at::Tensor, at::Tensor> launch_finish(Backward& b) {
+  const int64_t n = b.u.view.rows, d = b.z.size(1);
+  Groups instances, classes;
+  if (b.grad_instance && b.instance_ids) instances = Groups(*b.instance_ids, b.u, d, b.row(1));
+  if (b.grad_class) classes = Groups(*b.labels, b.u, d, b.row(3));
+  at::Tensor chosen_sum;
+  OperandTensors bank;
+  b.p.k = b.grad_instance ? static_cast<int>(b.indices.size(1)) : 0;
+  if (b.p.k > 0 && b.bank) {
+    bank = prepare_rows(kOp, "bank", common_type(*b.bank, b.z), b.normalize);
+    b.p.bank = bank.view;
+  } else if (b.p.k > 0) {
+    const auto [keys, order] = at::sort(b.indices.view({-1}), /*stable=*/true, /*dim=*/0, /*descending=*/false);
+    chosen_sum = segment_sums(b.u, keys, order, b.p.k, b.row(2), d);
+    b.p.chosen_sum = chosen_sum.const_data_ptr<float>();
+  }
+  const at::Tensor grad_z = at::empty({n, d}, b.z.options()), along = at::empty({n}, b.u.scale.options());
+  b.p.instances = instances.view();
+  b.p.classes = classes.view();
+  b.p.has_views = b.grad_instance.has_value();
+  b.p.indices = b.indices.const_data_ptr<int64_t>();
+  b.p.cosines = b.cosines.const_data_ptr<float>();
+  b.p.type = element_type(kOp, "z", b.z);
+  b.p.normalize = b.normalize;
+  b.p.inv_norm = b.u.inv_norm.const_data_ptr<float>();
+  b.p.grad_z = grad_z.mutable_data_ptr();
+  b.p.along = along.mutable_data_ptr<float>();
+  check_launch(kOp, ltood_launch_contrastive_finish(&b.p, b.stream()));
+  return {grad_z, along.to(at::kDouble).sum()};
+}
+
+std::tuple<at::Tensor, at::Tensor> contrastive_bwd_cuda(
+    const OptionalTensor& grad_instance, const OptionalTensor& grad_class, const OptionalTensor& grad_lse,
+    const at::Tensor& z, double temperature, const OptionalTensor& temperature_tensor, bool normalize,
+    const OptionalTensor& instance_ids, const OptionalTensor& labels, double neighbor_weight,
+    const OptionalTensor& neighbor_weights, const OptionalTensor& bank, const at::Tensor& lse,
+    const at::Tensor& instance_weight, const at::Tensor& class_weight, const at::Tensor& cosines,
+    const at::Tensor& indices) {
+  check_contrastive_bwd(grad_instance, grad_class, grad_lse, z, instance_ids, labels, neighbor_weights, bank, lse,
+                        instance_weight, class_weight, cosines, indices);
+  const c10::DeviceGuard guard(z.device());
+  const Temperature tau(temperature, temperature_tensor, normalize);
+  Backward b{dense(grad_instance),
+             dense(grad_class),
+             dense(grad_lse),
+             dense(instance_ids),
+             dense(labels),
+             dense(neighbor_weights),
+             bank,
+             z,
+             lse.contiguous(),
+             instance_weight.contiguous(),
+             class_weight.contiguous(),
+             cosines.contiguous(),
+             indices.contiguous(),
+             neighbor_weight,
+             normalize,
+             prepare_rows(kOp, "z", common_type(z, bank), normalize)};
+  b.p.u = b.u.view;
+  b.p.d = static_cast<int>(z.size(1));
+  b.p.exponents = tau.exponents;
+  launch_row_gradients(b);
+  const at::Tensor push = launch_push(b);
+  const auto [grad_z, along] = launch_finish(b);
+  const at::Tensor doubled =
+      temperature_tensor ? along.div(temperature_tensor->to(at::kDouble)) : along.div(temperature);
+  return {grad_z, doubled.mul(-0.5).to(at::kFloat)};
+}
+
+}  // namespace
+}  // namespace ltood
+
+TORCH_LIBRARY_IMPL(ltood_fast, CUDA, m) {
+  m.impl("contrastive", &ltood::contrastive_cuda);
+  m.impl("contrastive_bwd", &ltood::contrastive_bwd_cuda);
+}

@@ -1,0 +1,162 @@
+#include <algorithm>
+
+#include "cuda/launch.cuh"
+#include "ops/contrastive/contrastive_bwd_kernel.cuh"
+#include "ops/contrastive/contrastive_kernel.cuh"
+#include "ops/contrastive/contrastive_rows_kernel.cuh"
+
+namespace ltood {
+namespace {
+
+using cuda::ceil_div;
+
+using TilesKernel = void (*)(ContrastiveForward);
+
+template <typename half_t>
+TilesKernel tiles_kernel(bool online, bool nearest) {
+  if (online) {
+    return nearest ? contrastive::contrastive_tiles_kernel<half_t, true, true>
+                   : contrastive::contrastive_tiles_kernel<half_t, true, false>;
+  }
+  return nearest ? contrastive::contrastive_tiles_kernel<half_t, false, true>
+                 : contrastive::contrastive_tiles_kernel<half_t, false, false>;
+}
+
+TilesKernel tiles_kernel(const ContrastiveForward& p) {
+  return p.u.is_half ? tiles_kernel<__half>(p.exponents.online, p.nearest)
+                     : tiles_kernel<__nv_bfloat16>(p.exponents.online, p.nearest);
+}
+
+// N = 16,384 on 132 multiprocessors: 128 × 129 / 2 = 8,256 tiles for 264 blocks. Units of 1 × 4 tiles make 2,112 of
+// them, eight a block, so that the last round wastes little, while the rows are loaded for every fourth tile only.
+// The slots hold N (chunks + groups) floats: row_tiles and col_tiles grow with N to keep both under 128.
+int plan_triangle(ContrastiveForward& p, const cuda::DeviceLimits& limits) {
+  TrianglePlan& plan = p.plan;
+  const int64_t tiles = ceil_div(p.u.rows, contrastive::kTile);
+  const int64_t count = tiles * (tiles + 1) / 2, blocks = 2 * limits.multiprocessors;
+  plan.tiles = static_cast<int>(tiles);
+  plan.row_tiles = static_cast<int>(ceil_div<int64_t>(tiles, 128));
+  const int64_t wanted = ceil_div<int64_t>(count / plan.row_tiles, 8 * blocks);
+  const int64_t least = ceil_div<int64_t>(tiles, 1024) * 4, most = 16;
+  plan.col_tiles =
+      static_cast<int>(tiles <= 64 ? std::min<int64_t>(wanted, 4) : std::min(std::max(wanted, least), most));
+  plan.col_tiles = std::max(plan.col_tiles, 1);
+  plan.groups = ceil_div(plan.tiles, plan.row_tiles);
+  plan.chunks = ceil_div(plan.tiles, plan.col_tiles);
+  plan.units = 0;
+  for (int g = 0; g < plan.groups; ++g) plan.units += ceil_div(plan.tiles - g * plan.row_tiles, plan.col_tiles);
+  const int column_bytes = (p.exponents.online ? 8 : 4) + (p.nearest ? 8 : 0);
+  const int columns = column_bytes * contrastive::kWarpsM * plan.col_tiles * contrastive::kTile;
+  const int rows = p.u.parts * p.u.slices * contrastive::kSliceBytes,
+            stages = contrastive::kStages * contrastive::kSliceBytes;
+  plan.resident = p.u.parts * p.u.slices <= 4 && rows + stages + columns <= limits.shared_bytes;
+  plan.shared_bytes = columns + (plan.resident ? rows + stages : 2 * stages);
+  return 0;
+}
+
+struct PushLaunch {
+  void (*kernel)(ContrastiveBackward);
+  int threads, tile_cols, resident_stage, streamed_stage;
+};
+
+template <typename half_t, int kParts, int kOut>
+PushLaunch push_launch(bool online) {
+  using S = contrastive::bwd::Shape<kParts, kOut>;
+  const auto kernel = online ? contrastive::bwd::contrastive_push_kernel<half_t, kParts, kOut, true>
+                             : contrastive::bwd::contrastive_push_kernel<half_t, kParts, kOut, false>;
+  return {kernel, S::kThreads, S::kTileN, S::kResidentStage, S::kStreamedStage};
+}
+
+template <typename half_t, int kParts>
+PushLaunch push_launch(const ContrastiveBackward& p) {
+  const bool online = p.exponents.online;
+  return p.u.slices > 1 ? push_launch<half_t, kParts, 2>(online) : push_launch<half_t, kParts, 1>(online);
+}
+
+PushLaunch push_launch(const ContrastiveBackward& p) {
+  if (p.u.is_half) return push_launch<__half, 1>(p);
+  return p.u.parts == 2 ? push_launch<__nv_bfloat16, 2>(p) : push_launch<__nv_bfloat16, 1>(p);
+}
+
+template <typename half_t>
+auto finish_kernel(int type) {
+  if (type == kFloat32) return contrastive::contrastive_finish_kernel<half_t, float>;
+  if (type == kFloat16) return contrastive::contrastive_finish_kernel<half_t, __half>;
+  return contrastive::contrastive_finish_kernel<half_t, __nv_bfloat16>;
+}
+
+constexpr int kRowThreads = 128;
+
+}  // namespace
+
+extern "C" {
+
+int ltood_plan_contrastive(ContrastiveForward* params) {
+  cuda::DeviceLimits limits;
+  if (const cudaError_t error = cuda::device_limits(limits)) return error;
+  plan_triangle(*params, limits);
+  int resident_blocks = 1;
+  const auto kernel = reinterpret_cast<const void*>(tiles_kernel(*params));
+  if (const cudaError_t error = cuda::allow_shared(kernel, params->plan.shared_bytes)) return error;
+  if (const cudaError_t error = cudaOccupancyMaxActiveBlocksPerMultiprocessor(
+          &resident_blocks, kernel, contrastive::kThreads, params->plan.shared_bytes)) {
+    return error;
+  }
+  params->plan.blocks = std::min(params->plan.units, std::max(1, resident_blocks) * limits.multiprocessors);
+  return cudaSuccess;
+}
+
+int ltood_launch_contrastive_tiles(const ContrastiveForward* params, void* stream) {
+  const ContrastiveForward& p = *params;
+  return cuda::launch(tiles_kernel(p), p.plan.blocks, contrastive::kThreads, p.plan.shared_bytes, p, stream);
+}
+
+int ltood_launch_contrastive_rows(const ContrastiveRows* params, void* stream) {
+  const auto kernel = params->u.is_half ? contrastive::contrastive_rows_kernel<__half>
+                                        : contrastive::contrastive_rows_kernel<__nv_bfloat16>;
+  const int blocks = ceil_div(params->u.rows, contrastive::kRowWarps);
+  return cuda::launch(kernel, blocks, 32 * contrastive::kRowWarps, 0, *params, stream);
+}
+
+int ltood_launch_contrastive_row_gradients(const RowGradients* params, void* stream) {
+  const auto kernel = contrastive::contrastive_row_gradients_kernel;
+  return cuda::launch(kernel, ceil_div(params->n, kRowThreads), kRowThreads, 0, *params, stream);
+}
+
+// N = 4,096 is 32 blocks of rows for 264 places: 8 ranges of columns fill them. push takes N D floats a range.
+int ltood_plan_contrastive_bwd(ContrastiveBackward* params) {
+  using namespace contrastive::bwd;
+  cuda::DeviceLimits limits;
+  if (const cudaError_t error = cuda::device_limits(limits)) return error;
+  ContrastiveBackward& p = *params;
+  const PushLaunch push = push_launch(p);
+  const int rows = p.u.parts * p.u.slices * kRowSliceBytes;
+  p.shared_bytes = rows + kStages * push.resident_stage;
+  p.resident = p.u.parts * p.u.slices <= 4 && p.shared_bytes <= limits.shared_bytes;
+  if (!p.resident) p.shared_bytes = kStages * push.streamed_stage;
+  const int row_blocks = ceil_div(p.u.rows, kTileM) * ceil_div(p.u.slices, 2);
+  const int wanted = 2 * limits.multiprocessors / row_blocks;
+  p.splits = std::max(1, std::min({wanted, 8, ceil_div(p.u.rows, push.tile_cols)}));
+  return cudaSuccess;
+}
+
+int ltood_launch_contrastive_push(const ContrastiveBackward* params, void* stream) {
+  using namespace contrastive::bwd;
+  const ContrastiveBackward& p = *params;
+  const cudaError_t error =
+      cuda::launch(contrastive::contrastive_factors_kernel, ceil_div(p.u.rows, kRowThreads), kRowThreads, 0, p, stream);
+  if (error) return error;
+  const PushLaunch push = push_launch(p);
+  const dim3 grid(ceil_div(p.u.rows, kTileM), ceil_div(p.u.slices, p.u.slices > 1 ? 2 : 1), p.splits);
+  return cuda::launch(push.kernel, grid, push.threads, p.shared_bytes, p, stream);
+}
+
+int ltood_launch_contrastive_finish(const ContrastiveBackward* params, void* stream) {
+  const auto kernel =
+      params->u.is_half ? finish_kernel<__half>(params->type) : finish_kernel<__nv_bfloat16>(params->type);
+  const int blocks = ceil_div(params->u.rows, contrastive::kRowWarps);
+  return cuda::launch(kernel, blocks, 32 * contrastive::kRowWarps, 0, *params, stream);
+}
+}
+
+}  // namespace ltood

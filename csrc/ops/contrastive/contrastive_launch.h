@@ -1,0 +1,144 @@
+// The contrastive losses on CUDA, torch-free: what the launchers take. Pointers are to device memory, arrays of rows
+// are [N] unless said otherwise; launchers return a cudaError_t. The formulas are in contrastive.h.
+#pragma once
+
+#include <cstdint>
+
+#include "cuda/operand.h"
+
+namespace ltood {
+
+// exp(s_ij) = 2^(<u_i, u_j> * log2(e) / tau).
+struct Exponents {
+  float inv_tau;
+  const float* temperature;  // 0-d tensor or null; wins over inv_tau
+  int online;                // running maxima; else the fixed shift 1 / tau, safe for unit rows and tau >= 0.023
+};
+
+// Who may be whose neighbour.
+struct NeighborRules {
+  int views;                // > 0: never rows i, j with i % views == j % views
+  const int64_t* instance;  // or null: never rows of equal id
+  const int64_t* domain;    // or null: only rows of equal id
+};
+
+// How the upper triangle of tiles of 128 × 128 is cut into units of row_tiles × col_tiles. A unit leaves the sums of
+// its rows in slot [its place in the row] and those of its columns in slot [its group of rows].
+struct TrianglePlan {
+  int tiles;  // along a side
+  int row_tiles, col_tiles;
+  int groups, chunks;  // slots of columns and of rows
+  int units;
+  int blocks;        // of the grid
+  int resident;      // the rows of a tile stay in shared memory while the columns pass
+  int shared_bytes;  // of a block
+};
+
+struct Nearest {
+  float value;
+  int index;  // -1: none
+};
+
+struct ContrastiveForward {
+  Operand u;
+  Exponents exponents;
+  NeighborRules rules;
+  int nearest;  // also the nearest admissible row of every row
+  TrianglePlan plan;
+  float* row_sums;    // [chunks, N]
+  float* col_sums;    // [groups, N]
+  float* row_maxima;  // the same, online only, in units of log2
+  float* col_maxima;
+  Nearest* row_nearest;  // the same, `nearest` only
+  Nearest* col_nearest;
+};
+
+// Rows by group, ids numbered from 0, with the sums that make positives linear in N.
+struct GroupSums {
+  const int64_t* ids;     // the group of a row; null: no groups
+  const int64_t* sorted;  // ids, ascending
+  const float* sums;      // [groups, D] sum of u
+  const float* pulls;     // [groups, D] sum of pull * u, backward only
+};
+
+struct ContrastiveRows {
+  Operand u;
+  int d;
+  Exponents exponents;
+  ContrastiveForward tiles;  // its slots
+  int has_views;             // the instance part is asked for
+  GroupSums instances;       // null ids: rows i and i + N / 2
+  GroupSums classes;         // null ids: no class part
+  int k;
+  float neighbor_weight;
+  const double* neighbor_weights;  // or null
+  float* cosines;                  // [N, k]
+  int64_t* indices;                // [N, k]
+  double* lse;
+  float* instance_loss;
+  float* class_loss;
+  double* instance_weight;
+  double* class_weight;
+};
+
+// What arrives at each row: at its log-sum-exp, at the mean over its positives divided by their weight.
+struct RowGradients {
+  int n;
+  const float* grad_instance;  // or null
+  const float* grad_class;     // or null
+  const double* grad_lse;      // or null
+  const double* lse;
+  const double* instance_weight;
+  const double* class_weight;
+  float neighbor_weight;
+  const double* neighbor_weights;  // or null
+  float* lse_grad;                 // outputs
+  float* instance_pull;
+  float* neighbor_pull;
+  float* class_pull;
+};
+
+// What a tile of the backward needs of a row: G_ij = (a_i + a_j) 2^t_ij, or with `online` the two exponentials.
+struct RowFactors {
+  float scale;   // of the operand
+  float weight;  // a = w 2^(shift - lse2), or w
+  float lse2;    // lse in units of log2
+  float unused;
+};
+
+struct ContrastiveBackward {
+  Operand u;
+  int d;
+  Exponents exponents;
+  RowGradients rows;     // its outputs
+  const float* largest;  // 0-d: max |lse_grad|, for float16; null: 1
+  RowFactors* factors;
+  int splits;        // ranges of columns
+  float* push;       // [splits, N, 64 * slices]
+  int resident;      // as in TrianglePlan
+  int shared_bytes;  // of a block
+  GroupSums instances, classes;
+  int has_views;
+  int k;
+  const int64_t* indices;   // [N, k]
+  const float* cosines;     // [N, k]
+  const float* chosen_sum;  // [N, D]: sum of neighbor_pull * u over the rows that chose a row; null with a bank
+  Operand bank;             // its data null: neighbours are in the batch
+  int type;                 // ElementType of grad_z
+  int normalize;
+  const float* inv_norm;
+  void* grad_z;  // [N, D]
+  float* along;  // <u_i, dL/du_i>, twice the bank's part: dL/dtau = -(1 / 2 tau) of their sum
+};
+
+extern "C" {
+int ltood_plan_contrastive(ContrastiveForward* params);  // fills `plan` from u, exponents, nearest
+int ltood_launch_contrastive_tiles(const ContrastiveForward* params, void* stream);
+int ltood_launch_contrastive_rows(const ContrastiveRows* params, void* stream);
+int ltood_launch_contrastive_row_gradients(const RowGradients* params, void* stream);
+int ltood_plan_contrastive_bwd(ContrastiveBackward* params);  // fills splits, resident, shared_bytes
+int ltood_launch_contrastive_push(const ContrastiveBackward* params, void* stream);
+int ltood_launch_contrastive_finish(const ContrastiveBackward* params, void* stream);
+}
+
+}  // namespace ltood

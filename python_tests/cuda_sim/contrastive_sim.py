@@ -1,0 +1,200 @@
+"""The contrastive launchers on the simulated device: what contrastive_cuda.cpp does with torch, done with NumPy."""
+
+import ctypes as C
+import math
+
+import numpy as np
+from cuda_sim.structs import ELEMENT_TYPES, Operand, SegmentSumsParams, bf16_values, prepare
+
+pointer = C.c_void_p
+
+
+class Exponents(C.Structure):
+    _fields_ = [("inv_tau", C.c_float), ("temperature", pointer), ("online", C.c_int)]
+
+
+class NeighborRules(C.Structure):
+    _fields_ = [("views", C.c_int), ("instance", pointer), ("domain", pointer)]
+
+
+class TrianglePlan(C.Structure):
+    _names = "tiles row_tiles col_tiles groups chunks units blocks resident shared_bytes"
+    _fields_ = [(name, C.c_int) for name in _names.split()]
+
+
+class ContrastiveForward(C.Structure):
+    _fields_ = [
+        ("u", Operand), ("exponents", Exponents), ("rules", NeighborRules), ("nearest", C.c_int),
+        ("plan", TrianglePlan), ("row_sums", pointer), ("col_sums", pointer), ("row_maxima", pointer),
+        ("col_maxima", pointer), ("row_nearest", pointer), ("col_nearest", pointer),
+    ]  # fmt: skip
+
+
+class GroupSums(C.Structure):
+    _fields_ = [(name, pointer) for name in ("ids", "sorted", "sums", "pulls")]
+
+
+class ContrastiveRows(C.Structure):
+    _fields_ = [
+        ("u", Operand), ("d", C.c_int), ("exponents", Exponents), ("tiles", ContrastiveForward),
+        ("has_views", C.c_int), ("instances", GroupSums), ("classes", GroupSums), ("k", C.c_int),
+        ("neighbor_weight", C.c_float), ("neighbor_weights", pointer), ("cosines", pointer), ("indices", pointer),
+        ("lse", pointer), ("instance_loss", pointer), ("class_loss", pointer), ("instance_weight", pointer),
+        ("class_weight", pointer),
+    ]  # fmt: skip
+
+
+class RowGradients(C.Structure):
+    _names = (
+        "grad_instance grad_class grad_lse lse instance_weight class_weight",
+        "neighbor_weights lse_grad instance_pull neighbor_pull class_pull",
+    )
+    _fields_ = [
+        ("n", C.c_int), *((name, pointer) for name in _names[0].split()), ("neighbor_weight", C.c_float),
+        *((name, pointer) for name in _names[1].split()),
+    ]  # fmt: skip
+
+
+class ContrastiveBackward(C.Structure):
+    _fields_ = [
+        ("u", Operand), ("d", C.c_int), ("exponents", Exponents), ("rows", RowGradients), ("largest", pointer),
+        ("factors", pointer), ("splits", C.c_int), ("push", pointer), ("resident", C.c_int), ("shared_bytes", C.c_int),
+        ("instances", GroupSums), ("classes", GroupSums), ("has_views", C.c_int), ("k", C.c_int), ("indices", pointer),
+        ("cosines", pointer), ("chosen_sum", pointer), ("bank", Operand), ("type", C.c_int), ("normalize", C.c_int),
+        ("inv_norm", pointer), ("grad_z", pointer), ("along", pointer),
+    ]  # fmt: skip
+
+
+def run(dev, name, params):
+    error = dev.call(name, params, None)
+    assert error == 0, f"{name} returned {error}: {dev.complaint}"
+
+
+class Simulated:
+    """One problem: forward() and then backward(). z [N, D] is taken as `kind`: float32, bfloat16 or float16."""
+
+    def __init__(self, dev, z, temperature, kind="float32", **options):
+        self.dev, self.kind, self.temperature, self.options = dev, kind, temperature, options
+        self.n, self.d = z.shape
+        self.normalize = options.get("normalize", True)
+        self.prepared = prepare(dev, z, kind, self.normalize, options.get("parts"))
+        self.u = self.prepared.operand
+        online = options.get("online", not self.normalize or temperature < 0.0229)
+        self.on_device = dev.put(np.array([temperature], np.float32)) if options.get("device_temperature") else None
+        self.exponents = Exponents(1 / temperature, self.on_device.ptr if self.on_device else None, online)
+        self.kept = []
+
+    def put(self, array, dtype=None):
+        if array is None:
+            return None
+        self.kept.append(self.dev.put(np.asarray(array, dtype)))
+        return self.kept[-1].ptr
+
+    def empty(self, shape, dtype=np.float32):
+        self.kept.append(self.dev.empty(shape, dtype))
+        return self.kept[-1]
+
+    def segment_sums(self, keys, order, entries_per_row, weight=None):
+        dev, d = self.dev, self.d
+        sums = dev.zeros((self.n, d))
+        self.kept.append(sums)
+        n_edges = dev.call("ltood_segment_edges", C.c_int64(len(keys)), restype=C.c_int64)
+        edges = self.empty((n_edges, d))
+        params = SegmentSumsParams(
+            self.u, self.put(keys, np.int64), self.put(order, np.int64), len(keys), entries_per_row, weight, d,
+            sums.ptr, edges.ptr,
+        )  # fmt: skip
+        run(dev, "ltood_launch_segment_sums", params)
+        return sums
+
+    def groups(self, labels, pull=None):
+        if labels is None:
+            return GroupSums()
+        _, ids = np.unique(np.asarray(labels), return_inverse=True)
+        order = np.argsort(ids, kind="stable")
+        sums = self.segment_sums(ids[order], order, 1)
+        pulls = self.segment_sums(ids[order], order, 1, pull).ptr if pull else None
+        return GroupSums(self.put(ids, np.int64), self.put(ids[order], np.int64), sums.ptr, pulls)
+
+    def forward(self):
+        """(instance_loss, class_loss, lse, indices) where asked for, else None."""
+        dev, n, o = self.dev, self.n, self.options
+        ids, labels, domain = o.get("instance_ids"), o.get("labels"), o.get("domain")
+        self.k, self.views = o.get("k", 0), o.get("views", True)
+        rules = NeighborRules(0 if ids is not None else n // 2, self.put(ids, np.int64), self.put(domain, np.int64))
+        found = o.get("neighbors")  # (cosines, indices) of another search; else the tiles find the nearest row
+        tiles = ContrastiveForward(self.u, self.exponents, rules, self.k if found is None else 0)
+        assert dev.call("ltood_plan_contrastive", tiles) == 0, dev.complaint
+        for name, value in o.get("plan", {}).items():
+            setattr(tiles.plan, name, value)
+        self.plan = tiles.plan
+        rows, cols = (tiles.plan.chunks, n), (tiles.plan.groups, n)
+        tiles.row_sums, tiles.col_sums = self.empty(rows).ptr, self.empty(cols).ptr
+        tiles.row_maxima, tiles.col_maxima = self.empty(rows).ptr, self.empty(cols).ptr
+        tiles.row_nearest, tiles.col_nearest = self.empty((*rows, 2)).ptr, self.empty((*cols, 2)).ptr
+        run(dev, "ltood_launch_contrastive_tiles", tiles)
+        if found is None:
+            self.cosines, self.indices = self.empty((n, self.k)), self.empty((n, self.k), np.int64)
+        else:
+            self.cosines, self.indices = dev.put(found[0].astype(np.float32)), dev.put(found[1])
+        self.lse, self.losses = self.empty(n, np.float64), (self.empty(n), self.empty(n))
+        self.weights = self.empty(n, np.float64), self.empty(n, np.float64)
+        self.lam = self.put(o.get("neighbor_weights"), np.float64)
+        params = ContrastiveRows(
+            self.u, self.d, self.exponents, tiles, self.views, self.groups(ids), self.groups(labels), self.k,
+            o.get("neighbor_weight", 1.0), self.lam, self.cosines.ptr, self.indices.ptr, self.lse.ptr,
+            self.losses[0].ptr, self.losses[1].ptr, self.weights[0].ptr, self.weights[1].ptr,
+        )  # fmt: skip
+        run(dev, "ltood_launch_contrastive_rows", params)
+        get = dev.get
+        return (
+            get(self.losses[0]) if self.views else None,
+            get(self.losses[1]) if labels is not None else None,
+            get(self.lse),
+            get(self.indices) if self.k else None,
+        )
+
+    def backward(self, grad_instance=None, grad_class=None, grad_lse=None):
+        """(grad_z, grad_temperature)."""
+        dev, n, o = self.dev, self.n, self.options
+        ids, labels = o.get("instance_ids"), o.get("labels")
+        outputs = [self.empty(n) for _ in range(4)]
+        self.rows = RowGradients(
+            n, self.put(grad_instance, np.float32), self.put(grad_class, np.float32), self.put(grad_lse, np.float64),
+            self.lse.ptr, self.weights[0].ptr, self.weights[1].ptr, o.get("neighbor_weight", 1.0), self.lam,
+            *(x.ptr for x in outputs),
+        )  # fmt: skip
+        run(dev, "ltood_launch_contrastive_row_gradients", self.rows)
+        p = ContrastiveBackward(self.u, self.d, self.exponents, self.rows)
+        if self.u.is_half:
+            p.largest = self.put(np.abs(dev.get(outputs[0])).max(keepdims=True))
+        assert dev.call("ltood_plan_contrastive_bwd", p) == 0, dev.complaint
+        for name, value in o.get("bwd_plan", {}).items():
+            setattr(p, name, value)
+        self.bwd = p
+        p.factors = self.empty((n, 4)).ptr
+        p.push = self.empty((p.splits, n, 64 * self.u.slices)).ptr
+        run(dev, "ltood_launch_contrastive_push", p)
+        p.has_views = grad_instance is not None
+        p.k = self.k if p.has_views else 0
+        if p.has_views:
+            p.instances = self.groups(ids, outputs[1].ptr)
+        if grad_class is not None:
+            p.classes = self.groups(labels, outputs[3].ptr)
+        bank = o.get("bank")
+        if p.k and bank is not None:
+            self.bank = prepare(dev, bank, self.kind, self.normalize, o.get("parts"))
+            p.bank = self.bank.operand
+        elif p.k:
+            flat = dev.get(self.indices).reshape(-1)
+            order = np.argsort(flat, kind="stable")
+            p.chosen_sum = self.segment_sums(flat[order], order, self.k, outputs[2].ptr).ptr
+        storage = {"float32": np.float32, "bfloat16": np.uint16, "float16": np.float16}[self.kind]
+        grad_z, along = self.empty((n, self.d), storage), self.empty(n)
+        p.indices, p.cosines, p.normalize = self.indices.ptr, self.cosines.ptr, self.normalize
+        p.type = ELEMENT_TYPES[np.dtype(storage)]
+        p.inv_norm, p.grad_z, p.along = self.prepared.inv_norm.ptr, grad_z.ptr, along.ptr
+        run(dev, "ltood_launch_contrastive_finish", p)
+        grad = dev.get(grad_z)
+        grad = bf16_values(grad) if self.kind == "bfloat16" else grad
+        return grad, -0.5 / self.temperature * math.fsum(dev.get(along).astype(np.float64))
