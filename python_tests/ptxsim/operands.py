@@ -165,8 +165,8 @@ class Operands:
     def vector(self, operand: str) -> list[str]:
         return elements(operand)
 
-    def address(self, operand: str) -> tuple[Reader, str | None]:
-        """Reads [register + offset] or [symbol + offset] as int64 addresses; the second value names the variable."""
+    def address(self, operand: str) -> Reader:
+        """Reads [register + offset] or [symbol + offset] as int64 addresses."""
         match = _ADDRESS.match(operand)
         if not match:
             raise SimError(f"{self.where}: address not understood: {operand}")
@@ -174,12 +174,12 @@ class Operands:
         if not self.is_register(base):
             if _INTEGER.match(base):
                 value = self._everywhere(int(base, 0) + offset, np.dtype(np.int64))
-                return (lambda block: value), None
+                return lambda block: value
             self.symbol_exists(base)
-            return (lambda block: self._everywhere(block.symbol(base) + offset, np.dtype(np.int64))), base
+            return lambda block: self._everywhere(block.symbol(base) + offset, np.dtype(np.int64))
         slot = self.slot(base)
         if self.slot_dtypes[slot].itemsize == 8:
             if offset:
-                return (lambda block: block.registers[slot].view(np.int64) + offset), None
-            return (lambda block: block.registers[slot].view(np.int64)), None
-        return (lambda block: block.registers[slot].view(np.uint32).astype(np.int64) + offset), None
+                return lambda block: block.registers[slot].view(np.int64) + offset
+            return lambda block: block.registers[slot].view(np.int64)
+        return lambda block: block.registers[slot].view(np.uint32).astype(np.int64) + offset

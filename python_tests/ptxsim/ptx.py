@@ -1,7 +1,7 @@
 """Reads the PTX text that nvcc emits into kernels: parameters, variables, registers and a flat list of instructions."""
 
 import re
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import PurePath
 
 from .errors import SimError
@@ -19,7 +19,7 @@ _VARIABLE = re.compile(
     re.S,
 )
 _REGISTER = re.compile(r"\.reg\s+\.(\w+)\s+(.*)$", re.S)
-_NAME = re.compile(r"[%$]?[A-Za-z_][\w$]*")
+_NAME = re.compile(r"[%$]?[A-Za-z_][\w$]*(?:@\d+)?(?:#\d+)*")
 
 
 @dataclass(frozen=True)
@@ -191,7 +191,7 @@ class _BodyParser:
             for size in sizes:
                 self.kernel.threads_limit *= size
         self.scopes: list[dict[str, str]] = [{}]
-        self.scope_count = 0
+        self.scope_count = self.call_count = 0
         self.where = "?"
         self._walk(body)
 
@@ -244,6 +244,10 @@ class _BodyParser:
             variable = parse_variable(text)
             if variable is None:
                 raise SimError(f"{self.where}: directive not understood: {text[:80]}")
+            if len(self.scopes) > 1:  # the arguments of a call
+                unique = f"{variable.name}@{self.scope_count}"
+                self.scopes[-1][variable.name] = unique
+                variable = replace(variable, name=unique)
             self.kernel.variables[variable.name] = variable
         else:
             self._instruction(text)
@@ -280,4 +284,56 @@ class _BodyParser:
         opcode, _, rest = text.replace("\t", " ").replace("\n", " ").partition(" ")
         operands = tuple(split_operands(self._resolve(rest)))
         where = f"{self.where} ({opcode})"
-        self.kernel.instructions.append(Instruction(opcode, operands, predicate, negated, where))
+        instruction = Instruction(opcode, operands, predicate, negated, where)
+        if opcode.split(".")[0] == "call":
+            self._call(instruction)
+        else:
+            self.kernel.instructions.append(instruction)
+
+    def _call(self, instruction: Instruction):
+        """Puts the body of a device function in the place of its call, under names of its own."""
+        module, operands = self.kernel.module, list(instruction.operands)
+        results = elements(operands.pop(0).strip("()")) if operands[0].startswith("(") else []
+        name = operands.pop(0)
+        if name == "__assertfail":
+            self.kernel.instructions.append(replace(instruction, opcode="trap", operands=()))
+            return
+        if not module.has(name) or instruction.predicate or len(operands) > 1:
+            raise SimError(f"{instruction.where}: call not modelled: {name}")
+        callee = module.kernel(name)
+        self.call_count += 1
+        suffix = f"#{self.call_count}"
+        arguments = elements(operands[0].strip("()")) if operands else []
+        names = dict(zip((p.name for p in callee.parameters), arguments, strict=True))
+        names |= dict(zip((p.name for p in callee.results), results, strict=True))
+        for variable in callee.variables.values():
+            if variable.space == "shared":
+                self.kernel.variables[variable.name] = variable
+            else:
+                names[variable.name] = variable.name + suffix
+                self.kernel.variables[names[variable.name]] = replace(variable, name=names[variable.name])
+        start = len(self.kernel.instructions)
+        for label, at in callee.labels.items():
+            names[label] = label + suffix
+            self.kernel.labels[names[label]] = start + at
+        for label, targets in callee.branch_targets.items():
+            names[label] = label + suffix
+            self.kernel.branch_targets[names[label]] = [target + suffix for target in targets]
+
+        def rename(match: re.Match) -> str:
+            found = match.group()
+            if found not in names and (type_name := callee.register_type(found)):
+                names[found] = found + suffix
+                self.kernel.registers[names[found]] = type_name
+            return names.get(found, found)
+
+        end = f"end{suffix}"
+        for inner in callee.instructions:
+            operands = tuple(_NAME.sub(rename, operand) for operand in inner.operands)
+            predicate = inner.predicate and _NAME.sub(rename, inner.predicate)
+            if inner.opcode.split(".")[0] == "ret":
+                inner = replace(inner, opcode="bra", operands=(end,), predicate=predicate)
+            else:
+                inner = replace(inner, operands=operands, predicate=predicate)
+            self.kernel.instructions.append(inner)
+        self.kernel.labels[end] = len(self.kernel.instructions)

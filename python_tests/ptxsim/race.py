@@ -98,10 +98,14 @@ class Shadow:
             return threads, words
         return np.repeat(threads, count), (words[:, None] + np.arange(count)).ravel()
 
-    def read(self, clocks: Clocks, threads: np.ndarray, words: np.ndarray, site: int) -> tuple[int, int, int] | None:
-        """Records reads. A race gives (index of the access, site and thread of the earlier write)."""
+    def read(self, clocks: Clocks, threads: np.ndarray, words: np.ndarray, site: int, strong: bool = False):
+        """Records reads. A race gives (index of the access, site and thread of the earlier write), else None.
+
+        strong: reads that may meet atomics. They leave no trace, so a plain write behind them is not seen as a race."""
         clocks.touch()
-        race = self._against_writes(clocks, threads, words, False)
+        race = self._against_writes(clocks, threads, words, strong)
+        if strong:
+            return race
         warps = threads // WARP
         slots = warps * self.words + words
         lanes = threads % WARP
@@ -176,12 +180,16 @@ class GridShadow(Shadow):
         self.reader_block = np.zeros(self.words, np.int32)
         self.block = 0  # number of the running block, from 1
 
-    def read_by_block(self, words: np.ndarray) -> np.ndarray | None:
+    def read_by_block(self, words: np.ndarray, strong: bool) -> np.ndarray | None:
         """Records reads of the running block; accesses to words another block wrote."""
         writers = self.writer_block[words]
-        readers = self.reader_block[words]
-        self.reader_block[words] = np.where((readers == self.NONE) | (readers == self.block), self.block, self.SEVERAL)
         foreign = (writers != self.NONE) & (writers != self.block)
+        if strong:
+            foreign &= (self.writes[words] >> _ATOMIC & 1) == 0
+        else:
+            readers = self.reader_block[words]
+            own = (readers == self.NONE) | (readers == self.block)
+            self.reader_block[words] = np.where(own, self.block, self.SEVERAL)
         return foreign if foreign.any() else None
 
     def write_by_block(self, words: np.ndarray, atomic: bool) -> tuple[np.ndarray, np.ndarray]:

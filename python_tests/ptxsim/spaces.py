@@ -36,11 +36,12 @@ class Space:
         self.memory.check(addresses, size, where, lambda i: self.block.describe(int(threads[i])))
         return addresses - self.base if self.base else addresses
 
-    def load(self, threads, addresses, width: int, count: int, site: int) -> np.ndarray:
+    def load(self, threads, addresses, width: int, count: int, site: int, strong: bool = False) -> np.ndarray:
+        """Unsigned [accesses, count]. strong: may meet atomics (of other threads)."""
         size = width * count
         offsets = self.locate(threads, addresses, size, site)
         self.require_written(threads, offsets, width, count, site)
-        self.note_read(threads, offsets, size, site)
+        self.note_read(threads, offsets, size, site, strong)
         return gather(self.memory.bytes, offsets, width, count)
 
     def require_written(self, threads, offsets, width, count, site):
@@ -52,10 +53,10 @@ class Space:
                 f"read of {self.name} memory that was never written, at {int(offsets[bad]) + self.base:#x}"
             )
 
-    def store(self, threads, addresses, values: np.ndarray, site: int):
+    def store(self, threads, addresses, values: np.ndarray, site: int, strong: bool = False):
         width, count = values.dtype.itemsize, values.shape[1]
         offsets = self.locate(threads, addresses, width * count, site)
-        clash = self.note_write(threads, offsets, width * count, site)
+        clash = self.note_write(threads, offsets, width * count, site, strong)
         scatter(self.memory.bytes, offsets, values)
         mark_written(self.memory.written, offsets, width, count)
         if clash is not None:
@@ -72,9 +73,9 @@ class Space:
             thread = int(threads[bad[0]])
             self.fail_race(site, thread, int(offsets[bad[0]]), "another thread writes it in the same instruction")
 
-    def note_read(self, threads, offsets, size, site):
+    def note_read(self, threads, offsets, size, site, strong=False):
         who, words = self.shadow.expand(threads, offsets, size)
-        race = self.shadow.read(self.block.clocks, who, words, site)
+        race = self.shadow.read(self.block.clocks, who, words, site, strong)
         if race:
             self._report(race, who, words, site, "wrote")
 
@@ -108,10 +109,10 @@ class GlobalSpace(Space):
     base = GLOBAL_BASE
     shadow: GridShadow
 
-    def note_read(self, threads, offsets, size, site):
-        super().note_read(threads, offsets, size, site)
+    def note_read(self, threads, offsets, size, site, strong=False):
+        super().note_read(threads, offsets, size, site, strong)
         who, words = self.shadow.expand(threads, offsets, size)
-        foreign = self.shadow.read_by_block(words)
+        foreign = self.shadow.read_by_block(words, strong)
         if foreign is not None:
             self._after_writes(foreign, who, words, site, "wrote")
 
@@ -165,13 +166,13 @@ class LocalSpace:
             )
         return threads * self.size + addresses
 
-    def load(self, threads, addresses, width, count, site):
+    def load(self, threads, addresses, width, count, site, strong=False):
         offsets = self._offsets(threads, addresses, width * count, site)
         if not all_written(self.written, offsets, width, count).all():
             raise SimError(f"{self.block.program.where[site]}: read of local memory that was never written")
         return gather(self.bytes, offsets, width, count)
 
-    def store(self, threads, addresses, values, site):
+    def store(self, threads, addresses, values, site, strong=False):
         width, count = values.dtype.itemsize, values.shape[1]
         offsets = self._offsets(threads, addresses, width * count, site)
         scatter(self.bytes, offsets, values)
@@ -186,12 +187,12 @@ class ParamSpace:
     def __init__(self, block, data: np.ndarray):
         self.block, self.bytes = block, data
 
-    def load(self, threads, addresses, width, count, site):
+    def load(self, threads, addresses, width, count, site, strong=False):
         if (addresses < 0).any() or int(addresses.max()) + width * count > len(self.bytes):
             raise SimError(f"{self.block.program.where[site]}: read beyond the kernel's parameters")
         return gather(self.bytes, addresses, width, count)
 
-    def store(self, threads, addresses, values, site):
+    def store(self, threads, addresses, values, site, strong=False):
         raise SimError(f"{self.block.program.where[site]}: a kernel's parameters are read only")
 
 
@@ -213,12 +214,12 @@ class GenericSpace:
         if rest.any():
             yield np.flatnonzero(rest), self._device, addresses[rest]
 
-    def load(self, threads, addresses, width, count, site):
+    def load(self, threads, addresses, width, count, site, strong=False):
         result = np.zeros((len(addresses), count), f"u{width}")
         for index, space, local in self.split(addresses):
-            result[index] = space.load(threads[index], local, width, count, site)
+            result[index] = space.load(threads[index], local, width, count, site, strong)
         return result
 
-    def store(self, threads, addresses, values, site):
+    def store(self, threads, addresses, values, site, strong=False):
         for index, space, local in self.split(addresses):
-            space.store(threads[index], local, np.ascontiguousarray(values[index]), site)
+            space.store(threads[index], local, np.ascontiguousarray(values[index]), site, strong)

@@ -53,8 +53,8 @@ def _write(block, threads, offsets, data, site):
 @implements("cp.async.ca", "cp.async.cg")
 def compile_copy(instruction, operands):
     """cp.async dst, src, size{, src_size}: bytes beyond src_size become zero and their source is not touched."""
-    destination, _ = operands.address(instruction.operands[0])
-    source, _ = operands.address(instruction.operands[1])
+    destination = operands.address(instruction.operands[0])
+    source = operands.address(instruction.operands[1])
     size, site = int(instruction.operands[2], 0), operands.site
     if size not in (4, 8, 16) or (instruction.parts[2] == "cg" and size != 16) or len(instruction.operands) > 4:
         raise unsupported(instruction, "this size")

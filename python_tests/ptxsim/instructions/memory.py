@@ -19,6 +19,12 @@ def space_of(instruction) -> str:
     return "generic_space"
 
 
+def is_strong(instruction) -> bool:
+    """Accesses that may meet atomics and each other. In shared memory volatile is no excuse for a missing barrier."""
+    parts = set(instruction.parts)
+    return bool(parts & {"relaxed", "acquire", "release"}) or ("volatile" in parts and "global" in parts)
+
+
 def participants(block, mask):
     return block.every_thread if mask is None else np.flatnonzero(mask)
 
@@ -30,21 +36,24 @@ def compile_load(instruction, operands):
     members = operands.vector(instruction.operands[0])
     writes = [operands.write_bits(name) for name in members]
     space, site, count, lanes = space_of(instruction), operands.site, len(members), operands.lanes
+    if space == "param_space" and not operands.is_parameter(instruction.operands[1].strip("[] ").split("+")[0]):
+        space = "local_space"  # the result of a call
     bits = CODECS[type_name].bits
     # A narrow load into a wider register is extended by sign or by zero.
     unsigned = np.dtype(f"u{bits.itemsize}")
-    address, name = operands.address(instruction.operands[1])
-    if space == "param_space" and name is not None and operands.is_parameter(name):
+    address = operands.address(instruction.operands[1])
+    access = (width, count, site, is_strong(instruction))
+    if space == "param_space":
         return _load_parameter(address, writes, unsigned, bits, site)
 
     def run(block, mask):
         addresses = address(block)
         if mask is None:
-            values = getattr(block, space).load(block.every_thread, addresses, width, count, site)
+            values = getattr(block, space).load(block.every_thread, addresses, *access)
         else:
             threads = np.flatnonzero(mask)
             values = np.zeros((lanes, count), unsigned)
-            values[threads] = getattr(block, space).load(threads, addresses[threads], width, count, site)
+            values[threads] = getattr(block, space).load(threads, addresses[threads], *access)
         for index, write in enumerate(writes):
             write(block, mask, np.ascontiguousarray(values[:, index]).view(bits))
 
@@ -65,17 +74,18 @@ def _load_parameter(address, writes, unsigned, bits, site):
 def compile_store(instruction, operands):
     width = SCALAR_SIZES[operand_type(instruction)]
     reads = [operands.bits(name, f"u{width}") for name in operands.vector(instruction.operands[1])]
-    space, site = space_of(instruction), operands.site
-    address, _ = operands.address(instruction.operands[0])
+    space, site = space_of(instruction).replace("param_space", "local_space"), operands.site  # an argument of a call
+    address = operands.address(instruction.operands[0])
+    strong = is_strong(instruction)
 
     def run(block, mask):
         values = np.stack([read(block) for read in reads], 1) if len(reads) > 1 else reads[0](block)[:, None]
         addresses = address(block)
         if mask is None:
-            getattr(block, space).store(block.every_thread, addresses, values, site)
+            getattr(block, space).store(block.every_thread, addresses, values, site, strong)
         else:
             threads = np.flatnonzero(mask)
-            getattr(block, space).store(threads, addresses[threads], values[threads], site)
+            getattr(block, space).store(threads, addresses[threads], values[threads], site, strong)
 
     return run
 
@@ -106,7 +116,7 @@ def compile_atomic(instruction, operands):
         raise unsupported(instruction)
     space, site = space_of(instruction), operands.site
     codec = CODECS[type_name]
-    address, _ = operands.address(instruction.operands[1 if returns else 0])
+    address = operands.address(instruction.operands[1 if returns else 0])
     first, *rest = instruction.operands[2 if returns else 1 :]
     value = operands.read(first, type_name)
     swap = operands.read(rest[0], type_name) if operation == "cas" else None

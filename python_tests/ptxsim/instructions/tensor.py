@@ -18,7 +18,7 @@ def compile_ldmatrix(instruction, operands):
         raise unsupported(instruction)
     destinations = operands.vector(instruction.operands[0])
     writes = [operands.write_bits(name) for name in destinations]
-    address, _ = operands.address(instruction.operands[1])
+    address = operands.address(instruction.operands[1])
     transposed, count, site = "trans" in instruction.parts, len(destinations), operands.site
 
     def run(block, mask):
