@@ -36,14 +36,15 @@ def compile_load(instruction, operands):
     members = operands.vector(instruction.operands[0])
     writes = [operands.write_bits(name) for name in members]
     space, site, count, lanes = space_of(instruction), operands.site, len(members), operands.lanes
-    if space == "param_space" and not operands.is_parameter(instruction.operands[1].strip("[] ").split("+")[0]):
+    base = instruction.operands[1].strip("[] ").split("+")[0]
+    if space == "param_space" and not operands.is_register(base) and not operands.is_parameter(base):
         space = "local_space"  # the result of a call
     bits = CODECS[type_name].bits
     # A narrow load into a wider register is extended by sign or by zero.
     unsigned = np.dtype(f"u{bits.itemsize}")
     address = operands.address(instruction.operands[1])
     access = (width, count, site, is_strong(instruction))
-    if space == "param_space":
+    if space == "param_space" and operands.is_parameter(base):
         return _load_parameter(address, writes, unsigned, bits, site)
 
     def run(block, mask):

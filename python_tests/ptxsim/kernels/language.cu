@@ -73,7 +73,22 @@ __global__ void shared_kernel(const float* x, float* y, int n) {
   y[threadIdx.x] = sum;
 }
 
+struct Table {
+  float values[16];
+  int n;
+};
+
+__global__ void parameter_kernel(const Table table, float* y) {
+  const Table* at = &table;  // indexed by thread: the address of a parameter
+  y[threadIdx.x] = at->values[threadIdx.x % at->n];
+}
+
 extern "C" {
+
+int launch_parameter(const Table* table, float* y) {
+  parameter_kernel<<<1, 32>>>(*table, y);
+  return cudaGetLastError();
+}
 
 int launch_calls(const int* n, int* steps) {
   calls_kernel<<<1, 64>>>(n, steps);

@@ -62,6 +62,16 @@ def test_types(device):
     np.testing.assert_array_equal(device.get(brains), f32_to_bf16(rounded + 1))
 
 
+class Table(ctypes.Structure):
+    _fields_ = [("values", ctypes.c_float * 16), ("n", ctypes.c_int)]
+
+
+def test_a_struct_by_value_can_be_indexed(device):
+    y = device.empty(32)
+    device.call("launch_parameter", Table((ctypes.c_float * 16)(*range(16)), 11), y)
+    np.testing.assert_array_equal(device.get(y), np.arange(32) % 11)
+
+
 def test_atomics(device):
     x = np.random.default_rng(0).integers(-999, 999, 192).astype(np.int32)
     sums, best, total = device.empty(4, np.int32), device.empty(1, np.uint64), device.zeros(1)
