@@ -64,13 +64,15 @@ def objective(losses: tuple[Tensor, ...], lse: Tensor) -> Tensor:
 
 
 def run_kernel(case: dict, z: Tensor, tau: float, tensors: dict, normalize: bool = True, backend="cpu") -> Result:
+    """The op on the device of that backend; its results on the CPU."""
     options = {key: value for key, value in case.items() if key not in ("function", "tensors")}
-    named = {name: tensors[name] for name in case.get("tensors", ())}
+    device = "cuda" if backend == "cuda" else "cpu"
+    named = {name: tensors[name].to(device) for name in case.get("tensors", ())}
     if z.shape[0] % 2 and case["function"] in ("nt_xent", "psd_loss", "stage1_loss"):
-        named["instance_ids"] = tensors["instance_ids"]
+        named["instance_ids"] = tensors["instance_ids"].to(device)
     searches = "k" in options
-    z = z.detach().requires_grad_()
-    temperature = torch.tensor(tau, dtype=torch.float64, requires_grad=True)
+    z = z.detach().to(device).requires_grad_()
+    temperature = torch.tensor(tau, dtype=torch.float64, device=device, requires_grad=True)
     loss, lse, *found = getattr(ltood_fast, case["function"])(
         z,
         temperature=temperature,
@@ -84,8 +86,9 @@ def run_kernel(case: dict, z: Tensor, tau: float, tensors: dict, normalize: bool
     )
     losses = (loss.psd, loss.domain) if case["function"] == "stage1_loss" else (loss,)
     objective(losses, lse).backward()
-    cosines, indices = found or (None, None)
-    return Result(losses, lse, cosines, indices, z.grad, temperature.grad)
+    cosines, indices = (x.cpu() for x in found) if found else (None, None)
+    losses = tuple(loss.cpu() for loss in losses)
+    return Result(losses, lse.cpu(), cosines, indices, z.grad.cpu(), temperature.grad.cpu())
 
 
 def true_result(case: dict, z: Tensor, tau: float, tensors: dict, normalize: bool, indices: Tensor | None) -> Result:

@@ -8,13 +8,17 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from torch._subclasses.fake_tensor import FakeTensorMode
 
 import ltood_fast
 from ltood_fast import nn as losses
+from ltood_fast._ext import has_kernel
+from ltood_fast.ops._backend import use_kernel
 from python_tests.ops.contrastive_cases import CASES, assert_neighbors_right, extras, run_kernel, true_result
 from python_tests.tolerances import GRADIENT, assert_gradient_close, assert_loss_close
 
 DTYPES = [torch.float64, torch.float32, torch.bfloat16, torch.float16]
+CUDA_DTYPES = DTYPES[1:]
 
 # (N, D): why it is there
 SHAPES = {
@@ -29,9 +33,9 @@ SHAPES = {
 }
 
 
-def check(case, z, tau, tensors, normalize=True):
+def check(case, z, tau, tensors, normalize=True, backend="cpu"):
     before = z.clone()
-    result = run_kernel(case, z, tau, tensors, normalize)
+    result = run_kernel(case, z, tau, tensors, normalize, backend)
     assert torch.equal(z, before)
     expected = true_result(case, z, tau, tensors, normalize, result.indices)
     wide = torch.float64 if z.dtype == torch.float64 else torch.float32
@@ -62,6 +66,27 @@ def test_against_the_float64_reference(case, shape, dtype):
     n, d = shape
     case = {**case, "k": min(case["k"], n - 1)} if "k" in case else case
     check(case, torch.randn(n, d, dtype=torch.float64).to(dtype), 0.3, extras(n, d, dtype))
+
+
+@pytest.mark.cuda
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device here")
+@pytest.mark.parametrize("dtype", CUDA_DTYPES, ids=str)
+@pytest.mark.parametrize("shape", SHAPES.values(), ids=SHAPES.keys())
+@pytest.mark.parametrize("case", CASES.values(), ids=CASES.keys())
+def test_cuda_against_the_float64_reference(case, shape, dtype):
+    n, d = shape
+    case = {**case, "k": min(case["k"], n - 1)} if "k" in case else case
+    check(case, torch.randn(n, d, dtype=torch.float64).to(dtype), 0.3, extras(n, d, dtype), backend="cuda")
+
+
+@pytest.mark.cuda
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device here")
+@pytest.mark.parametrize("dtype", CUDA_DTYPES, ids=str)
+@pytest.mark.parametrize("tau", [0.01, 0.0228, 0.023, 0.2, 10.0])  # on both sides of the fixed shift's bound
+@pytest.mark.parametrize("normalize", [True, False])
+def test_cuda_temperatures(tau, normalize, dtype):
+    z = torch.nn.functional.normalize(torch.randn(320, 24, dtype=torch.float64), dim=1).to(dtype)
+    check(CASES["stage1"], z, tau, extras(320, 24, dtype), normalize, backend="cuda")
 
 
 TEMPERATURES = {
@@ -371,6 +396,13 @@ def test_backends():
     torch.testing.assert_close(ltood_fast.nt_xent(z), ltood_fast.nt_xent(z, backend="reference"))
     with pytest.raises(ValueError, match="nt_xent: backend='cuda' needs inputs on a cuda device, got cpu"):
         ltood_fast.nt_xent(z, backend="cuda")
+    with FakeTensorMode():  # a float64 tensor on a device that is not there
+        double = torch.empty(8, 3, dtype=torch.float64, device="cuda")
+        assert not use_kernel("nt_xent", "auto", double)
+        assert use_kernel("nt_xent", "auto", double.float()) == has_kernel("contrastive", "cuda")
+        if has_kernel("contrastive", "cuda"):
+            with pytest.raises(TypeError, match="backend='cuda' takes float32, bfloat16 or float16, got float64"):
+                use_kernel("nt_xent", "cuda", double)
 
 
 def test_the_op_checks_what_reaches_it():

@@ -17,7 +17,7 @@
 #include "cuda/segment_sums.h"
 #include "ops/contrastive/contrastive.h"
 #include "ops/contrastive/contrastive_launch.h"
-#include "ops/knn/topk.h"
+#include "ops/knn/topk_torch.h"
 
 namespace ltood {
 namespace {
@@ -135,11 +135,7 @@ void launch_search(const ContrastiveInputs& in, const OperandTensors& u, const N
   params.y_domain = in.bank ? indices_of(in.bank_domain) : rules.domain;
   params.values = cosines.mutable_data_ptr<float>();
   params.indices = indices.mutable_data_ptr<int64_t>();
-  const int64_t bytes = ltood_topk_workspace(&params);
-  check_launch(kOp, bytes < 0 ? static_cast<int>(-bytes) : 0);
-  const at::Tensor workspace = at::empty({bytes}, u.scale.options().dtype(at::kByte));
-  params.workspace = workspace.mutable_data_ptr();
-  check_launch(kOp, ltood_launch_topk(&params, current_stream(u.scale)));
+  launch_topk(kOp, params, u.scale);
 }
 
 using Outputs = std::tuple<at::Tensor, at::Tensor, at::Tensor, at::Tensor, at::Tensor, at::Tensor, at::Tensor>;
