@@ -53,7 +53,7 @@ def test_the_same_bits_again(name, dtype):
 
 @pytest.mark.parametrize("name", NAMES)
 def test_the_current_stream_is_used(name):
-    """The inputs are written on a side stream behind a long wait: a kernel on any other stream would read the old ones."""
+    """Inputs are written on a side stream behind a long wait: a kernel on another stream would read what was before."""
     torch.manual_seed(1)
     expected = ops(600, 64, torch.bfloat16)[name]()
     torch.cuda.synchronize()
