@@ -5,17 +5,20 @@
 #include <ATen/core/LegacyTypeDispatch.h>
 
 #include <algorithm>
+#include <atomic>
 #include <cstdint>
 
 namespace ltood {
 
-// task(0) ... task(count - 1) in parallel. Never fewer than two indices: with one, parallel_for runs it outside a
-// parallel region, the matrix library inside it starts threads of its own, and the bits may depend on how many.
+// task(0) ... task(count - 1) in parallel: whoever is free takes the next one, so a task must not care who runs it.
+// Never fewer than two indices for parallel_for: with one, it runs outside a parallel region, the matrix library inside
+// it starts threads of its own, and the bits may depend on how many.
 template <typename Task>
 void run_parallel(int64_t count, const Task& task) {
-  at::parallel_for(0, std::max<int64_t>(count, 2), 1, [&](int64_t begin, int64_t end) {
+  std::atomic<int64_t> next{0};
+  at::parallel_for(0, std::max(at::get_num_threads(), 2), 1, [&](int64_t, int64_t) {
     const at::AutoDispatchBelowADInplaceOrView guard;  // the workers call ATen on buffers that autograd never sees
-    for (int64_t i = begin; i < std::min(end, count); ++i) task(i);
+    for (int64_t i = next++; i < count; i = next++) task(i);
   });
 }
 

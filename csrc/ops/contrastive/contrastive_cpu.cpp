@@ -89,16 +89,15 @@ struct Neighbors {
 
 // One pass over the upper triangle: row log-sum-exp (returned), and the neighbours in the batch when k > 0.
 template <typename T>
-std::vector<double> similarity_pass(const PreparedRows& rows, const SimilarityTiles<T>& tiles, bool search,
+std::vector<double> similarity_pass(const PreparedRows& rows, const RowBlocks<T>& blocks, bool search,
                                     const CandidateRows& candidates, Neighbors<T>& neighbors) {
   const int64_t n = rows.u.size(0);
   const bool fixed_shift = rows.exponent_bound <= safe_exponent<T>();
   std::vector<double> sum(n, 0.0);
   std::vector<T> largest(fixed_shift ? 0 : n, -std::numeric_limits<T>::infinity());
-  for_each_tile(tiles.n_blocks(), [&](int64_t i, int64_t j) {
-    const at::Tensor values = tiles.products(i, j);
-    const Tile<T> tile = tiles.tile(values);
-    const int64_t r = tiles.start(i), c = tiles.start(j);
+  for_each_tile(blocks.count(), [&](int64_t i, int64_t j) {
+    const Tile<T> tile = tile_of(blocks.products(i, j), blocks.size(i), blocks.size(j), rows);
+    const int64_t r = blocks.start(i), c = blocks.start(j);
     double* col_sum = i == j ? nullptr : sum.data() + c;
     if (fixed_shift) {
       add_exp_sums(tile, sum.data() + r, col_sum);
@@ -119,19 +118,21 @@ std::vector<double> similarity_pass(const PreparedRows& rows, const SimilarityTi
 
 // The neighbours in a bank: a rectangular product, the bank's rows made ready a block at a time.
 template <typename T>
-void search_bank(const ContrastiveInputs& in, const SimilarityTiles<T>& tiles, const CandidateRows& candidates,
-                 Neighbors<T>& neighbors) {
+void search_bank(const ContrastiveInputs& in, const PreparedRows& rows, const RowBlocks<T>& blocks,
+                 const CandidateRows& candidates, Neighbors<T>& neighbors) {
   const at::Tensor bank = in.bank->detach();
-  const int64_t q = bank.size(0), block = tiles.block();
-  run_parallel(tiles.n_blocks(), [&](int64_t i) {
-    const int64_t r = tiles.start(i);
+  const int64_t q = bank.size(0), block = blocks.block();
+  run_parallel(blocks.count(), [&](int64_t i) {
+    const int64_t r = blocks.start(i);
+    at::Tensor transposed = at::empty({bank.size(1), block}, rows.u.options());
     for (int64_t c = 0; c < q; c += block) {
-      at::Tensor columns = bank.narrow(0, c, std::min(block, q - c));
-      columns = at::empty(columns.sizes(), tiles.rows(i).options()).copy_(columns);
+      const int64_t size = std::min(block, q - c);
+      const at::Tensor columns = pad_rows(bank.narrow(0, c, size), block, rows.u.scalar_type());
       if (in.normalize) normalize_in_place(columns, norms_of_rows(columns));
-      const at::Tensor values = tiles.products(i, columns.t());
-      offer_neighbors(tiles.tile(values), r, c, candidates.of_rows(r), candidates.of_columns(c, true),
-                      neighbors.best(r), BestK<T>{});
+      transposed.copy_(columns.t());
+      const Matrix<T> values = blocks.products(i, {transposed.const_data_ptr<T>(), block}, block);
+      offer_neighbors(tile_of(values, blocks.size(i), size, rows), r, c, candidates.of_rows(r),
+                      candidates.of_columns(c, true), neighbors.best(r), BestK<T>{});
     }
   });
 }
@@ -188,9 +189,9 @@ ContrastiveOutputs forward(const ContrastiveInputs& in, const PreparedRows& rows
   const auto doubles = rows.u.options().dtype(at::kDouble);
   Neighbors<T> neighbors(n, in.k, rows.u.options());
   const CandidateRows candidates(in, in.k > 0 ? n : 0);
-  const SimilarityTiles<T> tiles(rows);
-  const std::vector<double> lse = similarity_pass(rows, tiles, in.k > 0 && !in.bank, candidates, neighbors);
-  if (in.k > 0 && in.bank) search_bank(in, tiles, candidates, neighbors);
+  const RowBlocks<T> blocks = row_blocks<T>(rows);
+  const std::vector<double> lse = similarity_pass(rows, blocks, in.k > 0 && !in.bank, candidates, neighbors);
+  if (in.k > 0 && in.bank) search_bank(in, rows, blocks, candidates, neighbors);
 
   at::Tensor instance_loss = at::empty({0}, doubles.dtype(dtype)), instance_weight = at::empty({0}, doubles);
   at::Tensor class_loss = instance_loss.clone(), class_weight = instance_weight.clone();

@@ -8,6 +8,7 @@
 #include <ATen/ops/arange.h>
 #include <ATen/ops/scalar_tensor.h>
 #include <ATen/ops/zeros.h>
+#include <ATen/ops/zeros_like.h>
 #include <torch/library.h>
 
 #include <cmath>
@@ -73,11 +74,12 @@ RowGradients row_gradients(const BackwardInputs& in, int64_t n) {
   return rows;
 }
 
-// grad [N, D] += G u over the upper triangle, in units of row.largest / tau.
+// G u [N, D] over the upper triangle, in units of row.largest / tau. What a tile gives the rows of its columns, G^T u_i,
+// is summed transposed, u_i^T G: both products then read G as it lies.
 template <typename T>
-void push_apart(const PreparedRows& rows, const RowGradients& row, const at::Tensor& lse, const at::Tensor& grad) {
-  const SimilarityTiles<T> tiles(rows);
-  const int64_t n = rows.u.size(0);
+at::Tensor push_apart(const PreparedRows& rows, const RowGradients& row, const at::Tensor& lse) {
+  const RowBlocks<T> blocks = row_blocks<T>(rows);
+  const int64_t n = rows.u.size(0), d = rows.u.size(1), block = blocks.block();
   const bool fixed_shift = rows.exponent_bound <= safe_exponent<T>();
   const double* lse_data = lse.const_data_ptr<double>();
   std::vector<T> weight(n), lse2(n);
@@ -86,22 +88,27 @@ void push_apart(const PreparedRows& rows, const RowGradients& row, const at::Ten
     lse2[i] = static_cast<T>(w == 0 ? std::numeric_limits<double>::infinity() : lse_data[i] * kLog2E);
     weight[i] = static_cast<T>(fixed_shift && w != 0 ? w * std::exp(-lse_data[i]) : w);
   }
-  std::vector<at::Tensor> out;
-  for (int64_t i = 0; i < tiles.n_blocks(); ++i) {
-    out.push_back(grad.narrow(0, tiles.start(i), tiles.rows(i).size(0)));
-  }
-  for_each_tile(tiles.n_blocks(), [&](int64_t i, int64_t j) {
-    const at::Tensor values = tiles.products(i, j);
-    const int64_t r = tiles.start(i), c = tiles.start(j);
+  const at::Tensor grad = at::zeros_like(rows.padded);
+  const at::Tensor of_columns = at::zeros({blocks.count(), d, block}, grad.options());
+  for_each_tile(blocks.count(), [&](int64_t i, int64_t j) {
+    const Matrix<T> values = blocks.products(i, j);
+    const Tile<T> tile = tile_of(values, blocks.size(i), blocks.size(j), rows);
+    const int64_t r = blocks.start(i), c = blocks.start(j);
     if (fixed_shift) {
-      weight_by_softmax(tiles.tile(values), weight.data() + r, weight.data() + c);
+      weight_by_softmax(tile, weight.data() + r, weight.data() + c);
     } else {
-      weight_by_softmax_online(tiles.tile(values), SoftmaxRows<T>{weight.data() + r, lse2.data() + r},
+      weight_by_softmax_online(tile, SoftmaxRows<T>{weight.data() + r, lse2.data() + r},
                                SoftmaxRows<T>{weight.data() + c, lse2.data() + c});
     }
-    out[i].addmm_(values, tiles.rows(j));
-    if (i != j) out[j].addmm_(values.t(), tiles.rows(i));
+    const Matrix<const T> g{values.data, values.stride};
+    multiply(block, d, block, g, blocks.rows(j), {grad.mutable_data_ptr<T>() + r * d, d}, true);
+    if (i == j) return;
+    multiply(d, block, block, blocks.transposed(i), g, {of_columns.mutable_data_ptr<T>() + c * d, block}, true);
   });
+  run_parallel(blocks.count(), [&](int64_t b) {
+    grad.narrow(0, blocks.start(b), block).add_(of_columns.select(0, b).t().contiguous());
+  });
+  return grad.narrow(0, 0, n);
 }
 
 void check_index_range(const at::Tensor& indices, int64_t end) {
@@ -176,8 +183,7 @@ std::tuple<at::Tensor, at::Tensor> backward(const BackwardInputs& in, const at::
                                             bool normalize) {
   const int64_t n = z.size(0), d = z.size(1);
   const RowGradients row = row_gradients(in, n);
-  const at::Tensor grad = at::zeros({n, d}, rows.u.options());
-  push_apart<T>(rows, row, in.lse, grad);
+  const at::Tensor grad = push_apart<T>(rows, row, in.lse);
   const double scale = 1 / row.largest;
   double to_bank = 0;
   if (in.grad_instance) {

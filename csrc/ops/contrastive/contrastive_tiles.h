@@ -3,18 +3,15 @@
 
 #include <ATen/Parallel.h>
 #include <ATen/core/Tensor.h>
-#include <ATen/ops/empty.h>
-#include <ATen/ops/mm.h>
 
 #include <algorithm>
 #include <cmath>
 #include <functional>
-#include <limits>
 #include <vector>
 
 #include "common/dispatch.h"
+#include "common/row_blocks.h"
 #include "common/simd.h"
-#include "common/tile_schedule.h"
 #include "ops/contrastive/contrastive.h"
 #include "ops/contrastive/contrastive_positives.h"
 #include "ops/contrastive/contrastive_rows.h"
@@ -29,7 +26,8 @@ constexpr double kMaxFloatExponent = 128;
 
 // The rows as tiles take them, the same in forward and backward.
 struct PreparedRows {
-  at::Tensor u;               // [N, D], the type of the computation: float or double
+  at::Tensor padded;          // [blocks * block, D], the type of the computation: float or double
+  at::Tensor u;               // [N, D], the rows of `padded` before the padding
   std::vector<double> norms;  // [N]
   double inv_tau;
   double exponent_bound;  // no |s| is larger; NaN when a row is not finite
@@ -71,80 +69,42 @@ inline void normalize_in_place(const at::Tensor& x, const std::vector<double>& n
   });
 }
 
+// Rows in a tile. The bits of a result depend on it, so it depends on N alone, never on the number of threads.
+// N = 4096 makes 32 blocks of 128: 16 independent tiles a round, and the two halves of a diagonal tile, of which one
+// would do, cost 3 %. Many rows no longer fit in the cache: tiles of 256 then read each of them half as often. A
+// multiple of 16: whole vectors, few shapes.
+inline int64_t tile_rows(int64_t n) {
+  const int64_t blocks = count_blocks(n, n >= 8192 ? kMaxBlock : 128);
+  return count_blocks(count_blocks(n, blocks), 16) * 16;
+}
+
 inline PreparedRows prepare_rows(const at::Tensor& z, bool normalize, double temperature) {
+  const int64_t n = z.size(0);
+  const at::Tensor wide = z.contiguous().to(wide_dtype(z.scalar_type()));
   PreparedRows rows;
-  rows.u = z.contiguous().to(wide_dtype(z.scalar_type()));
-  rows.norms = norms_of_rows(rows.u);
+  rows.norms = norms_of_rows(wide);
   rows.inv_tau = 1 / temperature;
   double longest = normalize ? 1 : 0;
-  for (int64_t i = 0; i < z.size(0) && !normalize; ++i) {
+  for (int64_t i = 0; i < n && !normalize; ++i) {
     longest = rows.norms[i] > longest || std::isnan(rows.norms[i]) ? rows.norms[i] : longest;
   }
   rows.exponent_bound = longest * longest * rows.inv_tau;
-  if (rows.exponent_bound > kMaxFloatExponent) rows.u = rows.u.to(at::kDouble);
-  if (normalize) {
-    if (rows.u.is_alias_of(z)) rows.u = rows.u.clone();
-    normalize_in_place(rows.u, rows.norms);
-  }
+  rows.padded =
+      pad_rows(wide, tile_rows(n), rows.exponent_bound > kMaxFloatExponent ? at::kDouble : wide.scalar_type());
+  rows.u = rows.padded.narrow(0, 0, n);
+  if (normalize) normalize_in_place(rows.u, rows.norms);
   return rows;
 }
 
-// Rows in a tile. The bits of a result depend on it, so it depends on N alone, never on the number of threads.
-// N = 4096 makes 16 blocks of 256: 8 independent tiles a round, and a tile of floats takes 256 KiB of the second-level
-// cache. Small problems get smaller tiles so that two threads have work; one below 64 rows leaves the matrix library
-// idling.
-inline int64_t tile_rows(int64_t n) {
-  const int64_t wanted = n >= 2048 ? 256 : 128;
-  const int64_t blocks = (n + wanted - 1) / wanted;
-  return (n + blocks - 1) / blocks;
+template <typename T>
+RowBlocks<T> row_blocks(const PreparedRows& rows) {
+  return {rows.padded, rows.u.size(0), tile_rows(rows.u.size(0))};
 }
 
+// `rows` and `cols` of what a product left in the scratch.
 template <typename T>
-class SimilarityTiles {
- public:
-  explicit SimilarityTiles(const PreparedRows& rows)
-      : n_(rows.u.size(0)), block_(tile_rows(n_)), scale_(static_cast<T>(rows.inv_tau * kLog2E)) {
-    static_assert(256 <= kMaxTile);
-    for (int64_t start = 0; start < n_; start += block_) {
-      blocks_.push_back(rows.u.narrow(0, start, std::min(block_, n_ - start)));
-      transposed_.push_back(blocks_.back().t());
-    }
-    scratch_ = at::empty({at::get_num_threads(), block_, block_}, rows.u.options());
-  }
-
-  int64_t n_blocks() const { return static_cast<int64_t>(blocks_.size()); }
-  int64_t block() const { return block_; }
-  int64_t start(int64_t i) const { return i * block_; }
-  T scale() const { return scale_; }
-  const at::Tensor& rows(int64_t i) const { return blocks_[i]; }
-
-  // <u_r, v_c> of block i and any rows v (transposed), in the calling thread's scratch; valid until its next call.
-  at::Tensor products(int64_t i, const at::Tensor& transposed) const {
-    at::Tensor out = scratch_.select(0, at::get_thread_num());
-    out = out.narrow(0, 0, blocks_[i].size(0)).narrow(1, 0, transposed.size(1));
-    at::mm_out(out, blocks_[i], transposed);
-    return out;
-  }
-
-  // The products of blocks i and j; on the diagonal -inf, so that a row does not count itself.
-  at::Tensor products(int64_t i, int64_t j) const {
-    at::Tensor out = products(i, transposed_[j]);
-    if (i == j) {
-      T* values = out.mutable_data_ptr<T>();
-      for (int64_t r = 0; r < out.size(0); ++r) values[r * (out.stride(0) + 1)] = -std::numeric_limits<T>::infinity();
-    }
-    return out;
-  }
-
-  Tile<T> tile(const at::Tensor& values) const {
-    return {values.mutable_data_ptr<T>(), values.stride(0), values.size(0), values.size(1), scale_};
-  }
-
- private:
-  int64_t n_, block_;
-  T scale_;
-  std::vector<at::Tensor> blocks_, transposed_;
-  at::Tensor scratch_;  // [threads, block, block]
-};
+Tile<T> tile_of(Matrix<T> values, int64_t rows, int64_t cols, const PreparedRows& prepared) {
+  return {values.data, values.stride, rows, cols, static_cast<T>(prepared.inv_tau * kLog2E)};
+}
 
 }  // namespace ltood

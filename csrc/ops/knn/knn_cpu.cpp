@@ -3,10 +3,7 @@
 // Rows that search themselves: every unordered pair of blocks is multiplied once, its tile offered to the rows and to
 // the columns. Blocks are padded to one size, and all tiles with them: a product then has the same bits wherever its
 // rows lie, and equal rows tie exactly.
-#include <ATen/ops/empty.h>
 #include <ATen/ops/full.h>
-#include <ATen/ops/mm.h>
-#include <ATen/ops/zeros.h>
 #include <torch/library.h>
 
 #include <algorithm>
@@ -15,7 +12,7 @@
 #include <vector>
 
 #include "common/dispatch.h"
-#include "common/tile_schedule.h"
+#include "common/row_blocks.h"
 #include "ops/contrastive/contrastive_rows.h"
 #include "ops/contrastive/contrastive_tile.h"
 #include "ops/knn/knn.h"
@@ -25,38 +22,28 @@ namespace {
 
 // A tile of 256 x 256 in fp32 takes 256 KiB, a quarter of an L2 of 1 MiB; a sixteenth of the rows leaves few rows'
 // worth of blocks to many threads.
-int64_t block_size(int64_t rows) { return std::clamp<int64_t>((rows + 15) / 16 / 16 * 16, 32, 256); }
-
-int64_t count_blocks(int64_t rows, int64_t block) { return (rows + block - 1) / block; }
+int64_t block_size(int64_t rows) { return std::clamp<int64_t>((rows + 15) / 16 / 16 * 16, 32, kMaxBlock); }
 
 template <typename T>
 T* data(const at::Tensor& x) {
   return x.mutable_data_ptr<T>();
 }
 
-// Rows in the wide dtype, normalised on request, padded with zero rows to whole blocks.
+// The rows in the wide dtype, of unit length on request.
 template <typename T>
-struct Blocks {
-  int64_t n, block, count;
-  at::Tensor rows;  // [count * block, D]
-
-  Blocks(const at::Tensor& x, int64_t block_rows, bool normalize)
-      : n(x.size(0)), block(block_rows), count(count_blocks(n, block)) {
-    const int64_t d = x.size(1);
-    rows = at::zeros({count * block, d}, x.options().dtype(c10::CppTypeToScalarType<T>::value));
-    rows.narrow(0, 0, n).copy_(x.detach());
-    if (!normalize) return;
-    run_parallel(count, [&](int64_t b) {
-      std::vector<double> norms(block);
-      T* first = data<T>(rows) + b * block * d;
-      row_norms(first, size(b), d, norms.data());
-      normalize_rows(first, size(b), d, norms.data());
+RowBlocks<T> make_blocks(const at::Tensor& x, bool normalize) {
+  const int64_t n = x.size(0), d = x.size(1), block = block_size(n);
+  const at::Tensor rows = pad_rows(x, block, c10::CppTypeToScalarType<T>::value);
+  if (normalize) {
+    run_parallel(count_blocks(n, block), [&](int64_t b) {
+      const int64_t size = std::min(block, n - b * block);
+      std::vector<double> norms(size);
+      row_norms(data<T>(rows) + b * block * d, size, d, norms.data());
+      normalize_rows(data<T>(rows) + b * block * d, size, d, norms.data());
     });
   }
-
-  at::Tensor at(int64_t b) const { return rows.narrow(0, b * block, block); }
-  int64_t size(int64_t b) const { return std::min(block, n - b * block); }
-};
+  return {rows, n, block};
+}
 
 // The result, filled with empty lists.
 template <typename T>
@@ -77,27 +64,20 @@ struct Result {
 };
 
 template <typename T>
-void search_itself(const Blocks<T>& x, const Result<T>& result) {
-  const int64_t block = x.block;
-  for_each_tile(x.count, [&](int64_t i, int64_t j) {
-    at::Tensor tile = at::empty({block, block}, x.rows.options());
-    at::mm_out(tile, x.at(i), x.at(j).t());
-    if (i == j) {
-      for (int64_t r = 0; r < block; ++r) data<T>(tile)[r * (block + 1)] = -std::numeric_limits<T>::infinity();
-    }
-    offer_neighbors(Tile<T>{data<T>(tile), block, x.size(i), x.size(j), 1}, i * block, j * block, {}, {},
-                    result.from(i * block), i == j ? BestK<T>{} : result.from(j * block));
+void search_itself(const RowBlocks<T>& x, const Result<T>& result) {
+  for_each_tile(x.count(), [&](int64_t i, int64_t j) {
+    const Tile<T> tile{x.products(i, j).data, x.block(), x.size(i), x.size(j), 1};
+    offer_neighbors(tile, x.start(i), x.start(j), {}, {}, result.from(x.start(i)),
+                    i == j ? BestK<T>{} : result.from(x.start(j)));
   });
 }
 
 template <typename T>
-void search(const Blocks<T>& x, const Blocks<T>& y, const Result<T>& result) {
-  run_parallel(x.count, [&](int64_t i) {
-    at::Tensor tile = at::empty({x.block, y.block}, x.rows.options());
-    for (int64_t j = 0; j < y.count; ++j) {
-      at::mm_out(tile, x.at(i), y.at(j).t());
-      offer_neighbors(Tile<T>{data<T>(tile), y.block, x.size(i), y.size(j), 1}, i * x.block, j * y.block, {}, {},
-                      result.from(i * x.block), {});
+void search(const RowBlocks<T>& x, const RowBlocks<T>& y, const Result<T>& result) {
+  run_parallel(x.count(), [&](int64_t i) {
+    for (int64_t j = 0; j < y.count(); ++j) {
+      const Tile<T> tile{x.products(i, y.transposed(j), y.block()).data, y.block(), x.size(i), y.size(j), 1};
+      offer_neighbors(tile, x.start(i), y.start(j), {}, {}, result.from(x.start(i)), {});
     }
   });
 }
@@ -108,10 +88,10 @@ std::tuple<at::Tensor, at::Tensor> knn_cpu(const at::Tensor& x, const std::optio
   const at::ScalarType dtype = y.has_value() ? c10::promoteTypes(x.scalar_type(), y->scalar_type()) : x.scalar_type();
   return dispatch_wide(dtype, [&](auto zero) -> std::tuple<at::Tensor, at::Tensor> {
     using T = decltype(zero);
-    const Blocks<T> queries(x, block_size(sizes.n), normalize);
-    const Result<T> result(sizes.n, k, queries.rows.options());
+    const RowBlocks<T> queries = make_blocks<T>(x, normalize);
+    const Result<T> result(sizes.n, k, x.options().dtype(wide_dtype(dtype)));
     if (y.has_value()) {
-      search(queries, Blocks<T>(*y, block_size(sizes.q), normalize), result);
+      search(queries, make_blocks<T>(*y, normalize), result);
     } else {
       search_itself(queries, result);
     }

@@ -1,0 +1,75 @@
+// Rows cut into blocks of one size, as the products of a block by a block read them.
+#pragma once
+
+#include <ATen/core/Tensor.h>
+#include <ATen/ops/empty.h>
+#include <ATen/ops/zeros.h>
+
+#include <algorithm>
+#include <cstdint>
+#include <limits>
+
+#include "common/gemm.h"
+#include "common/tile_schedule.h"
+
+namespace ltood {
+
+constexpr int64_t kMaxBlock = 256;
+
+inline int64_t count_blocks(int64_t rows, int64_t block) { return (rows + block - 1) / block; }
+
+// [blocks * block, D] in `dtype`: x, then zero rows up to a whole block.
+inline at::Tensor pad_rows(const at::Tensor& x, int64_t block, c10::ScalarType dtype) {
+  const int64_t n = x.size(0), padded = count_blocks(n, block) * block;
+  at::Tensor rows = at::empty({padded, x.size(1)}, x.options().dtype(dtype));
+  rows.narrow(0, 0, n).copy_(x.detach());
+  rows.narrow(0, n, padded - n).zero_();
+  return rows;
+}
+
+// All products are of whole blocks, padding included: few shapes occur, and a product has the same bits wherever its
+// rows lie. The right operand is read from a copy that is transposed block by block.
+template <typename T>
+class RowBlocks {
+ public:
+  // padded: from pad_rows
+  RowBlocks(const at::Tensor& padded, int64_t n, int64_t block)
+      : n_(n), d_(padded.size(1)), block_(block), count_(padded.size(0) / block), rows_(padded) {
+    transposed_ = at::empty({count_, d_, block}, rows_.options());
+    scratch_ = at::empty({at::get_num_threads(), block, kMaxBlock}, rows_.options());
+    run_parallel(count_, [&](int64_t b) { transposed_.select(0, b).copy_(rows_.narrow(0, b * block_, block_).t()); });
+  }
+
+  int64_t block() const { return block_; }
+  int64_t count() const { return count_; }
+  int64_t start(int64_t b) const { return b * block_; }
+  int64_t size(int64_t b) const { return std::min(block_, n_ - b * block_); }  // without padding
+
+  Matrix<const T> rows(int64_t b) const { return {rows_.const_data_ptr<T>() + b * block_ * d_, d_}; }
+  Matrix<const T> transposed(int64_t b) const { return {transposed_.const_data_ptr<T>() + b * d_ * block_, block_}; }
+
+  // <row of block b, column> for columns [D, n_columns], at most kMaxBlock, in the calling thread's scratch [block,
+  // n_columns]; valid until its next call.
+  Matrix<T> products(int64_t b, Matrix<const T> columns, int64_t n_columns) const {
+    T* scratch = scratch_.mutable_data_ptr<T>() + at::get_thread_num() * block_ * kMaxBlock;
+    multiply(block_, n_columns, d_, rows(b), columns, {scratch, n_columns}, false);
+    return {scratch, n_columns};
+  }
+
+  // The same for the rows of block j, and -inf where a row meets itself.
+  Matrix<T> products(int64_t i, int64_t j) const {
+    const Matrix<T> tile = products(i, transposed(j), block_);
+    for (int64_t r = 0; i == j && r < size(i); ++r) {
+      tile.data[r * (block_ + 1)] = -std::numeric_limits<T>::infinity();
+    }
+    return tile;
+  }
+
+ private:
+  int64_t n_, d_, block_, count_;
+  at::Tensor rows_;        // [count * block, D]
+  at::Tensor transposed_;  // [count, D, block]
+  at::Tensor scratch_;     // [threads, block, kMaxBlock]
+};
+
+}  // namespace ltood
