@@ -5,11 +5,9 @@
 // Distances of the first `cached_rows` rows are computed once and kept for pass 2 and the backward; all others are
 // computed again each time. Results do not depend on the number of threads: the rows are dealt to a number of workers
 // that follows from the sizes alone, and their sums are added in the workers' order.
-#include <ATen/ops/addmm.h>
 #include <ATen/ops/empty.h>
 #include <ATen/ops/empty_like.h>
 #include <ATen/ops/median.h>
-#include <ATen/ops/mm.h>
 #include <ATen/ops/zeros.h>
 #include <torch/library.h>
 
@@ -17,6 +15,7 @@
 #include <tuple>
 
 #include "common/dispatch.h"
+#include "common/gemm.h"
 #include "common/tile_schedule.h"
 #include "ops/cluster_kl/cluster_kl.h"
 #include "ops/cluster_kl/cluster_kl_tile.h"
@@ -75,7 +74,7 @@ struct Problem {
     at::Tensor origin = std::get<0>(at::median(mu, 0)).contiguous();
     at::Tensor mu_norms = at::empty({sizes.k}, wide);
     center_rows(data<T>(mu), data<T>(origin), data<T>(mu_norms), sizes.k, sizes.d);
-    return {sizes, Plan(sizes), nu, wide, z.detach(), origin, mu, mu.t(), mu_norms};
+    return {sizes, Plan(sizes), nu, wide, z.detach(), origin, mu, mu.t().contiguous(), mu_norms};
   }
 };
 
@@ -109,9 +108,10 @@ struct Block {
   // Distances of the loaded rows, into the cache where they have a place in it.
   T* compute(Rows rows, const at::Tensor& cache) {
     at::Tensor out = cached(rows, cache) ? cache.narrow(0, rows.first, rows.count) : tile.narrow(0, 0, rows.count);
-    at::mm_out(out, x.narrow(0, 0, rows.count), p.mu_transposed);
-    squared_distances(data<T>(out), data<T>(x), data<T>(norms), data<T>(p.mu), data<T>(p.mu_norms), rows.count,
-                      p.sizes.k, p.sizes.d, p.nu);
+    const int64_t k = p.sizes.k, d = p.sizes.d;
+    multiply(rows.count, k, d, {data<T>(x), d}, {data<T>(p.mu_transposed), k}, {data<T>(out), k}, false);
+    squared_distances(data<T>(out), data<T>(x), data<T>(norms), data<T>(p.mu), data<T>(p.mu_norms), rows.count, k, d,
+                      p.nu);
     return data<T>(out);
   }
 
@@ -213,14 +213,17 @@ struct Backward {
     descent_weights(data<T>(weights), tile, stats_at<T>(stats, rows.first), data<T>(inverse_mass),
                     data<T>(grad_loss) + rows.first, data<T>(b.row_sums), data<T>(b.sums), rows.count, k, p.nu);
     if (partial.numel()) {
-      at::Tensor grad_mu = partial[worker];
-      at::addmm_out(grad_mu, grad_mu, weights.t(), x);
+      // The distances have served: their place takes W', which the product reads row by row.
+      at::Tensor transposed = b.tile.view({k, p.plan.block}).narrow(1, 0, rows.count);
+      transposed.copy_(weights.t());
+      multiply(k, d, rows.count, {data<T>(transposed), p.plan.block}, {data<T>(x), d},
+               {data<T>(partial) + worker * k * d, d}, true);
       flush(column_sums, worker, data<T>(b.sums));
     }
     if (grad_z.numel()) {
       at::Tensor out = grad_z.narrow(0, rows.first, rows.count);
       at::Tensor wide = grad_z.scalar_type() == x.scalar_type() ? out : at::empty_like(x);
-      at::mm_out(wide, weights, p.mu);
+      multiply(rows.count, d, k, {data<T>(weights), k}, {data<T>(p.mu), d}, {data<T>(wide), d}, false);
       subtract_scaled_rows(data<T>(wide), data<T>(b.row_sums), data<T>(x), rows.count, d);
       if (!wide.is_same(out)) out.copy_(wide);
     }

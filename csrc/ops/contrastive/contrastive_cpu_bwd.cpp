@@ -74,8 +74,8 @@ RowGradients row_gradients(const BackwardInputs& in, int64_t n) {
   return rows;
 }
 
-// G u [N, D] over the upper triangle, in units of row.largest / tau. What a tile gives the rows of its columns, G^T u_i,
-// is summed transposed, u_i^T G: both products then read G as it lies.
+// G u [N, D] over the upper triangle, in units of row.largest / tau. What a tile gives the rows of its columns, G^T
+// u_i, is summed transposed, u_i^T G: both products then read G as it lies.
 template <typename T>
 at::Tensor push_apart(const PreparedRows& rows, const RowGradients& row, const at::Tensor& lse) {
   const RowBlocks<T> blocks = row_blocks<T>(rows);
