@@ -12,6 +12,10 @@ import numpy as np
 from .errors import SimError
 from .fences import BlockOrder
 from .instructions.async_copy import PendingCopies
+from .instructions.bulk_copy import BulkCopy
+from .instructions.mbarrier import MBarrier
+from .instructions.wgmma import Warpgroup
+from .masks import every, some
 from .memory import SharedMemory
 from .program import BARRIER, BRANCH, EXIT, GATHERED, PLAIN, SWITCH
 from .race import Clocks, Shadow
@@ -20,6 +24,7 @@ from .spaces import GenericSpace, GlobalSpace, LocalSpace, ParamSpace, SharedSpa
 WARP = 32
 SLICE = 20_000  # steps a gang may run before others get their turn (a thread may poll what another one writes)
 END = 1 << 30
+LANDING_CHANCE = 0.2  # how often a bulk copy lands although somebody could go on
 SPLIT_CHANCE = 0.25  # how often a barrier lets warps go on apart
 
 
@@ -58,6 +63,12 @@ class Block:
         self.barriers: dict[int, Barrier] = {}
         self.ready: list[list[Group]] = []
         self.spinning: np.ndarray | None = None  # set by an instruction that polls in vain
+        self.mbarriers: dict[int, MBarrier] = {}  # by shared address
+        self.bulk_copies: list[BulkCopy] = []  # in flight
+        self.warpgroups = [Warpgroup() for _ in range(self.warps)]
+        self.progress = 0  # steps when something that warps poll for has changed
+        self._idle: set[int] = set()  # warps that have polled in vain since
+        self._polled: dict[int, tuple[int, int]] = {}  # warp -> (instruction, progress) of its last vain poll
         self.executed = 0
 
     def _open_spaces(self, launch):
@@ -134,11 +145,29 @@ class Block:
         while self.ready:
             gang = self.ready.pop(int(self.rng.integers(len(self.ready))))
             self._run_gang(gang)
+            self._land_bulk_copies()
             if self.executed > self.launch.step_limit:
                 raise SimError(f"{self.program.kernel.name}: block {self.block_index} does not finish")
         if self.barriers:
             raise SimError(f"deadlock: {self._waiting()}, the other threads of the block have exited")
         self.launch.clock = self.clocks.now + 1
+
+    def _land_bulk_copies(self):
+        """Now and then one lands; one lands for sure, if there is any, when every warp polls in vain."""
+        stalled = bool(self.ready) and all(
+            warp in self._idle for gang in self.ready for g in gang for warp in self.warps_of(g.mask).tolist()
+        )
+        if self.bulk_copies and (stalled or self.rng.random() < LANDING_CHANCE):
+            self.bulk_copies.pop(int(self.rng.integers(len(self.bulk_copies)))).land(self)
+            self._idle.clear()
+        elif stalled:
+            polls = [
+                f"warps {self.warps_of(g.mask).tolist()} poll at {self._where_polled(g)}" for (g, *_) in self.ready
+            ]
+            raise SimError(f"deadlock: {'; '.join(polls + ([self._waiting()] if self.barriers else []))}")
+
+    def _where_polled(self, group: Group) -> str:
+        return self.program.where[group.pc - 1]
 
     def _waiting(self) -> str:
         texts = []
@@ -177,19 +206,24 @@ class Block:
         """Gives every warp of a gang its own turn."""
         for warp in range(self.warps):
             lanes = self._lanes_of(np.array([warp]))
-            parts = [Group(g.pc, g.mask & lanes, g.stuck) for g in gang if (g.mask & lanes).any()]
+            parts = [Group(g.pc, g.mask & lanes, g.stuck) for g in gang if some(g.mask & lanes)]
             if parts:
                 self.ready.append(parts)
 
     def _lowest(self, gang: list[Group]) -> Group:
         """Takes the group with the lowest address that can run, merged with those at the same address."""
+        if len(gang) == 1 and not gang[0].stuck:
+            return gang.pop()
         runnable = [group for group in gang if not group.stuck]
         if not runnable:
             self._fail_diverged(gang)
         pc = min(group.pc for group in runnable)
-        merged = np.logical_or.reduce([group.mask for group in gang if group.pc == pc])
+        lowest = Group(pc, np.zeros(self.lanes, bool))
+        for group in gang:
+            if group.pc == pc:
+                lowest.mask = lowest.mask | group.mask
         gang[:] = [group for group in gang if group.pc != pc]
-        return Group(pc, merged)
+        return lowest
 
     def _fail_diverged(self, gang: list[Group]):
         group = gang[0]
@@ -208,7 +242,7 @@ class Block:
     def _advance(self, group: Group, gang: list[Group]):
         """Runs a group until it ends, splits, waits or meets another group of its gang."""
         pc, mask = group.pc, group.mask
-        active = None if mask.all() else mask
+        active = None if every(mask) else mask
         stop = min((other.pc for other in gang if other.pc > pc), default=END)
         steps, registers = self.program.steps, self.registers
         while pc < stop:
@@ -219,9 +253,9 @@ class Block:
                 chosen = ~registers[predicate] if negated else registers[predicate]
                 if active is not None:
                     chosen = chosen & active
-                if chosen.all():
+                if every(chosen):
                     chosen = None
-                elif not chosen.any():
+                elif not some(chosen):
                     pc += 1
                     continue
             if kind == PLAIN:
@@ -244,7 +278,7 @@ class Block:
                     run(self, chosen)
                     pc += 1
             elif kind == BRANCH:
-                if chosen is None or chosen is active or (mask == chosen).all():
+                if chosen is None or chosen is active or every(mask == chosen):
                     pc = target
                     if gang or self.executed > self.budget:
                         break
@@ -261,19 +295,22 @@ class Block:
 
         Needed are the live lanes that the member mask names; without one (bar.sync, mma, ldmatrix: .aligned) every lane
         of the warp, finished or not. Returns mask itself when the whole group runs on, None when nobody can."""
-        warps = chosen.reshape(-1, WARP).any(1)
-        needed = self.present & np.repeat(warps, WARP) if members is None else members(self, chosen) & self.live
-        lacking = (needed & ~chosen).reshape(-1, WARP).any(1)
-        if not lacking.any() and (chosen is mask or (chosen == mask).all()):
+        if _whole_warps(chosen):  # the common case
+            lacking = np.zeros(self.warps, bool)
+        else:
+            warps = chosen.reshape(-1, WARP).any(1)
+            needed = self.present & np.repeat(warps, WARP) if members is None else members(self, chosen) & self.live
+            lacking = (needed & ~chosen).reshape(-1, WARP).any(1)
+        if not some(lacking) and (chosen is mask or every(chosen == mask)):
             return mask
         stuck = chosen & np.repeat(lacking, WARP)
         passing = mask & ~chosen
         here = chosen & ~stuck
-        if stuck.any():
+        if some(stuck):
             gang.append(Group(pc, stuck, stuck=True))
-        if passing.any():
+        if some(passing):
             gang.append(Group(pc + 1, passing))
-        return here if here.any() else None
+        return here if some(here) else None
 
     def _control(self, kind, run, target, group: Group, chosen, gang):
         pc, mask = group.pc, group.mask
@@ -282,7 +319,7 @@ class Block:
             self.live = self.live & ~chosen
             for other in gang:
                 other.stuck = False  # whom it waits for may be gone
-            if (rest := mask & ~chosen).any():
+            if some(rest := mask & ~chosen):
                 gang.append(Group(pc + 1, rest))
             self._check_barriers()
         elif kind == BARRIER:
@@ -333,10 +370,23 @@ class Block:
     def _yield(self, group: Group, gang: list[Group]):
         """Warps that poll in vain go to the back of the queue."""
         warps = np.repeat(group.mask.reshape(-1, WARP).any(1), WARP)
-        apart = [group] + [Group(g.pc, g.mask & warps, g.stuck) for g in gang if (g.mask & warps).any()]
-        gang[:] = [Group(g.pc, g.mask & ~warps, g.stuck) for g in gang if (g.mask & ~warps).any()]
+        apart = [group] + [Group(g.pc, g.mask & warps, g.stuck) for g in gang if some(g.mask & warps)]
+        gang[:] = [Group(g.pc, g.mask & ~warps, g.stuck) for g in gang if some(g.mask & ~warps)]
         self.spinning = None
         self.ready.append(apart)
+        now = (group.pc, self.progress)
+        for warp in self.warps_of(group.mask).tolist():
+            if self._polled.get(warp) == now:
+                self._idle.add(warp)
+            else:
+                self._idle.clear()
+            self._polled[warp] = now
+
+
+def _whole_warps(mask: np.ndarray) -> bool:
+    """Is every warp in the mask with all its lanes, or not at all?"""
+    words = mask.view(np.uint64).reshape(-1, WARP // 8)
+    return every((words == words[:, :1]) & ((words == 0) | (words == 0x0101010101010101)))
 
 
 def _poison(lanes: int, dtype: np.dtype) -> np.ndarray:

@@ -1,6 +1,7 @@
 // The part of the CUDA runtime that our launchers and nvcc's host stubs call, without a device: it keeps the kernel
 // names that nvcc registers, checks launch configurations and hands every launch to a callback. Linked into each host
 // library of the simulator. A function that is missing here is an undefined symbol when the library is linked.
+#include <cuda.h>
 #include <cuda_runtime_api.h>
 
 #include <cstring>
@@ -69,6 +70,45 @@ cudaError_t launch(const void* function, dim3 grid, dim3 block, void** arguments
   const Launch request{{grid.x, grid.y, grid.z}, {block.x, block.y, block.z}, shared};
   return s.on_launch(kernel->second.c_str(), &request, arguments) == 0 ? cudaSuccess
                                                                        : fail(cudaErrorLaunchFailure, "kernel failed");
+}
+
+// What instructions/bulk_copy.py reads; a CUtensorMap is 128 opaque bytes.
+struct TensorMap {
+  uint32_t magic;
+  uint16_t rank;
+  uint8_t element_bytes, swizzle;
+  uint64_t address, sizes[5], strides[4];
+  uint32_t box[5];
+};
+static_assert(sizeof(TensorMap) <= sizeof(CUtensorMap));
+constexpr uint32_t kMapMagic = 0x53585450;
+
+// cuTensorMapEncodeTiled with the rules of the driver that are easy to break.
+CUresult encode_tiled(CUtensorMap* map, CUtensorMapDataType type, cuuint32_t rank, void* address,
+                      const cuuint64_t* sizes, const cuuint64_t* strides, const cuuint32_t* box,
+                      const cuuint32_t* element_strides, CUtensorMapInterleave interleave, CUtensorMapSwizzle swizzle,
+                      CUtensorMapL2promotion, CUtensorMapFloatOOBfill fill) {
+  const bool two_bytes = type == CU_TENSOR_MAP_DATA_TYPE_BFLOAT16 || type == CU_TENSOR_MAP_DATA_TYPE_FLOAT16;
+  const bool four_bytes = type == CU_TENSOR_MAP_DATA_TYPE_FLOAT32;
+  if (!two_bytes && !four_bytes) return CUDA_ERROR_INVALID_VALUE;
+  TensorMap encoded{kMapMagic, static_cast<uint16_t>(rank), static_cast<uint8_t>(two_bytes ? 2 : 4),
+                    static_cast<uint8_t>(swizzle), reinterpret_cast<uint64_t>(address)};
+  bool valid = rank >= 1 && rank <= 5 && interleave == CU_TENSOR_MAP_INTERLEAVE_NONE && encoded.address % 16 == 0 &&
+               fill == CU_TENSOR_MAP_FLOAT_OOB_FILL_NONE && swizzle <= CU_TENSOR_MAP_SWIZZLE_128B;
+  for (cuuint32_t i = 0; valid && i < rank; ++i) {
+    encoded.sizes[i] = sizes[i];
+    encoded.box[i] = box[i];
+    valid = sizes[i] > 0 && box[i] > 0 && box[i] <= 256 && element_strides[i] == 1;
+    if (i + 1 < rank) {
+      encoded.strides[i] = strides[i];
+      valid = valid && strides[i] % 16 == 0;
+    }
+  }
+  const uint32_t inner = encoded.box[0] * encoded.element_bytes;
+  valid = valid && inner % 16 == 0 && (swizzle == CU_TENSOR_MAP_SWIZZLE_NONE || inner <= (16u << swizzle));
+  if (!valid) return CUDA_ERROR_INVALID_VALUE;
+  std::memcpy(map, &encoded, sizeof encoded);
+  return CUDA_SUCCESS;
 }
 
 }  // namespace
@@ -229,6 +269,14 @@ cudaError_t cudaDeviceGetAttribute(int* value, cudaDeviceAttr attribute, int) {
       return fail(cudaErrorInvalidValue, "device attribute not modelled: " + std::to_string(attribute));
   }
   return cudaSuccess;
+}
+
+cudaError_t cudaGetDriverEntryPointByVersion(const char* symbol, void** function, unsigned, unsigned long long,
+                                             cudaDriverEntryPointQueryResult* found) {
+  const bool known = std::strcmp(symbol, "cuTensorMapEncodeTiled") == 0;
+  *function = known ? reinterpret_cast<void*>(encode_tiled) : nullptr;
+  if (found) *found = known ? cudaDriverEntryPointSuccess : cudaDriverEntryPointSymbolNotFound;
+  return known ? cudaSuccess : fail(cudaErrorInvalidValue, std::string("driver function not modelled: ") + symbol);
 }
 
 cudaError_t cudaOccupancyMaxActiveBlocksPerMultiprocessorWithFlags(int* blocks, const void*, int, size_t, unsigned) {

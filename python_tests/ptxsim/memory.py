@@ -8,6 +8,7 @@ import bisect
 import numpy as np
 
 from .errors import SimError
+from .masks import every
 
 GLOBAL_BASE = 0x7F00_0000_0000
 SHARED_WINDOW = 0x0100_0000_0000
@@ -61,7 +62,7 @@ class GlobalMemory:
 
     def check(self, addresses: np.ndarray, size: int, where: str, describe=None):
         """Every access of size bytes must lie inside one allocation. describe(i) names the thread of access i."""
-        low, high = int(addresses.min()), int(addresses.max()) + size
+        low, high = int(np.minimum.reduce(addresses)), int(np.maximum.reduce(addresses)) + size
         index = bisect.bisect_right(self._starts, low) - 1
         if index >= 0 and high <= self._starts[index] + self._sizes[index]:
             return
@@ -69,7 +70,7 @@ class GlobalMemory:
         ends = starts + np.array(self._sizes, np.int64)
         slot = np.searchsorted(starts, addresses, "right") - 1
         inside = (slot >= 0) & (addresses + size <= ends[slot]) if len(starts) else np.zeros(len(addresses), bool)
-        if not inside.all():
+        if not every(inside):
             bad = int(np.flatnonzero(~inside)[0])
             thread = f"{describe(bad)}: " if describe else ""
             raise SimError(f"{where}: {thread}global memory out of bounds: {self._explain(int(addresses[bad]), size)}")
@@ -110,13 +111,13 @@ class SharedMemory:
         self._ranges.append((start, start + size))
 
     def check(self, addresses: np.ndarray, size: int, where: str, describe=None):
-        low, high = int(addresses.min()), int(addresses.max()) + size
+        low, high = int(np.minimum.reduce(addresses)), int(np.maximum.reduce(addresses)) + size
         if any(start <= low and high <= end for start, end in self._ranges):
             return
         inside = np.zeros(len(addresses), bool)
         for start, end in self._ranges:
             inside |= (start <= addresses) & (addresses + size <= end)
-        if not inside.all():
+        if not every(inside):
             bad = int(np.flatnonzero(~inside)[0])
             thread = f"{describe(bad)}: " if describe else ""
             ranges = ", ".join(f"[{start}, {end})" for start, end in self._ranges) or "none"

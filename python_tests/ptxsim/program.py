@@ -103,7 +103,7 @@ class Program:
                 size = int(instruction.operands[2], 0)
                 narrowest = min(narrowest, size if len(instruction.operands) < 4 else 4)
             elif instruction.opcode.startswith(("mbarrier", "wgmma", "cp.async.bulk")):
-                narrowest = min(narrowest, 8)
+                narrowest = min(narrowest, 2)
         return narrowest
 
 

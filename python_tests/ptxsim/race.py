@@ -6,6 +6,8 @@ and, per warp, the last read; two unordered accesses, one of them a write and no
 
 import numpy as np
 
+from .masks import every, some
+
 OWN = np.int64(1) << 62  # a thread always knows what it did itself
 MANY = 63  # in place of a lane: several unordered lanes of the warp read the word
 
@@ -39,22 +41,38 @@ class Clocks:
         self.known[members] = np.maximum(self.known[members], gained)
         self.known[members, members] = OWN
         self._touched[:] = True
-        if arrived.all() and released.all():
+        if every(arrived) and every(released):
             self.floor = self.now
         whole = (arrived & released).reshape(-1, WARP).all(1)
         self.warp_floor[:-1][whole] = self.now
+
+    def knowledge(self, threads: np.ndarray) -> np.ndarray:
+        """What these threads know and did by now, for others to learn."""
+        self.now += 1
+        return np.minimum(self.known[threads].max(0), self.now)
+
+    def engine_knowledge(self, thread: int) -> np.ndarray:
+        """The same for a copy that the engine makes now on behalf of a thread."""
+        known = self.knowledge(np.array([thread]))
+        known[-1] = self.now
+        return known
+
+    def learn(self, threads: np.ndarray, knowledge: np.ndarray):
+        self.known[threads] = np.maximum(self.known[threads], knowledge)
+        self.known[threads, threads] = OWN
+        self._touched[:] = True
 
     def synchronise_warps(self, mask: np.ndarray | None):
         """The lanes of each warp in mask learn from each other (__syncwarp, shuffles, votes)."""
         if mask is None:
             warps = self._touched
-            if not warps.any():
+            if not some(warps):
                 return
             self._join(np.flatnonzero(warps), None)
         else:
             lanes = mask.reshape(-1, WARP)
             full = lanes.all(1) & self._touched
-            if full.any():
+            if some(full):
                 self._join(np.flatnonzero(full), None)
             for warp in np.flatnonzero(lanes.any(1) & ~lanes.all(1)):
                 self._join(np.array([warp]), np.flatnonzero(lanes[warp]))
@@ -115,7 +133,7 @@ class Shadow:
         shared_word = self.reads[slots] != new
         recent = old >= clocks.warp_floor[warps] << _TIME
         shared_word |= recent & ((old & MANY) != lanes)
-        if shared_word.any():
+        if some(shared_word):
             self.reads[slots[shared_word]] |= MANY
         return race
 
@@ -129,20 +147,24 @@ class Shadow:
         clash = None
         if not atomic:
             clash = self.writes[words] != new
-            clash = clash if clash.any() else None
+            clash = clash if some(clash) else None
         return race, clash
+
+    def assign_to_engine(self, clocks: Clocks, words: np.ndarray, site: int):
+        """The last write of these words is the copy engine's."""
+        self.writes[words] = (clocks.now << _TIME | site << _SITE) + clocks.threads
 
     def _against_writes(self, clocks, threads, words, atomic):
         last = self.writes[words]
         suspicious = last >= clocks.floor << _TIME
         if atomic:
             suspicious &= (last >> _ATOMIC & 1) == 0
-        if not suspicious.any():
+        if not some(suspicious):
             return None
         index = np.flatnonzero(suspicious)
         last = last[index]
         unordered = (last >> _TIME) >= clocks.known[threads[index], last & _THREAD_MASK]
-        if not unordered.any():
+        if not some(unordered):
             return None
         first = np.flatnonzero(unordered)[0]
         return int(index[first]), *_unpack(int(last[first]))
@@ -150,7 +172,7 @@ class Shadow:
     def _against_reads(self, clocks, threads, words):
         rows = self.reads.reshape(-1, self.words)[:, words]
         suspicious = rows >= clocks.floor << _TIME
-        if not suspicious.any():
+        if not some(suspicious):
             return None
         warps, index = np.nonzero(suspicious)
         records = rows[warps, index]
@@ -158,11 +180,11 @@ class Shadow:
         writers = threads[index]
         known = clocks.known[writers, np.minimum(warps * WARP + lanes, clocks.threads)]
         many = lanes == MANY
-        if many.any():
+        if some(many):
             whole = clocks.known[:, :-1].reshape(clocks.threads + 1, -1, WARP).min(2)
             known = np.where(many, whole[writers, np.minimum(warps, clocks.warps - 1)], known)
         unordered = times >= known
-        if not unordered.any():
+        if not some(unordered):
             return None
         first = np.flatnonzero(unordered)[0]
         site, lane = _unpack(int(records[first]))
@@ -190,7 +212,7 @@ class GridShadow(Shadow):
             readers = self.reader_block[words]
             own = (readers == self.NONE) | (readers == self.block)
             self.reader_block[words] = np.where(own, self.block, self.SEVERAL)
-        return foreign if foreign.any() else None
+        return foreign if some(foreign) else None
 
     def write_by_block(self, words: np.ndarray, atomic: bool) -> tuple[np.ndarray, np.ndarray]:
         """Accesses to words that another block (wrote, read) before. The caller then sets writer_block."""

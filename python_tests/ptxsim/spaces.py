@@ -3,6 +3,7 @@
 import numpy as np
 
 from .errors import SimError
+from .masks import every, some
 from .memory import (
     GLOBAL_BASE,
     LOCAL_WINDOW,
@@ -29,7 +30,7 @@ class Space:
     def locate(self, threads: np.ndarray, addresses: np.ndarray, size: int, site: int) -> np.ndarray:
         """Offsets of accesses of size bytes, after the checks of alignment and bounds."""
         where = self.block.program.where[site]
-        if (addresses & (size - 1)).any():
+        if np.bitwise_or.reduce(addresses) & (size - 1):
             bad = int(np.flatnonzero(addresses & (size - 1))[0])
             who = self.block.describe(int(threads[bad]))
             raise SimError(f"{where}: {who}: {self.name} address {int(addresses[bad]):#x} is no multiple of {size}")
@@ -46,7 +47,7 @@ class Space:
 
     def require_written(self, threads, offsets, width, count, site):
         written = all_written(self.memory.written, offsets, width, count)
-        if not written.all():
+        if not every(written):
             bad = int(np.flatnonzero(~written)[0])
             raise SimError(
                 f"{self.block.program.where[site]}: {self.block.describe(int(threads[bad]))}: "
@@ -101,6 +102,14 @@ class Space:
 class SharedSpace(Space):
     name = "shared"
 
+    def note_engine_write(self, thread: int, words: np.ndarray, site: int):
+        """The copy engine writes words on behalf of a thread: ordered after what the thread knows, before nothing."""
+        who = np.full(len(words), thread)
+        race, _ = self.shadow.write(self.block.clocks, who, words, site)
+        if race:
+            self._report(race, who, words, site, "accessed")
+        self.shadow.assign_to_engine(self.block.clocks, words, site)
+
 
 class GlobalSpace(Space):
     """Device memory; besides the threads of a block, blocks of a launch race with each other."""
@@ -119,9 +128,9 @@ class GlobalSpace(Space):
     def note_write(self, threads, offsets, size, site, atomic=False):
         who, words = self.shadow.expand(threads, offsets, size)
         written, read = self.shadow.write_by_block(words, atomic)
-        if written.any():
+        if some(written):
             self._after_writes(written, who, words, site, "writes")
-        if read.any():
+        if some(read):
             self._after_reads(read, who, words, site)
         self.shadow.writer_block[words] = self.shadow.block
         return super().note_write(threads, offsets, size, site, atomic)
@@ -158,7 +167,7 @@ class LocalSpace:
 
     def _offsets(self, threads, addresses, size, site):
         bad = (addresses < 0) | (addresses + size > self.size) | (addresses % size != 0)
-        if bad.any():
+        if some(bad):
             first = int(np.flatnonzero(bad)[0])
             raise SimError(
                 f"{self.block.program.where[site]}: {self.block.describe(int(threads[first]))}: local memory out of "
@@ -168,7 +177,7 @@ class LocalSpace:
 
     def load(self, threads, addresses, width, count, site, strong=False):
         offsets = self._offsets(threads, addresses, width * count, site)
-        if not all_written(self.written, offsets, width, count).all():
+        if not every(all_written(self.written, offsets, width, count)):
             raise SimError(f"{self.block.program.where[site]}: read of local memory that was never written")
         return gather(self.bytes, offsets, width, count)
 
@@ -208,10 +217,10 @@ class GenericSpace:
         rest = np.ones(len(addresses), bool)
         for base, space in self._windows:
             inside = (addresses >= base) & (addresses < base + WINDOW_SIZE)
-            if inside.any():
+            if some(inside):
                 rest &= ~inside
                 yield np.flatnonzero(inside), space, addresses[inside] - base
-        if rest.any():
+        if some(rest):
             yield np.flatnonzero(rest), self._device, addresses[rest]
 
     def load(self, threads, addresses, width, count, site, strong=False):

@@ -1,3 +1,14 @@
 """The instruction set, one module per kind. Importing it fills the registry."""
 
-from . import arithmetic, async_copy, bits, convert, memory, tensor, warp  # noqa: F401
+from . import (  # noqa: F401
+    arithmetic,
+    async_copy,
+    bits,
+    bulk_copy,
+    convert,
+    mbarrier,
+    memory,
+    tensor,
+    warp,
+    wgmma,
+)

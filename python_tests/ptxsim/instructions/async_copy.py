@@ -4,6 +4,7 @@ Until then the destination counts as never written, so a read that comes too ear
 
 import numpy as np
 
+from ..masks import every, some
 from .registry import implements, unsupported
 
 
@@ -31,9 +32,9 @@ class PendingCopies:
             landing = np.ones(len(threads), bool) if mask is None else mask[threads]
             if groups_left is not None:
                 landing &= group < self.committed[threads] - groups_left
-            if landing.any():
+            if some(landing):
                 _write(block, threads[landing], offsets[landing], data[landing], site)
-            if not landing.all():
+            if not every(landing):
                 stay = ~landing
                 kept.append((threads[stay], offsets[stay], data[stay], group[stay], site))
         self.records = kept

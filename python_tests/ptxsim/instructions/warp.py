@@ -4,6 +4,7 @@ A member mask that names a lane which is neither here nor finished makes the war
 
 import numpy as np
 
+from ..masks import every
 from .arithmetic import operand_type
 from .registry import implements, unsupported
 
@@ -68,7 +69,7 @@ def compile_shuffle(instruction, operands):
         source, inside = _shuffle_source(mode, lane, (b(block) & np.uint32(31)).astype(np.int64), limit, segment)
         source = np.where(inside, source, lane)
         thread = np.arange(block.lanes) // WARP * WARP + source
-        if mask is not None and not mask[thread[mask]].all():
+        if mask is not None and not every(mask[thread[mask]]):
             raise block.failure(instruction.where, mask & ~mask[thread], "reads a lane that does not take part")
         write(block, mask, value(block)[thread])
         if write_predicate:
