@@ -22,11 +22,24 @@ void check_embeddings(const char* argument, const at::Tensor& x) {
 void check_indices(const char* argument, const at::Tensor& x, int64_t low, int64_t high) {
   LTOOD_CHECK_TYPE(x.scalar_type() == at::kLong && x.is_contiguous(), "guided", argument, "contiguous int64",
                    x.dtype());
+  if (!x.is_cpu()) return;
   const int64_t* values = x.const_data_ptr<int64_t>();
   for (int64_t i = 0; i < x.numel(); ++i) {
     const bool inside = low <= values[i] && values[i] < high;
     LTOOD_CHECK_VALUE(inside, "guided", argument, c10::str("in [", low, ", ", high, ")"), values[i]);
   }
+}
+
+void check_devices(const GuidedArguments& a) {
+  const auto check = [&](const char* argument, const std::optional<at::Tensor>& x) {
+    const bool fits = !x.has_value() || x->device() == a.z.device();
+    LTOOD_CHECK_VALUE(fits, "guided", argument, c10::str("on the device of z, ", a.z.device()), x->device());
+  };
+  check("guide", a.guide);
+  check("clusters", a.clusters);
+  check("far", a.far);
+  check("instance_ids", a.instance_ids);
+  check("pos_idx", a.neighbors);
 }
 
 }  // namespace
@@ -49,6 +62,7 @@ void check_guided(const GuidedArguments& a) {
   check_embeddings("z", a.z);
   check_embeddings("guide", a.guide);
   const int64_t n = a.n();
+  check_devices(a);
   LTOOD_CHECK_VALUE(a.guide.size(0) == n, "guided", "guide", "of as many rows as z", a.guide.sizes());
   LTOOD_CHECK_VALUE(a.temperature > 0, "guided", "temperature", "positive", a.temperature);
   LTOOD_CHECK_VALUE(a.teacher_temperature > 0, "guided", "teacher_temperature", "positive", a.teacher_temperature);
@@ -76,6 +90,22 @@ void check_guided(const GuidedArguments& a) {
                       a.neighbors->sizes());
     check_indices("pos_idx", *a.neighbors, -1, n);
   }
+}
+
+void check_guided(const GuidedArguments& a, const GuidedSaved& saved) {
+  check_guided(a);
+  const auto check_rows = [&](const char* argument, const std::optional<at::Tensor>& x, bool used) {
+    const bool fits = !used || !x.has_value() || (x->dim() == 1 && x->size(0) == a.n());
+    LTOOD_CHECK_VALUE(fits, "guided_bwd", argument, "of shape [N]", x->sizes());
+  };
+  check_rows("grad_loss", saved.grad_loss, a.clusters.has_value());
+  check_rows("grad_lse", saved.grad_lse, a.clusters.has_value());
+  check_rows("weight", saved.weight, a.clusters.has_value());
+  check_rows("lse", saved.lse, a.clusters.has_value());
+  check_rows("grad_kl", saved.grad_kl, a.distill);
+  check_rows("grad_student_lse", saved.grad_student_lse, a.distill);
+  check_rows("student_lse", saved.student_lse, a.distill);
+  check_rows("teacher_lse", saved.teacher_lse, a.distill);
 }
 
 }  // namespace ltood

@@ -35,7 +35,17 @@ double temperature_value(double temperature, const std::optional<at::Tensor>& te
 // 128 (long rows as they are, tau < 1/128): rounding it to float would move a softmax by 128 * 2^-24 = 10^-5.
 c10::ScalarType compute_dtype(const GuidedArguments& arguments);
 
-// Raises ValueError or TypeError; integer values are read, so the tensors must be on the CPU.
+// What the forward pass left behind, and the gradients of its outputs; none = 0. [N] by row.
+struct GuidedSaved {
+  std::optional<at::Tensor> grad_loss, grad_lse;  // contrast
+  at::Tensor weight, lse, neighbors;
+  std::optional<at::Tensor> grad_kl, grad_student_lse;  // distill
+  at::Tensor student_lse, teacher_lse;
+};
+
+// Raise ValueError or TypeError. Integer values are read on the CPU alone: elsewhere that would wait for the device,
+// and the kernels take what is out of range for no cluster and no neighbour.
 void check_guided(const GuidedArguments& arguments);
+void check_guided(const GuidedArguments& arguments, const GuidedSaved& saved);
 
 }  // namespace ltood

@@ -10,7 +10,6 @@
 #include <numeric>
 #include <tuple>
 
-#include "common/check.h"
 #include "common/dispatch.h"
 #include "ops/guided/guided_rows.h"
 
@@ -20,16 +19,8 @@ namespace {
 
 constexpr int64_t kSlice = 16;  // features that one task scatters: a cache line of float32
 
-// What the forward pass left behind, and the gradients of its outputs. By row.
-struct Saved {
-  std::optional<at::Tensor> grad_loss, grad_lse;  // contrast; none = 0
-  at::Tensor weight, lse, neighbors;
-  std::optional<at::Tensor> grad_kl, grad_student_lse;  // distill; none = 0
-  at::Tensor student_lse, teacher_lse;
-};
-
-// The same by position, logarithms in base 2. dL/ds_ij = a_i exp(s_ij - lse_i) w_ij - [j in P(i)] b_i w+_ij / weight_i,
-// and in distillation a_i q_ij - b_i p_ij.
+// GuidedSaved by position, logarithms in base 2. dL/ds_ij = a_i exp(s_ij - lse_i) w_ij - [j in P(i)] b_i w+_ij /
+// weight_i, and in distillation a_i q_ij - b_i p_ij.
 template <typename T>
 struct RowGradients {
   std::vector<T> lse, a, a_fallback, b_over_weight;
@@ -41,7 +32,7 @@ struct RowGradients {
 };
 
 template <typename T>
-RowGradients<T> order_gradients(const Saved& saved, const GuidedTiles<T>& in) {
+RowGradients<T> order_gradients(const GuidedSaved& saved, const GuidedTiles<T>& in) {
   const auto gather = [&](const std::optional<at::Tensor>& by_row, double factor) {
     std::vector<T> to(in.order.size(), T(0));
     if (!by_row.has_value()) return to;
@@ -240,7 +231,7 @@ double through_normalisation(const GuidedTiles<T>& in, bool normalize, double te
 }
 
 template <typename T>
-std::tuple<at::Tensor, at::Tensor> backward(const GuidedArguments& arguments, const Saved& saved) {
+std::tuple<at::Tensor, at::Tensor> backward(const GuidedArguments& arguments, const GuidedSaved& saved) {
   const int64_t n = arguments.n(), width = arguments.z.size(1);
   const bool has_contrast = arguments.clusters.has_value();
   RowOrder order = order_rows(arguments);
@@ -289,20 +280,9 @@ std::tuple<at::Tensor, at::Tensor> guided_bwd_cpu(
                                   {weighted && gamma != 0, gamma},
                                   normalize,
                                   distill};
-  check_guided(arguments);
-  const Saved saved{grad_loss, grad_lse, weight, lse, neighbors, grad_kl, grad_student_lse, student_lse, teacher_lse};
-  const auto check_rows = [&](const char* argument, const std::optional<at::Tensor>& x, bool used) {
-    const bool fits = !used || !x.has_value() || (x->dim() == 1 && x->size(0) == z.size(0));
-    LTOOD_CHECK_VALUE(fits, "guided_bwd", argument, "of shape [N]", x->sizes());
-  };
-  check_rows("grad_loss", grad_loss, clusters.has_value());
-  check_rows("grad_lse", grad_lse, clusters.has_value());
-  check_rows("weight", weight, clusters.has_value());
-  check_rows("lse", lse, clusters.has_value());
-  check_rows("grad_kl", grad_kl, distill);
-  check_rows("grad_student_lse", grad_student_lse, distill);
-  check_rows("student_lse", student_lse, distill);
-  check_rows("teacher_lse", teacher_lse, distill);
+  const GuidedSaved saved{grad_loss, grad_lse,         weight,      lse,        neighbors,
+                          grad_kl,   grad_student_lse, student_lse, teacher_lse};
+  check_guided(arguments, saved);
   return dispatch_wide(compute_dtype(arguments), [&](auto zero) { return backward<decltype(zero)>(arguments, saved); });
 }
 

@@ -1,0 +1,84 @@
+#include <algorithm>
+
+#include "cuda/launch.cuh"
+#include "ops/guided/guided_bwd_kernel.cuh"
+#include "ops/guided/guided_kernel.cuh"
+#include "ops/guided/guided_launch.h"
+#include "ops/guided/guided_plan.cuh"
+#include "ops/guided/guided_rows.cuh"
+
+namespace ltood {
+
+namespace {
+
+using namespace guided;
+using cuda::ceil_div;
+using cuda::launch;
+using Kernel = void (*)(GuidedParams);
+
+template <typename half_t>
+Kernel forward_kernel(const GuidedParams& p) {
+  if (!p.distill) return guided_forward_kernel<half_t, true, false>;
+  return p.contrast ? guided_forward_kernel<half_t, true, true> : guided_forward_kernel<half_t, false, true>;
+}
+
+template <typename half_t>
+Kernel backward_kernel(const GuidedParams& p) {
+  if (!p.distill) return guided_backward_kernel<half_t, true, false>;
+  return p.contrast ? guided_backward_kernel<half_t, true, true> : guided_backward_kernel<half_t, false, true>;
+}
+
+}  // namespace
+
+// At N = 4,096 there are 32 blocks of rows for 132 multiprocessors: four shares of the columns each, eight in the
+// forward pass, where two blocks fit. Sixteen bound the workspace.
+extern "C" int ltood_guided_splits(int n, int slices, int backward) {
+  constexpr int kMaxSplits = 16;
+  cuda::DeviceLimits limits;
+  if (const cudaError_t error = cuda::device_limits(limits)) return -error;
+  const int groups = backward ? ceil_div(slices, kGuidedOutSlices) : 1;
+  const int blocks = ceil_div(n, kGuidedRows) * groups, wanted = limits.multiprocessors * (backward ? 1 : 2);
+  return std::max(1, std::min({wanted / blocks, ceil_div(n, kGuidedColumns), kMaxSplits}));
+}
+
+extern "C" int ltood_launch_guided_keys(const GuidedParams* params, void* stream) {
+  return launch(guided_keys_kernel, ceil_div(params->n, kPlanThreads), kPlanThreads, 0, *params, stream);
+}
+
+extern "C" int ltood_launch_guided_plan(const GuidedParams* params, void* stream) {
+  const GuidedParams& p = *params;
+  if (p.contrast) {
+    const int blocks = ceil_div(p.n, kPlanThreads), tiles = ceil_div(p.padded / kGuidedColumns, kPlanThreads);
+    if (const cudaError_t error = launch(guided_positions_kernel, blocks, kPlanThreads, 0, p, stream)) return error;
+    if (const cudaError_t error = launch(guided_select_kernel, blocks, kPlanThreads, 0, p, stream)) return error;
+    if (const cudaError_t error = launch(guided_fallback_tiles_kernel, tiles, kPlanThreads, 0, p, stream)) return error;
+  }
+  if (const cudaError_t error = launch(guided_tiles_kernel, p.padded / kGuidedRows, kPlanThreads, 0, p, stream)) {
+    return error;
+  }
+  return launch(guided_fields_kernel, ceil_div(p.padded, kPlanThreads), kPlanThreads, 0, p, stream);
+}
+
+extern "C" int ltood_launch_guided_forward(const GuidedParams* params, void* stream) {
+  const GuidedParams& p = *params;
+  const Kernel tiles = p.z.is_half ? forward_kernel<__half>(p) : forward_kernel<__nv_bfloat16>(p);
+  const Kernel finish =
+      p.z.is_half ? guided_finish_forward_kernel<__half> : guided_finish_forward_kernel<__nv_bfloat16>;
+  const dim3 grid(p.padded / kGuidedRows, p.splits);
+  const int shared = shared_bytes<kGuidedForwardFields>();
+  if (const cudaError_t error = launch(tiles, grid, kForwardThreads, shared, p, stream)) return error;
+  return launch(finish, ceil_div(p.n, kRowWarps), 32 * kRowWarps, 0, p, stream);
+}
+
+extern "C" int ltood_launch_guided_backward(const GuidedParams* params, void* stream) {
+  const GuidedParams& p = *params;
+  const Kernel tiles = p.z.is_half ? backward_kernel<__half>(p) : backward_kernel<__nv_bfloat16>(p);
+  const Kernel finish =
+      p.z.is_half ? guided_finish_backward_kernel<__half> : guided_finish_backward_kernel<__nv_bfloat16>;
+  const dim3 grid(p.padded / kGuidedRows, p.splits * ceil_div(p.v.slices, kGuidedOutSlices));
+  const int shared = shared_bytes<kGuidedTileFields>();
+  if (const cudaError_t error = launch(tiles, grid, kBackwardThreads, shared, p, stream)) return error;
+  return launch(finish, ceil_div(p.n, kRowWarps), 32 * kRowWarps, 0, p, stream);
+}
+
+}  // namespace ltood

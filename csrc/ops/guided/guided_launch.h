@@ -1,0 +1,114 @@
+// The CUDA kernels of the guided family: one set of parameters, four launches. Torch-free.
+//
+// Rows are worked on in the order of their keys, far[c] K + c, so that the rows of a cluster, and the rows that a
+// cluster is the farthest of, are both consecutive. "Position" is the place in this order. The caller sorts:
+//   1. ltood_launch_guided_keys                      keys by row; the caller sorts them (stable) and orders z and guide
+//   2. ltood_launch_guided_plan                      who reads whom, once the neighbours are known
+//   3. ltood_launch_guided_forward | _backward
+// Without clusters there is nothing to sort: the caller starts at 2 with `order` null.
+#pragma once
+
+#include <cstdint>
+
+#include "cuda/operand.h"
+
+namespace ltood {
+
+// Positions begin, ..., end - 1, of a row's negatives (out; all rows where the farthest cluster has none left) and of
+// the rows whose farthest cluster is its own (in).
+struct GuidedSpans {
+  int out_begin, out_end, in_begin, in_end;
+};
+
+// What a tile reads of its columns, [kGuidedFields, padded] floats by position; logarithms in base 2.
+enum GuidedField : int {
+  kScaleZ,
+  kScaleE,
+  kGuidedForwardFields,  // the rest is for the backward pass
+  kLse = kGuidedForwardFields,
+  kPush,          // dL/dlse
+  kPushFallback,  // the same where all rows are the row's negatives, else 0
+  kStudentLse,
+  kTeacherLse,
+  kDistillStudent,  // dL/ds_ij = kDistillStudent q_ij - kDistillTeacher p_ij
+  kDistillTeacher,
+  kGuidedTileFields,
+  kPull = kGuidedTileFields,  // dL/dloss / sum of the attractions; no tile reads it
+  kGuidedFields
+};
+
+// What the tiles leave behind for every row and split of the columns.
+enum GuidedSum : int {
+  kNegativeMax,
+  kNegativeSum,
+  kStudentMax,
+  kStudentSum,
+  kTeacherMax,
+  kTeacherSum,
+  kExcess,
+  kGap,
+  kGuidedSums
+};
+
+struct GuidedParams {
+  Operand z, e;  // by position; e has unit rows
+  Operand v;     // z in bfloat16 for the second product of the backward pass: z itself unless z is float16
+  int n, d, k, clusters_count;
+  int padded;  // n up to a multiple of 128
+  int contrast, distill, backward;
+  int splits;  // of the columns, each its own block; ltood_guided_splits()
+  int weighted;
+  float gamma;               // > 0
+  float inv_tau;             // not read when temperature is given
+  float inv_teacher_tau;     // 0: the student's
+  const float* temperature;  // on the device, or null
+
+  // The selection; null without clusters.
+  const int64_t* clusters;       // [n] by row; what is outside [0, K) belongs to no cluster
+  const int64_t* far;            // [K]
+  int64_t* keys;                 // [n] by row from the first launch, ascending in the others
+  const int64_t* order;          // [n] position -> row, or null: row = position
+  const int64_t* instance;       // [n] by position, or null: rows i and i + n/2 are the views of an image
+  const int64_t* instance_keys;  // [n] the same, ascending
+  const int64_t* members;        // [n] their positions
+  int64_t* neighbors;            // [n, k] by row; what is no neighbour of its own becomes -1
+  int64_t* neighbor_at;          // [n, k] by position: positions, -1 = none
+  const int64_t* reverse_keys;   // [n k] neighbor_at, ascending (backward)
+  const int64_t* reverse_order;  // [n k] where they stood
+  int* position_of;              // [n] row -> position
+  GuidedSpans* spans;            // [n]
+  uint8_t* fallback;             // [n]
+  uint8_t* fallback_tiles;       // [padded / 64]
+  uint32_t* tiles;               // [padded / 128, ceil(padded / 64 / 32)] bits: the column tiles of a block of rows
+  float* fields;                 // [kGuidedFields, padded]
+
+  // Forward.
+  float* sums;                        // [splits, kGuidedSums, padded]
+  float *loss, *kl;                   // [n] by row
+  double *weight, *lse;               // [n] by row
+  double *student_lse, *teacher_lse;  // [n] by row
+
+  // Backward; gradients by row, null = 0. It reads weight and the lse above.
+  const double *grad_loss, *grad_lse, *grad_kl, *grad_student_lse;  // [n]
+  float* gradient;                                                  // [splits, n, 64 slices] by position, by unit rows
+  const float* inv_norm;                                            // [n] by position
+  int normalize;
+  int grad_type;  // ElementType of grad_z
+  void* grad_z;   // [n, d] by row
+  float* along;   // [n] <z_i, dL/dz_i> of the unit rows
+};
+
+constexpr int kGuidedRows = 128;     // of a block
+constexpr int kGuidedColumns = 64;   // of a tile
+constexpr int kGuidedOutSlices = 2;  // of the gradient that a block computes
+
+// Into how many parts the columns are cut so that a small problem fills the device; a negative cudaError_t on failure.
+extern "C" int ltood_guided_splits(int n, int slices, int backward);
+
+// Each returns a cudaError_t.
+extern "C" int ltood_launch_guided_keys(const GuidedParams* params, void* stream);
+extern "C" int ltood_launch_guided_plan(const GuidedParams* params, void* stream);
+extern "C" int ltood_launch_guided_forward(const GuidedParams* params, void* stream);
+extern "C" int ltood_launch_guided_backward(const GuidedParams* params, void* stream);
+
+}  // namespace ltood

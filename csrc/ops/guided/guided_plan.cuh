@@ -1,0 +1,183 @@
+// Which pairs of rows the guided contrastive loss reads: O(N (k + log N)) work, nothing beside the tiles.
+#pragma once
+
+#include "cuda/primitives/math.cuh"
+#include "ops/guided/guided_launch.h"
+
+namespace ltood::guided {
+
+constexpr int kPlanThreads = 128;
+
+__device__ __forceinline__ int64_t row_at(const GuidedParams& p, int position) {
+  return p.order ? p.order[position] : position;
+}
+
+// Positions of the rows with keys in [low, high).
+struct Range {
+  int64_t begin, end;
+  __device__ bool contains(int64_t at) const { return begin <= at && at < end; }
+};
+
+__device__ __forceinline__ int64_t lower_bound(const int64_t* ascending, int64_t count, int64_t key) {
+  int64_t begin = 0, end = count;
+  while (begin < end) {
+    const int64_t middle = (begin + end) / 2;
+    if (ascending[middle] < key) {
+      begin = middle + 1;
+    } else {
+      end = middle;
+    }
+  }
+  return begin;
+}
+
+__device__ __forceinline__ Range range_of(const int64_t* ascending, int64_t count, int64_t low, int64_t high) {
+  return {lower_bound(ascending, count, low), lower_bound(ascending, count, high)};
+}
+
+// far[c] K + c. A far outside [0, K) counts as K, a cluster nobody has; a c outside [0, K) comes last of all.
+__device__ __forceinline__ int64_t cluster_key(const GuidedParams& p, int64_t c) {
+  const int64_t count = p.clusters_count;
+  if (c < 0 || c >= count) return count * count + count;
+  const int64_t far = p.far[c];
+  return (far < 0 || far >= count ? count : far) * count + c;
+}
+
+__device__ __forceinline__ bool same_instance(const GuidedParams& p, int a, int b) {
+  if (p.instance) return p.instance[a] == p.instance[b];
+  const int half = p.n / 2;
+  return row_at(p, a) % half == row_at(p, b) % half;
+}
+
+// body(position) for the rows of the same image, the row's own one included.
+template <typename Body>
+__device__ __forceinline__ void for_each_view(const GuidedParams& p, int position, Body body) {
+  if (!p.instance) {
+    body(position);
+    body(p.position_of[(row_at(p, position) + p.n / 2) % p.n]);
+    return;
+  }
+  const int64_t id = p.instance[position];
+  for (int64_t at = lower_bound(p.instance_keys, p.n, id); at < p.n && p.instance_keys[at] == id; ++at) {
+    body(static_cast<int>(p.members[at]));
+  }
+}
+
+__global__ void guided_keys_kernel(GuidedParams p) {
+  const int row = blockIdx.x * kPlanThreads + threadIdx.x;
+  if (row < p.n) p.keys[row] = cluster_key(p, p.clusters[row]);
+}
+
+__global__ void guided_positions_kernel(GuidedParams p) {
+  const int position = blockIdx.x * kPlanThreads + threadIdx.x;
+  if (position < p.n) p.position_of[row_at(p, position)] = position;
+}
+
+// The spans of a row, and its neighbours: what is out of range, of its own image, or listed before becomes -1.
+__global__ void guided_select_kernel(GuidedParams p) {
+  const int position = blockIdx.x * kPlanThreads + threadIdx.x;
+  if (position >= p.n) return;
+  const int64_t count = p.clusters_count, key = p.keys[position], far = key / count, own = key % count;
+  Range out{0, 0}, in{0, 0};
+  if (far < count) {
+    const int64_t far_key = cluster_key(p, far);
+    out = range_of(p.keys, p.n, far_key, far_key + 1);
+  }
+  if (key < count * count + count) in = range_of(p.keys, p.n, own * count, (own + 1) * count);
+  int64_t left = out.end - out.begin;
+  for_each_view(p, position, [&](int view) { left -= out.contains(view); });
+  int64_t* neighbors = p.neighbors + row_at(p, position) * p.k;
+  for (int s = 0; s < p.k; ++s) {
+    const int64_t j = neighbors[s];
+    bool keep = j >= 0 && j < p.n && !same_instance(p, position, p.position_of[j]);
+    for (int before = 0; before < s; ++before) keep = keep && neighbors[before] != j;
+    if (!keep) neighbors[s] = -1;
+    const int64_t at = keep ? p.position_of[j] : -1;
+    p.neighbor_at[int64_t(position) * p.k + s] = at;
+    left -= keep && out.contains(at);
+  }
+  p.fallback[position] = left == 0;
+  if (left == 0) out = {0, p.n};
+  p.spans[position] = {static_cast<int>(out.begin), static_cast<int>(out.end), static_cast<int>(in.begin),
+                       static_cast<int>(in.end)};
+}
+
+__global__ void guided_fallback_tiles_kernel(GuidedParams p) {
+  const int tile = blockIdx.x * kPlanThreads + threadIdx.x, first = tile * kGuidedColumns;
+  if (first >= p.padded) return;
+  uint8_t any = 0;
+  for (int position = first; position < min(first + kGuidedColumns, p.n); ++position) any |= p.fallback[position];
+  p.fallback_tiles[tile] = any;
+}
+
+// Bits of the tiles of a word, 32 from first_tile on, that positions begin, ..., end - 1 lie in.
+__device__ __forceinline__ uint32_t tile_bits(int first_tile, int begin, int end) {
+  if (begin >= end) return 0;
+  const int low = max(begin / kGuidedColumns - first_tile, 0), high = min((end - 1) / kGuidedColumns - first_tile, 31);
+  return low > 31 || high < low ? 0 : (0xffffffffu >> (31 - high)) & (0xffffffffu << low);
+}
+
+// The column tiles that any row of a block reads: all for distillation, else those of its negatives and, backward, of
+// the rows it is a negative of.
+__global__ void __launch_bounds__(kPlanThreads) guided_tiles_kernel(GuidedParams p) {
+  static_assert(kPlanThreads == kGuidedRows);
+  __shared__ GuidedSpans spans[kGuidedRows];
+  const int position = blockIdx.x * kGuidedRows + threadIdx.x;
+  spans[threadIdx.x] = p.contrast && position < p.n ? p.spans[position] : GuidedSpans{0, 0, 0, 0};
+  __syncthreads();
+  const int count = p.padded / kGuidedColumns, words = (count + 31) / 32;
+  for (int word = threadIdx.x; word < words; word += kPlanThreads) {
+    uint32_t bits = p.distill ? tile_bits(word * 32, 0, p.n) : 0;
+    if (!p.distill) {
+      for (int r = 0; r < kGuidedRows; ++r) {
+        bits |= tile_bits(word * 32, spans[r].out_begin, spans[r].out_end);
+        if (p.backward) bits |= tile_bits(word * 32, spans[r].in_begin, spans[r].in_end);
+      }
+      for (int t = 0; p.backward && t < min(32, count - word * 32); ++t) {
+        bits |= uint32_t(p.fallback_tiles[word * 32 + t]) << t;
+      }
+    }
+    p.tiles[int64_t(blockIdx.x) * words + word] = bits;
+  }
+}
+
+// The gradients of the outputs, as the tiles read them. A row without positives has loss 0 whatever its sums; one
+// without any term has lse -inf, and no pair that could use it.
+__device__ __forceinline__ void backward_fields(const GuidedParams& p, int position, float (&field)[kGuidedFields]) {
+  const int64_t row = row_at(p, position);
+  const auto gradient = [&](const double* of) { return of ? static_cast<float>(of[row]) : 0.f; };
+  const auto log2_of = [&](const double* natural) {
+    const float value = static_cast<float>(natural[row] * prim::kLog2E);
+    return value == -INFINITY ? 0.f : value;
+  };
+  if (p.contrast) {
+    const float weight = static_cast<float>(p.weight[row]), of_loss = weight != 0 ? gradient(p.grad_loss) : 0.f;
+    field[kLse] = log2_of(p.lse);
+    field[kPush] = gradient(p.grad_lse) + of_loss;
+    field[kPushFallback] = p.fallback[position] ? field[kPush] : 0.f;
+    field[kPull] = weight != 0 ? of_loss / weight : 0.f;
+  }
+  if (p.distill) {
+    field[kStudentLse] = log2_of(p.student_lse);
+    field[kTeacherLse] = log2_of(p.teacher_lse);
+    field[kDistillTeacher] = gradient(p.grad_kl);
+    field[kDistillStudent] = gradient(p.grad_student_lse) + field[kDistillTeacher];
+  }
+}
+
+__global__ void guided_fields_kernel(GuidedParams p) {
+  const int position = blockIdx.x * kPlanThreads + threadIdx.x;
+  if (position >= p.padded) return;
+  float field[kGuidedFields] = {};
+  if (position < p.n) {
+    field[kScaleZ] = p.z.scale[position];
+    field[kScaleE] = p.e.scale[position];
+    if (p.backward) backward_fields(p, position, field);
+  }
+#pragma unroll
+  for (int f = 0; f < kGuidedFields; ++f) {
+    if (f < kGuidedForwardFields || p.backward) p.fields[size_t(f) * p.padded + position] = field[f];
+  }
+}
+
+}  // namespace ltood::guided

@@ -1,0 +1,227 @@
+// Row kernels of the guided family, one warp a row: positives, which are few, and what follows from the tiles' sums.
+// O(N (k + views) (D + Dg)) reads, nothing beside the tiles; a row that is the neighbour of very many takes long.
+#pragma once
+
+#include <type_traits>
+
+#include "cuda/primitives/mma.cuh"
+#include "ops/guided/guided_plan.cuh"
+#include "ops/guided/guided_tile.cuh"
+
+namespace ltood::guided {
+
+constexpr int kRowWarps = 4;
+
+__device__ __forceinline__ float2 to_floats(__nv_bfloat162 pair) { return __bfloat1622float2(pair); }
+__device__ __forceinline__ float2 to_floats(__half2 pair) { return __half22float2(pair); }
+
+// Two neighbouring features of a row, less its scale.
+template <typename half_t>
+__device__ __forceinline__ float2 feature_pair(const Operand& x, int64_t row, int feature) {
+  using pair_t = std::conditional_t<std::is_same_v<half_t, __half>, __half2, __nv_bfloat162>;
+  const int width = kSlice * x.slices;
+  const half_t* at = static_cast<const half_t*>(x.data) + row * width + feature;
+  float2 pair = to_floats(*reinterpret_cast<const pair_t*>(at));
+  if (x.parts == 2) {
+    const float2 low = to_floats(*reinterpret_cast<const pair_t*>(at + int64_t(x.rows) * width));
+    pair.x += low.x;
+    pair.y += low.y;
+  }
+  return pair;
+}
+
+__device__ __forceinline__ float2& pair_at(float* features, int feature) {
+  return *reinterpret_cast<float2*>(features + feature);
+}
+
+// <x_i, x_j>, the same bits in every lane and for (j, i).
+template <typename half_t>
+__device__ __forceinline__ float dot_rows(const Operand& x, int i, int j) {
+  float sum = 0;
+  for (int feature = threadIdx.x % 32 * 2; feature < kSlice * x.slices; feature += 64) {
+    const float2 a = feature_pair<half_t>(x, i, feature), b = feature_pair<half_t>(x, j, feature);
+    sum += a.x * b.x + a.y * b.y;
+  }
+  return prim::warp_sum(sum) * (x.scale[i] * x.scale[j]);
+}
+
+// What draws row i to its positive: s in base 2, and the forces.
+struct PositivePair {
+  float s, attract, repel;
+};
+
+template <typename half_t>
+__device__ __forceinline__ PositivePair positive_pair(const GuidedParams& p, int i, int j, float scale) {
+  const float cos = p.weighted ? dot_rows<half_t>(p.e, i, j) : 0.f;
+  return {dot_rows<half_t>(p.z, i, j) * scale, force_of(p, cos), force_of(p, -cos)};
+}
+
+// The share of exp(s_ij) that the tiles have left out of row i's sum: all of it, or, where j lies among the negatives
+// and was added with its repulsion, the rest. Both parts are positive: nothing cancels.
+__device__ __forceinline__ float missing_share(const GuidedSpans& spans, int j, const PositivePair& pair) {
+  return spans.out_begin <= j && j < spans.out_end ? 1.f - pair.repel : 1.f;
+}
+
+// body(j) for the positions P(i).
+template <typename Body>
+__device__ __forceinline__ void for_each_positive(const GuidedParams& p, int i, Body body) {
+  for_each_view(p, i, [&](int view) {
+    if (view != i) body(view);
+  });
+  for (int s = 0; s < p.k; ++s) {
+    const int64_t j = p.neighbor_at[int64_t(i) * p.k + s];
+    if (j >= 0) body(static_cast<int>(j));
+  }
+}
+
+struct ExpSum {
+  float max = -INFINITY, sum = 0;
+
+  __device__ __forceinline__ float add(float other_max, float other) {
+    const float grown = raise(max, other_max);
+    const float factor = other_max == max ? 1.f : prim::exp2_fast(other_max - max);
+    sum = sum * grown + other * factor;
+    return factor;
+  }
+  // In two numbers, as their sum in one float loses digits of the second.
+  __device__ __forceinline__ double log2() const {
+    return sum == 0 ? -INFINITY : static_cast<double>(max) + static_cast<double>(log2f(sum));
+  }
+};
+
+template <typename half_t>
+__device__ __forceinline__ void finish_contrast(const GuidedParams& p, int position) {
+  const GuidedSpans spans = p.spans[position];
+  const float scale = exponent_scale(p.inv_tau, p.temperature);
+  ExpSum total;
+  for (int split = 0; split < p.splits; ++split) {
+    const float* sums = p.sums + size_t(split) * kGuidedSums * p.padded + position;
+    total.add(sums[size_t(kNegativeMax) * p.padded], sums[size_t(kNegativeSum) * p.padded]);
+  }
+  float weight = 0, pulled = 0;
+  for_each_positive(p, position, [&](int j) {
+    const PositivePair pair = positive_pair<half_t>(p, position, j, scale);
+    total.add(pair.s, missing_share(spans, j, pair));
+    weight += pair.attract;
+    pulled += pair.attract * pair.s;
+  });
+  if (threadIdx.x % 32 != 0) return;
+  const int64_t row = row_at(p, position);
+  const double lse = total.log2();
+  p.loss[row] = weight == 0 ? 0.f : static_cast<float>((lse - static_cast<double>(pulled / weight)) * prim::kLn2);
+  p.weight[row] = weight;
+  p.lse[row] = lse * prim::kLn2;
+}
+
+__device__ __forceinline__ void finish_distill(const GuidedParams& p, int position) {
+  ExpSum student, teacher;
+  float excess = 0, gap = 0;
+  for (int split = 0; split < p.splits; ++split) {
+    const float* sums = p.sums + size_t(split) * kGuidedSums * p.padded + position;
+    const auto of = [&](int field) { return sums[size_t(field) * p.padded]; };
+    student.add(of(kStudentMax), of(kStudentSum));
+    const float before = teacher.max, factor = teacher.add(of(kTeacherMax), of(kTeacherSum));
+    const float grown = before == teacher.max ? 1.f : prim::exp2_fast(before - teacher.max);
+    excess = excess * grown + of(kExcess) * factor;
+    gap = gap * grown + of(kGap) * factor;
+  }
+  if (threadIdx.x % 32 != 0) return;
+  const int64_t row = row_at(p, position);
+  const float ratio = gap / teacher.sum;
+  const float difference =
+      fabsf(ratio) < 0.5f ? log1pf(ratio) : static_cast<float>((student.log2() - teacher.log2()) * prim::kLn2);
+  p.kl[row] = p.n == 1 ? 0.f : excess / teacher.sum * static_cast<float>(prim::kLn2) + difference;
+  p.student_lse[row] = student.log2() * prim::kLn2;
+  p.teacher_lse[row] = teacher.log2() * prim::kLn2;
+}
+
+template <typename half_t>
+__global__ void __launch_bounds__(32 * kRowWarps) guided_finish_forward_kernel(GuidedParams p) {
+  const int position = blockIdx.x * kRowWarps + threadIdx.x / 32;
+  if (position >= p.n) return;
+  if (p.contrast) finish_contrast<half_t>(p, position);
+  if (p.distill) finish_distill(p, position);
+}
+
+// dL/ds_ij of the positive j of i, less what the tiles have counted.
+__device__ __forceinline__ float positive_gradient(const GuidedParams& p, int i, int j, const PositivePair& pair) {
+  const auto field = [&](int f) { return p.fields[size_t(f) * p.padded + i]; };
+  const float share = missing_share(p.spans[i], j, pair) * prim::exp2_fast(pair.s - field(kLse));
+  return field(kPush) * share - field(kPull) * pair.attract;
+}
+
+// gradient [64 slices] of row i += (G_ij + G_ji) u_j over the positives of i, and the rows whose neighbour i is.
+template <typename half_t>
+__device__ __forceinline__ void add_positives(const GuidedParams& p, int i, float* gradient) {
+  const float scale = exponent_scale(p.inv_tau, p.temperature);
+  const auto add = [&](int j, bool own, bool other) {
+    const PositivePair pair = positive_pair<half_t>(p, i, j, scale);
+    float coefficient = own ? positive_gradient(p, i, j, pair) : 0.f;
+    if (other) coefficient += positive_gradient(p, j, i, pair);
+    coefficient *= p.z.scale[j];
+    for (int feature = threadIdx.x % 32 * 2; feature < kSlice * p.z.slices; feature += 64) {
+      const float2 z = feature_pair<half_t>(p.z, j, feature);
+      float2& sum = pair_at(gradient, feature);
+      sum = {sum.x + coefficient * z.x, sum.y + coefficient * z.y};
+    }
+  };
+  for_each_view(p, i, [&](int view) {
+    if (view != i) add(view, true, true);
+  });
+  for (int s = 0; s < p.k; ++s) {
+    const int64_t j = p.neighbor_at[int64_t(i) * p.k + s];
+    if (j >= 0) add(static_cast<int>(j), true, false);
+  }
+  const int64_t entries = int64_t(p.n) * p.k;
+  const Range callers = range_of(p.reverse_keys, entries, i, i + 1);
+  for (int64_t at = callers.begin; at < callers.end; ++at) {
+    add(static_cast<int>(p.reverse_order[at] / p.k), false, true);
+  }
+}
+
+__device__ __forceinline__ void store(const GuidedParams& p, int64_t at, float value) {
+  if (p.grad_type == kFloat32) {
+    static_cast<float*>(p.grad_z)[at] = value;
+  } else if (p.grad_type == kBFloat16) {
+    static_cast<__nv_bfloat16*>(p.grad_z)[at] = prim::from_float<__nv_bfloat16>(value);
+  } else {
+    static_cast<__half*>(p.grad_z)[at] = prim::from_float<__half>(value);
+  }
+}
+
+// The shares of the columns added up, the positives, and the way back through the normalisation:
+// dz = (g - u <u, g>) / |z|. A row shorter than 1e-12 was divided by that and has no radial part.
+template <typename half_t>
+__global__ void __launch_bounds__(32 * kRowWarps) guided_finish_backward_kernel(GuidedParams p) {
+  const int position = blockIdx.x * kRowWarps + threadIdx.x / 32, width = kSlice * p.z.slices;
+  if (position >= p.n) return;
+  float* gradient = p.gradient + int64_t(position) * width;
+  for (int feature = threadIdx.x % 32 * 2; feature < width; feature += 64) {
+    float2 sum{0, 0};
+    for (int split = 0; split < p.splits; ++split) {
+      const float2 part = pair_at(gradient + int64_t(split) * p.n * width, feature);
+      sum = {sum.x + part.x, sum.y + part.y};
+    }
+    pair_at(gradient, feature) = sum;
+  }
+  if (p.contrast) add_positives<half_t>(p, position, gradient);
+  const float inv_tau = p.temperature ? 1.f / *p.temperature : p.inv_tau, scale = p.z.scale[position];
+  float along = 0;
+  for (int feature = threadIdx.x % 32 * 2; feature < width; feature += 64) {
+    const float2 z = feature_pair<half_t>(p.z, position, feature);
+    const float2 g = pair_at(gradient, feature);
+    along += g.x * z.x + g.y * z.y;
+  }
+  along = prim::warp_sum(along) * scale * inv_tau;
+  if (threadIdx.x % 32 == 0) p.along[position] = along;
+  const float length = p.normalize ? p.inv_norm[position] : 1.f;
+  const float radial = p.normalize && length < 1 / kNormEps ? along * scale : 0.f;
+  const int64_t to = row_at(p, position) * p.d;
+  for (int feature = threadIdx.x % 32 * 2; feature < p.d; feature += 64) {
+    const float2 z = feature_pair<half_t>(p.z, position, feature), g = pair_at(gradient, feature);
+    store(p, to + feature, (g.x * inv_tau - radial * z.x) * length);
+    if (feature + 1 < p.d) store(p, to + feature + 1, (g.y * inv_tau - radial * z.y) * length);
+  }
+}
+
+}  // namespace ltood::guided
