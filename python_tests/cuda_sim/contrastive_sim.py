@@ -77,12 +77,15 @@ class Simulated:
         self.dev, self.kind, self.temperature, self.options = dev, kind, temperature, options
         self.n, self.d = z.shape
         self.normalize = options.get("normalize", True)
-        self.prepared = prepare(dev, z, kind, self.normalize, options.get("parts"))
+        self.prepared = self.operand(z)
         self.u = self.prepared.operand
         online = options.get("online", not self.normalize or temperature < 0.0229)
         self.on_device = dev.put(np.array([temperature], np.float32)) if options.get("device_temperature") else None
         self.exponents = Exponents(1 / temperature, self.on_device.ptr if self.on_device else None, online)
         self.kept = []
+
+    def operand(self, x):
+        return prepare(self.dev, x, self.kind, self.normalize, half=self.kind == "float32" and self.normalize)
 
     def put(self, array, dtype=None):
         if array is None:
@@ -183,7 +186,7 @@ class Simulated:
             p.classes = self.groups(labels, outputs[3].ptr)
         bank = o.get("bank")
         if p.k and bank is not None:
-            self.bank = prepare(dev, bank, self.kind, self.normalize, o.get("parts"))
+            self.bank = self.operand(bank)
             p.bank = self.bank.operand
         elif p.k:
             flat = dev.get(self.indices).reshape(-1)

@@ -10,7 +10,7 @@ import numpy as np
 from .errors import SimError
 from .masks import every
 
-GLOBAL_BASE = 0x7F00_0000_0000
+GLOBAL_BASE = 0x1000_0000_0000
 SHARED_WINDOW = 0x0100_0000_0000
 LOCAL_WINDOW = 0x0200_0000_0000
 PARAM_WINDOW = 0x0300_0000_0000

@@ -86,9 +86,12 @@ struct Groups {
   }
 };
 
-// Rows of z and of a bank in one type, so that their operands have the same parts.
-at::Tensor common_type(const at::Tensor& x, const OptionalTensor& other) {
-  return other && other->scalar_type() != x.scalar_type() ? x.to(at::kFloat) : x;
+// Rows of z or of the bank as an operand. Rows of two types are taken as float32, so that both have the same parts.
+// Parts of float32 rows are float16, 22 bits together; but not of rows as they are, whose weights would leave its
+// range.
+OperandTensors operand(const char* argument, const at::Tensor& x, const OptionalTensor& other, bool normalize) {
+  const bool mixed = other && other->scalar_type() != x.scalar_type();
+  return prepare_rows(kOp, argument, mixed ? x.to(at::kFloat) : x, normalize, /*half_parts=*/normalize);
 }
 
 struct Slots {
@@ -121,7 +124,7 @@ Slots launch_tiles(ContrastiveForward& tiles, const at::Tensor& like, void* stre
 void launch_search(const ContrastiveInputs& in, const OperandTensors& u, const NeighborRules& rules,
                    const at::Tensor& cosines, const at::Tensor& indices) {
   OperandTensors bank;
-  if (in.bank) bank = prepare_rows(kOp, "bank", common_type(*in.bank, in.z), in.normalize);
+  if (in.bank) bank = operand("bank", *in.bank, in.z, in.normalize);
   const bool instances = in.bank_ids.has_value(), domains = in.bank_domain.has_value();
   TopkParams params{};
   params.x = u.view;
@@ -144,7 +147,7 @@ Outputs forward(const ContrastiveInputs& in) {
   const c10::DeviceGuard guard(in.z.device());
   void* stream = current_stream(in.z);
   const int64_t n = in.z.size(0), d = in.z.size(1);
-  const OperandTensors u = prepare_rows(kOp, "z", common_type(in.z, in.bank), in.normalize);
+  const OperandTensors u = operand("z", in.z, in.bank, in.normalize);
   const auto floats = u.scale.options(), doubles = floats.dtype(at::kDouble);
   const at::Tensor cosines = at::empty({n, in.k}, floats), indices = at::empty({n, in.k}, floats.dtype(at::kLong));
   const Temperature tau(in.temperature, in.temperature_tensor, in.normalize);
@@ -262,7 +265,7 @@ std::tuple<at::Tensor, at::Tensor> launch_finish(Backward& b) {
   OperandTensors bank;
   b.p.k = b.grad_instance ? static_cast<int>(b.indices.size(1)) : 0;
   if (b.p.k > 0 && b.bank) {
-    bank = prepare_rows(kOp, "bank", common_type(*b.bank, b.z), b.normalize);
+    bank = operand("bank", *b.bank, b.z, b.normalize);
     b.p.bank = bank.view;
   } else if (b.p.k > 0) {
     const auto [keys, order] = at::sort(b.indices.view({-1}), /*stable=*/true, /*dim=*/0, /*descending=*/false);
@@ -310,7 +313,7 @@ std::tuple<at::Tensor, at::Tensor> contrastive_bwd_cuda(
              indices.contiguous(),
              neighbor_weight,
              normalize,
-             prepare_rows(kOp, "z", common_type(z, bank), normalize)};
+             operand("z", z, bank, normalize)};
   b.p.u = b.u.view;
   b.p.d = static_cast<int>(z.size(1));
   b.p.exponents = tau.exponents;

@@ -74,7 +74,7 @@ PushLaunch push_launch(const ContrastiveBackward& p) {
 }
 
 PushLaunch push_launch(const ContrastiveBackward& p) {
-  if (p.u.is_half) return push_launch<__half, 1>(p);
+  if (p.u.is_half) return p.u.parts == 2 ? push_launch<__half, 2>(p) : push_launch<__half, 1>(p);
   return p.u.parts == 2 ? push_launch<__nv_bfloat16, 2>(p) : push_launch<__nv_bfloat16, 1>(p);
 }
 

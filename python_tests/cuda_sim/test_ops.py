@@ -1,0 +1,74 @@
+"""The public functions on their CUDA operators, executed without a GPU: torch glue, launchers and kernels together."""
+
+import pytest
+import torch
+from cuda_sim.test_contrastive import SOURCES as CONTRASTIVE
+from ptxsim import have_nvcc
+
+import ltood_fast
+from python_tests.ops.contrastive_cases import CASES, extras
+from python_tests.ops.test_contrastive import check
+from python_tests.tolerances import assert_gradient_close, assert_loss_close
+
+LAUNCHERS = [*CONTRASTIVE, "csrc/ops/knn/knn_launch.cu", "csrc/cuda/probe.cu"]
+GLUE = ["csrc/ops/contrastive/contrastive_cuda.cpp", "csrc/ops/knn/knn_cuda.cpp", "csrc/cuda/operand_torch.cpp"]
+OPERATORS = ("contrastive", "contrastive_bwd", "knn")
+
+
+@pytest.fixture(scope="module")
+def simulated():
+    if not have_nvcc():
+        pytest.skip("nvcc is needed to compile the kernels to PTX")
+    from ptxsim.torch_glue import TorchDevice
+
+    device = TorchDevice(LAUNCHERS, GLUE, seed=3, sm_count=4)
+    device.define(*OPERATORS)
+    return device
+
+
+@pytest.fixture
+def served(simulated):
+    simulated.launches.clear()
+    with simulated.serving(*OPERATORS):
+        yield simulated
+    assert simulated.launches, "no kernel ran"
+
+
+SIXTEEN_BITS = [(CASES[name], dtype) for name in ("psd bank", "stage1") for dtype in (torch.bfloat16, torch.float16)]
+
+
+@pytest.mark.parametrize(("case", "dtype"), [*((case, torch.float32) for case in CASES.values()), *SIXTEEN_BITS])
+def test_contrastive(served, case, dtype):
+    """A learned temperature, gradients of every output; odd N, so that instance ids are given."""
+    n, d = (131, 24) if dtype == torch.float32 else (66, 70)
+    check(case, torch.randn(n, d, dtype=torch.float64).to(dtype), 0.3, extras(n, d, dtype))
+
+
+def test_a_fixed_temperature_and_the_default_views(served):
+    z = torch.randn(134, 40, requires_grad=True)
+    domain = torch.arange(67).repeat(2) % 2
+    expected = ltood_fast.stage1_loss(z.double(), domain, 0.2, k=1, backend="reference").total
+    actual = ltood_fast.stage1_loss(z, domain, 0.2, k=1).total
+    assert_loss_close(actual, expected, torch.float32)
+    gradients = (torch.autograd.grad(loss, z)[0] for loss in (actual, expected))
+    assert_gradient_close(*gradients, torch.float32)
+
+
+def test_two_types_of_rows(served):
+    """A bank of another type: both are searched in float32, the gradient comes back in the rows' own."""
+    z, bank = torch.randn(40, 16).bfloat16().requires_grad_(), torch.randn(9, 16)
+    expected = ltood_fast.psd_loss(z.double(), 0.2, k=2, bank=bank.double(), backend="reference")
+    actual = ltood_fast.psd_loss(z, 0.2, k=2, bank=bank)
+    assert_loss_close(actual, expected, torch.bfloat16)
+    gradients = [torch.autograd.grad(loss, z)[0] for loss in (actual, expected)]
+    assert gradients[0].dtype == torch.bfloat16
+    assert_gradient_close(*gradients, torch.bfloat16)
+
+
+@pytest.mark.parametrize("searched", [None, 50])
+def test_knn(served, searched):
+    x, y = torch.randn(70, 20), None if searched is None else torch.randn(searched, 20).half()
+    cosines, indices = ltood_fast.knn(x, 4, y=y)
+    expected, truth = ltood_fast.knn(x.double(), 4, y=None if y is None else y.double(), backend="reference")
+    assert torch.equal(indices, truth)
+    assert_loss_close(cosines, expected, torch.float32)
