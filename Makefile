@@ -1,4 +1,4 @@
-# make demo | test | lint | format | gpu-check | clean
+# make demo | test | ptx-test | lint | format | gpu-check | clean
 # TORCH picks another torch:    make test TORCH="torch torchvision"
 # PYTHON, VENV pick the interpreter and the environment; VENV= (empty) uses PYTHON as it is and installs nothing.
 PYTHON ?= python3
@@ -18,9 +18,10 @@ PY := $(VENV)/bin/python
 READY := $(VENV)/.installed
 endif
 CXX_FILES := $(shell find csrc -name '*.h' -o -name '*.cpp' -o -name '*.cu' -o -name '*.cuh')
+TEST_CXX_FILES := $(shell find python_tests -name '*.h' -o -name '*.cpp' -o -name '*.cu' -o -name '*.cuh')
 SOURCES := $(CXX_FILES) csrc/sources.txt setup.py pyproject.toml
 
-.PHONY: demo test lint format gpu-check clean
+.PHONY: demo test ptx-test lint format gpu-check clean
 
 demo: $(READY)
 	$(PY) -m ltood_fast train --config demo --run-dir $(RUN_DIR) $(DEMO_ARGS)
@@ -28,15 +29,19 @@ demo: $(READY)
 test: $(READY)
 	$(PY) -m pytest --cov --cov-report=term $(PYTEST_ARGS)
 
+# The CUDA kernels, executed on the CPU from their PTX: needs nvcc, no GPU.
+ptx-test: $(READY)
+	$(PY) -m pytest python_tests/ptxsim python_tests/cuda_sim $(PYTEST_ARGS)
+
 lint: $(READY)
 	$(PY) -m ruff check .
 	$(PY) -m ruff format --check .
-	$(BIN)clang-format --dry-run --Werror $(CXX_FILES)
+	$(BIN)clang-format --dry-run --Werror $(CXX_FILES) $(TEST_CXX_FILES)
 
 format: $(READY)
 	$(PY) -m ruff check --fix .
 	$(PY) -m ruff format .
-	$(BIN)clang-format -i $(CXX_FILES)
+	$(BIN)clang-format -i $(CXX_FILES) $(TEST_CXX_FILES)
 
 # On a machine with a GPU and a CUDA build of torch, without a network: make gpu-check VENV=
 gpu-check: $(READY)

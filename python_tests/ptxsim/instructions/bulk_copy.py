@@ -16,7 +16,6 @@ from .registry import implements, unsupported
 
 _MAP = struct.Struct("<IHBB Q 5Q 4Q 5I")
 _MAGIC = 0x53585450
-SWIZZLE_BITS = {0: 0, 1: 1, 2: 2, 3: 3}  # CU_TENSOR_MAP_SWIZZLE_NONE, 32B, 64B, 128B: address bits that are mixed
 
 
 def swizzle(addresses: np.ndarray, bits: int) -> np.ndarray:
@@ -28,7 +27,7 @@ def swizzle(addresses: np.ndarray, bits: int) -> np.ndarray:
 class TensorMap:
     rank: int
     element: int  # bytes
-    swizzle: int
+    swizzle: int  # CU_TENSOR_MAP_SWIZZLE_NONE 0, 32B 1, 64B 2, 128B 3: so many address bits are mixed
     address: int
     sizes: tuple[int, ...]  # innermost first
     strides: tuple[int, ...]  # bytes, of the dimensions behind the innermost
@@ -80,7 +79,7 @@ def compile_tensor_load(instruction, operands):
     parts = instruction.parts
     if (
         parts[5:7] != ["shared_cluster", "global"]
-        or "mbarrier_complete_tx" not in parts
+        or "mbarrier_complete_tx_bytes" not in parts
         or len(instruction.operands) > 3
     ):
         raise unsupported(instruction)
@@ -120,7 +119,7 @@ def _issue(block, thread: int, tensor: TensorMap, at: int, target: int, corner: 
     if inside.any():
         data[inside] = _fetch(block, thread, addresses[inside], tensor.element, site)
     linear = at + np.arange(tensor.bytes)
-    offsets = swizzle(linear, SWIZZLE_BITS[tensor.swizzle])
+    offsets = swizzle(linear, tensor.swizzle)
     words = np.unique(offsets // space.shadow.granule)
     space.note_engine_write(thread, words, site)
     space.memory.bytes[offsets] = 0xFF
