@@ -10,9 +10,14 @@ from python_tests.ops.contrastive_cases import CASES, extras
 from python_tests.ops.test_contrastive import check
 from python_tests.tolerances import assert_gradient_close, assert_loss_close
 
-LAUNCHERS = [*CONTRASTIVE, "csrc/ops/knn/knn_launch.cu", "csrc/cuda/probe.cu"]
-GLUE = ["csrc/ops/contrastive/contrastive_cuda.cpp", "csrc/ops/knn/knn_cuda.cpp", "csrc/cuda/operand_torch.cpp"]
-OPERATORS = ("contrastive", "contrastive_bwd", "knn")
+LAUNCHERS = [
+    *CONTRASTIVE, "csrc/ops/knn/knn_launch.cu", "csrc/ops/guided/guided_launch.cu", "csrc/cuda/probe.cu",
+]  # fmt: skip
+GLUE = [
+    "csrc/ops/contrastive/contrastive_cuda.cpp", "csrc/ops/guided/guided.cpp", "csrc/ops/guided/guided_cuda.cpp",
+    "csrc/ops/knn/knn_cuda.cpp", "csrc/cuda/operand_torch.cpp",
+]  # fmt: skip
+OPERATORS = ("contrastive", "contrastive_bwd", "guided", "guided_bwd", "knn")
 
 
 @pytest.fixture(scope="module")
@@ -72,3 +77,48 @@ def test_knn(served, searched):
     expected, truth = ltood_fast.knn(x.double(), 4, y=None if y is None else y.double(), backend="reference")
     assert torch.equal(indices, truth)
     assert_loss_close(cosines, expected, torch.float32)
+
+
+def guide_problem(n: int, d: int, width: int) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]:
+    """(z, guide, clusters, far): float64, three clusters, the fourth empty and the farthest of one."""
+    clusters = torch.arange(n) % 3
+    guide = torch.randn(n, width, dtype=torch.float64) + 2 * torch.randn(3, width, dtype=torch.float64)[clusters]
+    return torch.randn(n, d, dtype=torch.float64), guide, clusters, torch.tensor([1, 3, 0, 0])
+
+
+TYPES = [(torch.float32, torch.float32), (torch.float16, torch.float16), (torch.bfloat16, torch.float16)]
+
+
+@pytest.mark.parametrize(("dtype", "guide_dtype"), [*TYPES, (torch.float16, torch.float32)])
+def test_stage2(served, dtype, guide_dtype):
+    """The guide's own neighbours, both parts, a learned temperature; types that are multiplied in another."""
+    z, guide, clusters, far = guide_problem(68, 20, 70)
+    z, guide = z.to(dtype), guide.to(guide_dtype)
+    tau = torch.tensor(0.25, dtype=torch.float64, requires_grad=True)
+    ids = torch.arange(68) % 30 if dtype == torch.float32 else None
+    results = []
+    for wide in (False, True):
+        rows = (z.double() if wide else z).detach().requires_grad_()
+        losses, lse = ltood_fast.stage2_loss(
+            rows, guide.double() if wide else guide, clusters, far, tau, k=3, instance_ids=ids,
+            reduction="none", return_lse=True, backend="reference" if wide else "auto",
+        )  # fmt: skip
+        total = (losses.total * torch.linspace(0.5, 1.5, 68)).sum() + lse.sum()
+        results.append((losses.guided, losses.distill, *torch.autograd.grad(total, (rows, tau))))
+    (guided, distill, grad_z, grad_tau), expected = results
+    assert_loss_close(guided, expected[0], dtype)
+    assert_loss_close(distill, expected[1], dtype)
+    assert grad_z.dtype == dtype
+    assert_gradient_close(grad_z, expected[2], dtype)
+    assert_gradient_close(grad_tau, expected[3], dtype)
+
+
+def test_relational_distill(served):
+    z, guide, *_ = guide_problem(67, 20, 12)
+    z = z.float().requires_grad_()
+    kernel, exact = (
+        ltood_fast.relational_distill(x, g, 0.3, teacher_temperature=0.2, normalize=False, backend=backend)
+        for x, g, backend in ((z, guide, "auto"), (z.double(), guide, "reference"))
+    )
+    assert_loss_close(kernel, exact, torch.float32)
+    assert_gradient_close(*(torch.autograd.grad(loss, z)[0] for loss in (kernel, exact)), torch.float32)

@@ -130,6 +130,7 @@ class GuidedCall {
     }
     neighbor_at_ = at::empty_like(neighbors);
     p.k = static_cast<int>(neighbors.size(1));
+    held_.push_back(neighbors);
     p.neighbors = neighbors.mutable_data_ptr<int64_t>(), p.neighbor_at = neighbor_at_.mutable_data_ptr<int64_t>();
   }
 
