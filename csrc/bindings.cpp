@@ -9,8 +9,8 @@
 TORCH_LIBRARY(ltood_fast, m) {
   // knn: similarities [N, k] and columns [N, k], best first; without y the rows search themselves, each less its own
   m.def("knn(Tensor x, Tensor? y, int k, bool normalize) -> (Tensor cosines, Tensor indices)");
-  // cluster_kl: a loss per row [N], mass f [K], row statistics [3, N], distances of the first rows [cached_rows, K],
-  // q [N, K] and assignments [N] on request (else [0, K], [0])
+  // cluster_kl: a loss per row [N], mass f [K], row statistics [3, N] ([4, N] on CUDA), distances of the first rows
+  // [cached_rows, K], q [N, K] and assignments [N] on request (else [0, K], [0])
   m.def(
       "cluster_kl(Tensor z, Tensor centroids, float nu, SymInt cached_rows, bool return_q, bool return_assignments) -> "
       "(Tensor loss, Tensor mass, Tensor stats, Tensor distances, Tensor q, Tensor assignments)");

@@ -28,8 +28,11 @@ struct PrepareParams {
   int type;       // ElementType of x
   int rows, d;
   int normalize;
-  Operand out;      // its data and scale are written
-  float* inv_norm;  // [rows] or null: 1 / max(|x_i|, 1e-12), 1 when rows are not normalised
+  Operand out;          // its data and scale are written
+  float* inv_norm;      // [rows] or null: 1 / max(|x_i|, 1e-12), 1 when rows are not normalised
+  const float* origin;  // [d] or null: taken from every row first
+  float* squares;       // [rows] or null: |x_i - origin|², NaN where it is not finite
+  int unscaled;         // rows are not divided and their scale is 1: for a product that sums over the rows (bfloat16)
 };
 
 // Returns a cudaError_t.

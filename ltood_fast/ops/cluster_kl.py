@@ -10,8 +10,8 @@ from ..reference._common import common_dtype, unit_rows
 from . import _check
 from ._backend import use_kernel
 
-# Distances that the kernel keeps from its first pass for the later ones: those of the first rows, at most this much.
-# With room for all rows a step costs three matrix products, without any five.
+# Distances that the CPU kernel keeps from its first pass for the later ones: those of the first rows, up to this much.
+# With room for all rows a step costs three matrix products, without any five. The CUDA kernel computes all again.
 CACHE_BYTES = 32 * 2**20
 
 
@@ -40,8 +40,9 @@ def cluster_kl(
     loss = (p * (p / q).log()).sum(1).mean()
     ```
 
-    without an [N, K, D] array, and without an [N, K] array unless `return_q` asks for it: the kernel keeps distances of
-    the first rows from its first pass for the later ones, 32 MiB of them at most, and computes the others again.
+    without an [N, K, D] array, and without an [N, K] array unless `return_q` asks for it: the CPU kernel keeps
+    distances of the first rows from its first pass for the later ones, 32 MiB of them at most, and computes the others
+    again; the CUDA kernel (not yet verified on hardware) computes all again, and its backward keeps 64 MiB of weights.
 
     Args:
         z: [N, D] float64, float32, bfloat16 or float16, one embedding a row.
@@ -149,6 +150,7 @@ def _run_kernel(
         with torch.autocast(z.device.type, enabled=False):
             z, centroids = unit_rows(z), unit_rows(centroids)
     cached_rows = min(len(z), CACHE_BYTES // (len(centroids) * common_dtype(z, centroids).itemsize))
+    cached_rows = 0 if z.is_cuda else cached_rows
     return torch.ops.ltood_fast.cluster_kl(z, centroids, nu, cached_rows, return_q, return_assignments)
 
 
@@ -162,7 +164,8 @@ def _(
         return z.new_empty(shape, dtype=common_dtype(z, centroids))
 
     assignments = z.new_empty(n if return_assignments else 0, dtype=torch.int64)
-    return wide(n), wide(k), wide(3, n), wide(cached_rows, k), wide(n if return_q else 0, k), assignments
+    stats, q = wide(4 if z.is_cuda else 3, n), wide(n if return_q else 0, k)
+    return wide(n), wide(k), stats, wide(cached_rows, k), q, assignments
 
 
 @torch.library.register_fake("ltood_fast::cluster_kl_bwd")

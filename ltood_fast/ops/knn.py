@@ -26,7 +26,7 @@ def knn(
     cosines, indices = (x @ y.T).topk(k)                             # [N, Q] in memory
     ```
 
-    without the [N, Q] array, and with ties going to the lower index.
+    without the [N, Q] array, and with ties going to the lower index. The CUDA kernel is not yet verified on hardware.
 
     Args:
         x: [N, D] float64, float32, bfloat16 or float16, the queries.

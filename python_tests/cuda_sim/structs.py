@@ -1,7 +1,7 @@
 """The parameter structs of csrc/cuda and csrc/ops/knn/topk.h as ctypes, and operands made by their real launcher."""
 
 import ctypes
-from ctypes import POINTER, c_int, c_int64, c_void_p
+from ctypes import c_int, c_int64, c_void_p
 from dataclasses import dataclass
 
 import numpy as np
@@ -20,7 +20,7 @@ class Operand(ctypes.Structure):
 class PrepareParams(ctypes.Structure):
     _fields_ = [
         ("x", c_void_p), ("type", c_int), ("rows", c_int), ("d", c_int), ("normalize", c_int), ("out", Operand),
-        ("inv_norm", c_void_p),
+        ("inv_norm", c_void_p), ("origin", c_void_p), ("squares", c_void_p), ("unscaled", c_int),
     ]  # fmt: skip
 
 
@@ -48,6 +48,8 @@ class Prepared:
     scale: object
     inv_norm: object
     rows: np.ndarray
+    given: object  # the rows on the device
+    squares: object
 
 
 def bf16_bits(x: np.ndarray) -> np.ndarray:
@@ -70,22 +72,31 @@ def as_type(x: np.ndarray, kind: str) -> tuple[np.ndarray, np.ndarray]:
 
 
 def prepare(
-    dev, x: np.ndarray, kind: str = "float32", normalize: bool = True, parts: int | None = None, half: bool = False
+    dev,
+    x: np.ndarray,
+    kind: str = "float32",
+    normalize: bool = True,
+    *,
+    half: bool = False,
+    parts: int | None = None,
+    origin=None,
+    unscaled: bool = False,
 ) -> Prepared:
     """Rows [N, D] through ltood_launch_prepare_rows, in parts as the torch glue chooses them. half: float16 parts."""
     storage, values = as_type(x, kind)
     n, d = x.shape
     slices = -(-d // SLICE)
     is_half = half or (kind == "float16" and normalize)
-    parts = parts or (2 if kind == "float32" or (kind == "float16" and not normalize) else 1)
+    parts = parts or (2 if kind == "float32" or (kind == "float16" and not is_half) else 1)
     data = dev.empty((parts, n, SLICE * slices), np.float16 if is_half else np.uint16)
-    scale, inv_norm = dev.empty(n), dev.empty(n)
+    scale, inv_norm, squares, given = dev.empty(n), dev.empty(n), dev.empty(n), dev.put(storage)
     operand = Operand(data.ptr, scale.ptr, n, slices, parts, is_half)
     params = PrepareParams(
-        dev.put(storage).ptr, ELEMENT_TYPES[storage.dtype], n, d, normalize, operand, inv_norm.ptr
+        given.ptr, ELEMENT_TYPES[storage.dtype], n, d, normalize, operand, inv_norm.ptr,
+        None if origin is None else origin.ptr, squares.ptr, unscaled,
     )  # fmt: skip
     check(dev, dev.call("ltood_launch_prepare_rows", params, None))
-    return Prepared(operand, data, scale, inv_norm, values)
+    return Prepared(operand, data, scale, inv_norm, values, given, squares)
 
 
 def check(dev, error: int):
@@ -94,9 +105,3 @@ def check(dev, error: int):
 
 def pointer(dev, array: np.ndarray | None):
     return None if array is None else dev.put(array).ptr
-
-
-__all__ = [
-    "POINTER", "SLICE", "Operand", "PrepareParams", "Prepared", "SegmentSumsParams", "TopkParams", "as_type",
-    "bf16_bits", "bf16_values", "check", "pointer", "prepare",
-]  # fmt: skip

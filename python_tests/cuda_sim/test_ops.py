@@ -7,17 +7,19 @@ from ptxsim import have_nvcc
 
 import ltood_fast
 from python_tests.ops.contrastive_cases import CASES, extras
+from python_tests.ops.test_cluster_kl import check as check_cluster_kl
 from python_tests.ops.test_contrastive import check
 from python_tests.tolerances import assert_gradient_close, assert_loss_close
 
 LAUNCHERS = [
     *CONTRASTIVE, "csrc/ops/knn/knn_launch.cu", "csrc/ops/guided/guided_launch.cu", "csrc/cuda/probe.cu",
+    "csrc/ops/cluster_kl/cluster_kl_launch.cu", "csrc/ops/cluster_kl/cluster_kl_bwd_launch.cu",
 ]  # fmt: skip
 GLUE = [
     "csrc/ops/contrastive/contrastive_cuda.cpp", "csrc/ops/guided/guided.cpp", "csrc/ops/guided/guided_cuda.cpp",
-    "csrc/ops/knn/knn_cuda.cpp", "csrc/cuda/operand_torch.cpp",
+    "csrc/ops/knn/knn_cuda.cpp", "csrc/cuda/operand_torch.cpp", "csrc/ops/cluster_kl/cluster_kl_cuda.cpp",
 ]  # fmt: skip
-OPERATORS = ("contrastive", "contrastive_bwd", "guided", "guided_bwd", "knn")
+OPERATORS = ("contrastive", "contrastive_bwd", "guided", "guided_bwd", "knn", "cluster_kl", "cluster_kl_bwd")
 
 
 @pytest.fixture(scope="module")
@@ -77,6 +79,32 @@ def test_knn(served, searched):
     expected, truth = ltood_fast.knn(x.double(), 4, y=None if y is None else y.double(), backend="reference")
     assert torch.equal(indices, truth)
     assert_loss_close(cosines, expected, torch.float32)
+
+
+CLUSTER_TYPES = [
+    (torch.float32, torch.float32, {}),
+    (torch.float32, torch.float32, {"nu": 3.0, "normalize": True}),
+    (torch.float16, torch.float16, {}),
+    (torch.bfloat16, torch.bfloat16, {}),
+    (torch.bfloat16, torch.float32, {}),
+]
+
+
+@pytest.mark.parametrize(("dtype", "centroid_dtype", "options"), CLUSTER_TYPES)
+def test_cluster_kl(served, dtype, centroid_dtype, options):
+    """Loss and both gradients; an offset that both share costs float32 nothing."""
+    offset = 100 if dtype == centroid_dtype == torch.float32 and not options else 0
+    z, centroids = torch.randn(140, 20) + offset, torch.randn(6, 20) + offset
+    check_cluster_kl(z.to(dtype), centroids.to(centroid_dtype), dtype, **options)
+
+
+def test_refine_centroids(served):
+    z, centroids = torch.randn(70, 5), torch.randn(4, 5)
+    options = {"steps": 2, "lr": 1.0, "tol": 0.0}
+    got = ltood_fast.refine_centroids(z, centroids, **options)
+    expected = ltood_fast.refine_centroids(z.double(), centroids.double(), backend="reference", **options)
+    assert_gradient_close(got[0], expected[0], torch.float32)
+    assert torch.equal(got[1], expected[1])
 
 
 def guide_problem(n: int, d: int, width: int) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]:

@@ -96,3 +96,21 @@ def test_segment_sums(simulate, kind, counts, entries):
         if size:
             want[key] = terms[keys == key].sum(0)
     assert np.abs(dev.get(sums) - want).max() < 1e-4 * np.abs(want).max()
+
+
+@pytest.mark.parametrize("unscaled", [False, True])
+def test_origin_and_squared_norms(simulate, unscaled):
+    rng = np.random.default_rng(2)
+    dev = simulate(*OPERANDS, seed=1)
+    origin = rng.standard_normal(70).astype(np.float32)
+    rows = origin + rng.standard_normal((5, 70)) * np.array([1e-3, 1, 30, 0, 1])[:, None]
+    rows[4, 3] = np.inf
+    x = prepare(dev, rows, "float32", False, half=not unscaled, origin=dev.put(origin), unscaled=unscaled)
+    want = x.rows - origin
+    got, _ = rows_of(dev, x)
+    assert np.allclose(got[:4], want[:4], rtol=0, atol=2.0**-16 * np.abs(want[:4]).max(1, keepdims=True))
+    squares = dev.get(x.squares)
+    assert np.allclose(squares[:4], (want[:4] ** 2).sum(1), rtol=1e-6)
+    assert np.isnan(squares[4])
+    if unscaled:
+        assert (dev.get(x.scale) == 1).all()

@@ -9,6 +9,7 @@ import ltood_fast
 from ltood_fast.reference import knn as reference
 from python_tests.tolerances import LOSS
 
+CPU = torch.device("cpu")
 DTYPES = [torch.float64, torch.float32, torch.bfloat16, torch.float16]
 SHAPES = [
     (2, 1, 1),  # the least: one other row
@@ -22,9 +23,18 @@ SHAPES = [
 ]
 
 
-def check(x, k, y=None, normalize=True):
+def backend_for(device, *inputs):
+    """The kernel of the device; float64 on CUDA has none."""
+    double = any(x is not None and x.dtype == torch.float64 for x in inputs)
+    return "auto" if double and device.type == "cuda" else device.type
+
+
+def check(x, k, y=None, normalize=True, device=CPU):
     """Cosines are those of the reference; where indices differ, the rows tie to within the rounding."""
-    cosines, indices = ltood_fast.knn(x, k, y=y, normalize=normalize, backend="cpu")
+    on_device = (x.to(device), None if y is None else y.to(device))
+    backend = backend_for(device, x, y)
+    cosines, indices = ltood_fast.knn(on_device[0], k, y=on_device[1], normalize=normalize, backend=backend)
+    cosines, indices = cosines.cpu(), indices.cpu()
     wide = (x.double(), None if y is None else y.double())
     expected, expected_indices = reference.knn(wide[0], k, y=wide[1], normalize=normalize)
     exact = torch.float64 in (x.dtype, x.dtype if y is None else y.dtype)
@@ -46,12 +56,14 @@ def check(x, k, y=None, normalize=True):
 
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("shape", SHAPES)
-def test_matches_reference(shape, dtype):
+def test_matches_reference(shape, dtype, device):
     n, k, d = shape
     x = torch.randn(n, d, dtype=torch.float64)
     if d == 1:
         x = x.abs() + torch.arange(n)[:, None]
-    check(x.to(dtype), k, normalize=d > 3)  # few directions are distinct in 1 to 3 dimensions: inner products there
+    check(
+        x.to(dtype), k, normalize=d > 3, device=device
+    )  # few directions are distinct in 1 to 3 dimensions: inner products there
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
@@ -64,27 +76,29 @@ def test_matches_reference(shape, dtype):
         (300, 257, 5),  # a last block of one row
     ],
 )
-def test_other_rows(n, q, k, dtype):
-    check(torch.randn(n, 33).to(dtype), k, torch.randn(q, 33).to(dtype))
+def test_other_rows(n, q, k, dtype, device):
+    check(torch.randn(n, 33).to(dtype), k, torch.randn(q, 33).to(dtype), device=device)
 
 
-def test_mixed_dtypes():
+def test_mixed_dtypes(device):
     x, y = torch.randn(20, 9), torch.randn(30, 9)
-    check(x.bfloat16(), 4, y)
-    check(x, 4, y.double())
+    check(x.bfloat16(), 4, y, device=device)
+    check(x.bfloat16(), 4, y.half(), device=device)
+    check(x, 4, y.double(), device=device)
 
 
 @pytest.mark.parametrize("n", [100, 777, 3000])
 @pytest.mark.parametrize("d", [2, 17, 129, 1000])
-def test_equal_rows_tie_exactly(n, d):
+def test_equal_rows_tie_exactly(n, d, device):
     """Copies of 10 rows all over the tiles: a rounding that depends on the place in a tile would mix their order."""
     kind = (torch.arange(n) % 10)[torch.randperm(n)]
     x = torch.randn(10, d)[kind]
     members = [(kind == c).nonzero()[:, 0] for c in range(10)]
     expected = torch.stack([members[c][members[c] != i][:4] for i, c in enumerate(kind.tolist())])
-    assert torch.equal(ltood_fast.knn(x, 4)[1], expected)
+    x = x.to(device)
+    assert torch.equal(ltood_fast.knn(x, 4)[1].cpu(), expected)
     expected = torch.stack([members[c][:4] for c in kind.tolist()])
-    assert torch.equal(ltood_fast.knn(x, 4, y=x)[1], expected)
+    assert torch.equal(ltood_fast.knn(x, 4, y=x)[1].cpu(), expected)
 
 
 def test_all_rows_equal():
@@ -95,26 +109,27 @@ def test_all_rows_equal():
         assert (indices[4:] == torch.arange(3)).all()
 
 
-def test_zero_rows():
+def test_zero_rows(device):
     x = torch.randn(50, 7)
     x[[3, 30]] = 0
-    check(x.double(), 5)
-    assert (ltood_fast.knn(x, 49)[0][3] == 0).all()
+    check(x.double(), 5, device=device)
+    assert (ltood_fast.knn(x.to(device), 49)[0][3] == 0).all()
 
 
 @pytest.mark.parametrize("y_given", [False, True])
 @pytest.mark.parametrize("broken", [torch.nan, torch.inf])
-def test_broken_rows(broken, y_given):
+def test_broken_rows(broken, y_given, device):
     """A row with NaN or infinity has NaN similarities, which rank first by index, as in the reference."""
     x = torch.randn(400, 5)
     x[[7, 300], 2] = broken
     y = x.flip(0) if y_given else None
-    got, expected = ltood_fast.knn(x, 4, y=y), reference.knn(x, 4, y=y)
+    expected = reference.knn(x, 4, y=y)
+    got = [a.cpu() for a in ltood_fast.knn(x.to(device), 4, y=None if y is None else y.to(device))]
     assert torch.equal(got[1], expected[1])
     assert torch.equal(got[0].isnan(), expected[0].isnan())
     assert got[0][:, 0].isnan().all()
     assert got[0].isnan().sum() == 398 * 2 + 2 * 4  # two broken columns each, and the broken rows themselves
-    assert ltood_fast.knn_density(x, 4).isnan().all()
+    assert ltood_fast.knn_density(x.to(device), 4).isnan().all()
 
 
 def test_minus_infinity_is_no_neighbour():
@@ -125,11 +140,11 @@ def test_minus_infinity_is_no_neighbour():
 
 
 @pytest.mark.parametrize("scale", [1e30, 1e-5])
-def test_norms_far_from_one(scale):
+def test_norms_far_from_one(scale, device):
     """Squares of such norms leave float32."""
-    x = torch.randn(60, 9)
+    x = torch.randn(60, 9).to(device)
     assert torch.equal(ltood_fast.knn(x * scale, 5)[1], ltood_fast.knn(x, 5)[1])
-    check(1e4 * x, 5, normalize=False)
+    check(1e4 * x.cpu(), 5, normalize=False, device=device)
 
 
 def test_layouts():
@@ -200,13 +215,14 @@ def test_autocast():
 
 
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32])
-def test_density_and_tailness(dtype):
+def test_density_and_tailness(dtype, device):
     x, assignments = torch.randn(300, 9, dtype=dtype), torch.randint(0, 6, (300,))
-    density = ltood_fast.knn_density(x, 7, backend="cpu")
+    on_device, backend = (x.to(device), assignments.to(device)), backend_for(device, x)
+    density = ltood_fast.knn_density(on_device[0], 7, backend=backend).cpu()
     expected = reference.knn_density(x.double(), 7)
     assert density.dtype == dtype
     assert ((density - expected).norm() / expected.norm()) < LOSS[dtype]
-    tailness = ltood_fast.cluster_tailness(x, assignments, 8, k=7, backend="cpu")
+    tailness = ltood_fast.cluster_tailness(*on_device, 8, k=7, backend=backend).cpu()
     assert torch.equal(tailness.isnan(), torch.arange(8) >= 6)
     expected = reference.cluster_tailness(x.double(), assignments, 6, k=7)
     assert ((tailness[:6] - expected).norm() / expected.norm()) < LOSS[dtype]

@@ -28,12 +28,13 @@ inline Sizes check_cluster_kl(const at::Tensor& z, const at::Tensor& centroids, 
 }
 
 inline void check_cluster_kl_bwd(const Sizes& sizes, const at::Tensor& grad_loss, const at::Tensor& mass,
-                                 const at::Tensor& stats, const at::Tensor& distances) {
+                                 const at::Tensor& stats, const at::Tensor& distances, int64_t stat_rows = 3) {
   const char* op = "cluster_kl_bwd";
   LTOOD_CHECK_VALUE(grad_loss.sizes() == at::IntArrayRef({sizes.n}), op, "grad_loss", "of shape [N]",
                     grad_loss.sizes());
   LTOOD_CHECK_VALUE(mass.sizes() == at::IntArrayRef({sizes.k}), op, "mass", "of shape [K]", mass.sizes());
-  LTOOD_CHECK_VALUE(stats.sizes() == at::IntArrayRef({3, sizes.n}), op, "stats", "of shape [3, N]", stats.sizes());
+  LTOOD_CHECK_VALUE(stats.sizes() == at::IntArrayRef({stat_rows, sizes.n}), op, "stats",
+                    c10::str("of shape [", stat_rows, ", N]"), stats.sizes());
   LTOOD_CHECK_VALUE(distances.dim() == 2 && distances.size(1) == sizes.k && distances.size(0) <= sizes.n, op,
                     "distances", "of shape [cached rows, K]", distances.sizes());
   for (const at::Tensor& saved : {mass, stats, distances}) {
