@@ -21,7 +21,7 @@ CXX_FILES := $(shell find csrc -name '*.h' -o -name '*.cpp' -o -name '*.cu' -o -
 TEST_CXX_FILES := $(shell find python_tests -name '*.h' -o -name '*.cpp' -o -name '*.cu' -o -name '*.cuh')
 SOURCES := $(CXX_FILES) csrc/sources.txt setup.py pyproject.toml
 
-.PHONY: demo test ptx-test lint format gpu-check clean
+.PHONY: demo test ptx-test lint format gpu-check gpu-build gpu-test gpu-sanitize gpu-conformance gpu-bench clean
 
 demo: $(READY)
 	$(PY) -m ltood_fast train --config demo --run-dir $(RUN_DIR) $(DEMO_ARGS)
@@ -43,11 +43,32 @@ format: $(READY)
 	$(PY) -m ruff format .
 	$(BIN)clang-format -i $(CXX_FILES) $(TEST_CXX_FILES)
 
-# On a machine with a GPU and a CUDA build of torch, without a network: make gpu-check VENV=
-gpu-check: $(READY)
+# On a machine with a GPU, nvcc and a CUDA build of torch, without a network: make gpu-check VENV=
+# Every piece is a target of its own, meant to take less than ten minutes. None has run on hardware yet.
+GPU_RESULTS ?= benchmarks/results
+GPU_SMALL := python_tests/ops/test_cuda_device.py -k same_bits
+gpu-check: gpu-build gpu-test gpu-sanitize gpu-conformance gpu-bench
+
+gpu-build: $(READY)
 	LTOOD_CUDA=1 $(PY) setup.py -q build_ext --inplace
 	$(PY) -m ltood_fast info
-	$(PY) -m pytest -m cuda
+
+gpu-test: $(READY)
+	$(PY) -m pytest -q python_tests/ops -m cuda --durations=10
+
+gpu-sanitize: $(READY)
+	for tool in memcheck racecheck initcheck synccheck; do \
+	  PYTORCH_NO_CUDA_MEMORY_CACHING=1 compute-sanitizer --tool $$tool --error-exitcode 1 \
+	    $(PY) -m pytest -q $(GPU_SMALL) || exit 1; done
+
+gpu-conformance: $(READY)
+	mkdir -p build $(GPU_RESULTS)
+	nvcc -std=c++17 -DLTOOD_DUMP_MAIN -DLTOOD_HOPPER -gencode=arch=compute_90a,code=sm_90a -Icsrc python_tests/ptxsim/conformance.cu -o build/conformance
+	build/conformance $(GPU_RESULTS)/conformance.bin
+	PYTHONPATH=python_tests $(PY) -m ptxsim.conformance compare $(GPU_RESULTS)/conformance.bin
+
+gpu-bench: $(READY)
+	$(PY) -m benchmarks.cuda --results $(GPU_RESULTS)
 
 $(VENV)/.torch:
 	$(PYTHON) -m venv $(VENV)

@@ -1,4 +1,4 @@
-"""The ops on a GPU against their rivals: python -m benchmarks.cuda [--quick] [--output FILE]
+"""The ops on a GPU against their rivals: python -m benchmarks.cuda [--quick] [--results FOLDER]
 
 Every implementation is checked first, loss and gradient in float64 norms against the reference on the same inputs; a
 wrong one is listed with its error and not timed. Times are CUDA events around one call, forward and backward, with four
@@ -221,13 +221,15 @@ def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.cuda")
     parser.add_argument("--quick", action="store_true", help="sizes up to N = 16,384 only")
     parser.add_argument("--rounds", type=int, default=20)
-    parser.add_argument("--output", type=Path, help="default: benchmarks/results/<device>-<date>.json")
+    parser.add_argument(
+        "--results", type=Path, default=ROOT / "benchmarks/results", help="folder of <device>-<date>.json"
+    )
     arguments = parser.parse_args()
     if not torch.cuda.is_available():
         raise SystemExit("python -m benchmarks.cuda: a CUDA device is needed, torch.cuda.is_available() is False")
     result = run(QUICK if arguments.quick else CASES, arguments.rounds)
     name = result["device"].lower().replace(" ", "-") + f"-{result['date']}.json"
-    output = arguments.output or ROOT / "benchmarks/results" / name
+    output = arguments.results / name
     output.parent.mkdir(parents=True, exist_ok=True)
     output.write_text(json.dumps(result, indent=1) + "\n")
     print(f"\n{table(result['rows'])}\n\nwritten to {output}")

@@ -30,7 +30,7 @@ def have_nvcc() -> bool:
 
 @cache
 def _nvcc_version() -> str:
-    return _run([nvcc_path(), "--version"]).stdout
+    return run_compiler([nvcc_path(), "--version"]).stdout
 
 
 def cache_folder() -> Path:
@@ -40,59 +40,71 @@ def cache_folder() -> Path:
     return folder
 
 
-def _run(command: list[str]) -> subprocess.CompletedProcess:
+def run_compiler(command: list[str]) -> subprocess.CompletedProcess:
     result = subprocess.run(command, capture_output=True, text=True)
     if result.returncode:
         raise SimError(f"{' '.join(command)} failed:\n{result.stdout}{result.stderr}")
     return result
 
 
-def _digest(sources: list[Path], flags: list[str]) -> str:
-    """Covers the sources, every header under csrc and beside the sources, the fake runtime, flags and nvcc."""
+def digest(source: Path, flags: list[str]) -> str:
+    """Covers the source, every header under csrc and beside the source, this package's compilation, flags and nvcc."""
     hasher = hashlib.sha256()
-    folders = {INCLUDE, *(source.parent for source in sources)}
-    headers = {file for folder in folders for suffix in ("*.h", "*.cuh") for file in folder.rglob(suffix)}
-    for file in [*sources, FAKE_RUNTIME, Path(__file__), *sorted(headers)]:
+    headers = {
+        file for folder in (INCLUDE, source.parent) for suffix in ("*.h", "*.cuh") for file in folder.rglob(suffix)
+    }
+    for file in [source, Path(__file__), *sorted(headers)]:
         hasher.update(f"{file}\0".encode() + file.read_bytes())
     hasher.update("\0".join([*flags, _nvcc_version()]).encode())
     return hasher.hexdigest()[:24]
+
+
+def cached(name: str, make) -> Path:
+    """The file of that name in the cache, made by make(path) if it is not there."""
+    target = cache_folder() / name
+    if not target.exists():
+        with tempfile.TemporaryDirectory(dir=cache_folder()) as work:
+            part = Path(work) / name
+            make(part)
+            part.rename(target)  # another process may have been faster; its result is the same
+    return target
+
+
+def compile_launchers(source: Path, arch: str, defines: dict[str, str]) -> tuple[Path, Path]:
+    """(PTX, host object) of one .cu file."""
+    flags = ["-std=c++17", "-lineinfo", f"-I{INCLUDE}", *(f"-D{name}={value}" for name, value in defines.items())]
+    stem = digest(source, [*flags, arch])
+
+    def make(target: Path):
+        # One compilation gives both: the object embeds the PTX, which --keep leaves behind as a file.
+        keep = ["--keep", "--keep-dir", str(target.parent)]
+        generate = ["-gencode", f"arch=compute_{arch},code=compute_{arch}"]
+        host = ["-O1", "-Xcompiler", "-fPIC", "-c", str(source), "-o", str(target)]
+        run_compiler([nvcc_path(), *flags, *generate, *keep, *host])
+        (ptx,) = target.parent.glob("*.ptx")
+        ptx.rename(cache_folder() / f"{stem}.ptx")
+
+    compiled = cached(f"{stem}.o", make)
+    return compiled.with_suffix(".ptx"), compiled
+
+
+def fake_runtime() -> Path:
+    flags = ["-std=c++17", "-O1", "-Xcompiler", "-fPIC", "-c", str(FAKE_RUNTIME)]
+    name = f"{digest(FAKE_RUNTIME, flags)}.o"
+    return cached(name, lambda target: run_compiler([nvcc_path(), *flags, "-o", str(target)]))
 
 
 def compile_library(sources: list[Path], arch: str, defines: dict[str, str]) -> tuple[list[str], Path]:
     """(PTX text of each source, host library)."""
     if not have_nvcc():
         raise SimError("nvcc is needed to compile the kernels to PTX")
-    flags = ["-std=c++17", "-lineinfo", f"-I{INCLUDE}", *(f"-D{name}={value}" for name, value in defines.items())]
-    folder = cache_folder() / _digest(sources, [*flags, arch])
-    if not (folder / "done").exists():
-        with tempfile.TemporaryDirectory(dir=cache_folder()) as work:
-            _compile(sources, arch, flags, Path(work))
-            (Path(work) / "done").touch()
-            # Another process may have been faster; its result is the same.
-            shutil.copytree(work, folder, dirs_exist_ok=True)
-    return [(folder / f"{index}.ptx").read_text() for index in range(len(sources))], folder / "host.so"
-
-
-def _compile(sources, arch, flags, work: Path):
-    generate = ["-gencode", f"arch=compute_{arch},code=compute_{arch}"]
-    objects = []
-    for index, source in enumerate(sources):
-        # One compilation gives both: the object embeds the PTX, which --keep leaves behind as a file.
-        kept = work / f"kept{index}"
-        kept.mkdir()
-        objects.append(str(work / f"{index}.o"))
-        keep = ["--keep", "--keep-dir", str(kept)]
-        _run(
-            [nvcc_path(), *flags, *generate, *keep, "-O1", "-Xcompiler", "-fPIC", "-c", str(source), "-o", objects[-1]]
-        )
-        (ptx,) = kept.glob("*.ptx")
-        shutil.move(ptx, work / f"{index}.ptx")
-        shutil.rmtree(kept)
-    runtime = str(work / "runtime.o")
-    _run([nvcc_path(), "-std=c++17", "-O1", "-Xcompiler", "-fPIC", "-c", str(FAKE_RUNTIME), "-o", runtime])
+    compiled = [compile_launchers(source, arch, defines) for source in sources]
+    objects = [str(file) for _, file in compiled] + [str(fake_runtime())]
+    name = hashlib.sha256("\0".join(objects).encode()).hexdigest()[:24] + ".so"
     # --no-undefined: a runtime function that the fake lacks is an error here, by name.
-    host = ["-shared", "-Wl,--no-undefined", "-Wl,-Bsymbolic", *objects, runtime, "-o", str(work / "host.so")]
-    _run(["g++", *host])
+    link = ["g++", "-shared", "-Wl,--no-undefined", "-Wl,-Bsymbolic", *objects]
+    host = cached(name, lambda target: run_compiler([*link, "-o", str(target)]))
+    return [ptx.read_text() for ptx, _ in compiled], host
 
 
 def load_private(path: Path) -> ctypes.CDLL:

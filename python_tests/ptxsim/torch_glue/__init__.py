@@ -18,9 +18,7 @@ import torch
 from torch.utils import _pytree as pytree
 from torch.utils.cpp_extension import include_paths, library_paths
 
-from ..build import ROOT, cache_folder, compile_library
-from ..build import _digest as digest
-from ..build import _run as run_compiler
+from ..build import ROOT, cache_folder, cached, compile_launchers, digest, fake_runtime, run_compiler
 from ..memory import GLOBAL_BASE, RED_ZONE, GlobalMemory
 from ..runtime import Device, Library
 
@@ -30,25 +28,23 @@ _ALLOCATE = ctypes.CFUNCTYPE(ctypes.c_void_p, ctypes.c_size_t)
 _FREE = ctypes.CFUNCTYPE(None, ctypes.c_void_p)
 
 
-def _compile_glue(sources: list[Path], objects: list[Path], folder: Path) -> Path:
+def _compile_glue(sources: list[Path], objects: list[Path]) -> Path:
     """The glue, our allocator and the launchers' objects as one shared library."""
     standard = "-std=c++20" if tuple(int(x) for x in torch.__version__.split(".")[:2]) >= (2, 12) else "-std=c++17"
     # HERE before csrc: its cuda/stream.h wins.
     includes = [f"-I{HERE}", f"-I{ROOT / 'csrc'}", *(f"-I{p}" for p in include_paths())]
     includes.append(f"-I{sysconfig.get_paths()['include']}")
     flags = [standard, "-O1", "-g0", "-fPIC", "-fopenmp", "-include", str(HERE / "prelude.h"), *includes]
-    compiled = []
-    for source in sources:
-        target = folder / f"{digest([source], [torch.__version__, *flags])}.o"
-        if not target.exists():
-            with tempfile.NamedTemporaryFile(dir=folder, suffix=".o", delete=False) as part:
-                run_compiler(["g++", *flags, "-c", str(source), "-o", part.name])
-            Path(part.name).rename(target)
-        compiled.append(str(target))
-    with tempfile.NamedTemporaryFile(dir=folder, suffix=".so", delete=False) as linked:
-        libraries = [x for path in library_paths() for x in (f"-L{path}", f"-Wl,-rpath,{path}")]
-        libraries += ["-lc10", "-ltorch_cpu", "-ltorch"]
-        run_compiler(["g++", "-shared", "-Wl,-Bsymbolic", *compiled, *map(str, objects), *libraries, "-o", linked.name])
+
+    def compiled(source: Path) -> Path:
+        name = f"{digest(source, [torch.__version__, *flags])}.o"
+        return cached(name, lambda target: run_compiler(["g++", *flags, "-c", str(source), "-o", str(target)]))
+
+    libraries = [x for path in library_paths() for x in (f"-L{path}", f"-Wl,-rpath,{path}")]
+    libraries += ["-lc10", "-ltorch_cpu", "-ltorch"]
+    inputs = [*map(str, map(compiled, sources)), *map(str, objects)]
+    with tempfile.NamedTemporaryFile(dir=cache_folder(), suffix=".so", delete=False) as linked:
+        run_compiler(["g++", "-shared", "-Wl,-Bsymbolic", *inputs, *libraries, "-o", linked.name])
     return Path(linked.name)
 
 
@@ -84,11 +80,8 @@ class TorchDevice(Device):
 
     def __init__(self, sources: list[str], glue: list[str], arch: str = "80", **options):
         library = Library(sources, arch)
-        folder = cache_folder() / "glue"
-        folder.mkdir(exist_ok=True)
-        _, host = compile_library([ROOT / source for source in sources], arch, {})
-        objects = sorted(host.parent.glob("*.o"))
-        linked = _compile_glue([*(ROOT / source for source in glue), HERE / "arena.cpp"], objects, folder)
+        objects = [compile_launchers(ROOT / source, arch, {})[1] for source in sources] + [fake_runtime()]
+        linked = _compile_glue([*(ROOT / source for source in glue), HERE / "arena.cpp"], objects)
         self._schemas = torch.library.Library("ltood_sim", "DEF")
         library.host = None
         self._linked = linked
