@@ -21,7 +21,7 @@ CXX_FILES := $(shell find csrc -name '*.h' -o -name '*.cpp' -o -name '*.cu' -o -
 TEST_CXX_FILES := $(shell find python_tests -name '*.h' -o -name '*.cpp' -o -name '*.cu' -o -name '*.cuh')
 SOURCES := $(CXX_FILES) csrc/sources.txt setup.py pyproject.toml
 
-.PHONY: demo test ptx-test lint format gpu-check gpu-build gpu-test gpu-sanitize gpu-conformance gpu-bench clean
+.PHONY: demo test ptx-test lint format sanitize gpu-check gpu-build gpu-test gpu-sanitize gpu-conformance gpu-bench clean
 
 demo: $(READY)
 	$(PY) -m ltood_fast train --config demo --run-dir $(RUN_DIR) $(DEMO_ARGS)
@@ -42,6 +42,18 @@ format: $(READY)
 	$(PY) -m ruff check --fix .
 	$(PY) -m ruff format .
 	$(BIN)clang-format -i $(CXX_FILES) $(TEST_CXX_FILES)
+
+# The op tests under the address and undefined-behaviour sanitizers, in a copy: the normal build stays as it is. Left out
+# are compiled graphs, whose code is loaded without the sanitizer, and opcheck and export, which test Python alone.
+SANITIZE_DIR := build/sanitize
+SANITIZERS = $(shell $${CXX:-c++} -print-file-name=libasan.so) $(shell $${CXX:-c++} -print-file-name=libubsan.so)
+SANITIZE_PY = $(if $(VENV),$(abspath $(PY)),$(PY))
+sanitize: $(READY)
+	mkdir -p $(SANITIZE_DIR)
+	tar -c --exclude='*.so' csrc ltood_fast python_tests setup.py pyproject.toml README.md LICENSE | tar -x -C $(SANITIZE_DIR)
+	cd $(SANITIZE_DIR) && LTOOD_CUDA=0 LTOOD_SANITIZE=1 $(SANITIZE_PY) setup.py -q build_ext --inplace
+	cd $(SANITIZE_DIR) && LD_PRELOAD="$(SANITIZERS)" ASAN_OPTIONS=detect_leaks=0 UBSAN_OPTIONS=halt_on_error=1 \
+	  $(SANITIZE_PY) -m pytest python_tests/ops -k 'not compile and not export and not opcheck' $(PYTEST_ARGS)
 
 # On a machine with a GPU, nvcc and a CUDA build of torch, without a network: make gpu-check VENV=
 # Every piece is a target of its own, meant to take less than ten minutes. None has run on hardware yet.
