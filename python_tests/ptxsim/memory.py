@@ -158,6 +158,8 @@ def all_written(written: np.ndarray, offsets: np.ndarray, width: int, count: int
     return (flags == _ALL_WRITTEN[width]).all(1)
 
 
-def mark_written(written: np.ndarray, offsets: np.ndarray, width: int, count: int, value: bool = True):
-    word = _WORDS[width](_ALL_WRITTEN[width] if value else 0)
-    scatter(written.view(np.uint8), offsets, np.full((len(offsets), count), word, _WORDS[width]))
+def mark_written(written: np.ndarray, offsets: np.ndarray, width: int, count: int):
+    index = offsets // width
+    if count > 1:
+        index = index[:, None] + np.arange(count)
+    written.view(_WORDS[width])[index] = _ALL_WRITTEN[width]

@@ -46,9 +46,6 @@ class Buffer:
     def nbytes(self) -> int:
         return int(np.prod(self.shape)) * self.dtype.itemsize
 
-    def __index__(self) -> int:
-        return self.ptr
-
 
 class _LaunchRequest(ctypes.Structure):
     _fields_ = [("grid", ctypes.c_uint * 3), ("block", ctypes.c_uint * 3), ("shared", ctypes.c_size_t)]

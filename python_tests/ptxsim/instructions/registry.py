@@ -5,8 +5,6 @@ block, or None when every thread takes part. An opcode that has no compiler is a
 
 from collections.abc import Callable
 
-import numpy as np
-
 from ..errors import SimError
 from ..operands import Operands
 from ..ptx import Instruction
@@ -46,17 +44,3 @@ def find(instruction: Instruction) -> tuple[str, Callable]:
 def unsupported(instruction: Instruction, what: str = "this form") -> SimError:
     operands = ", ".join(instruction.operands)
     return SimError(f"{instruction.where}: {what} is not modelled: {instruction.opcode} {operands}")
-
-
-def chosen(mask: np.ndarray | None, values: np.ndarray) -> np.ndarray:
-    """The values of the threads that take part."""
-    return values if mask is None else values[mask]
-
-
-def spread(mask: np.ndarray | None, values: np.ndarray, lanes: int) -> np.ndarray:
-    """Inverse of chosen; threads that do not take part get zeros."""
-    if mask is None:
-        return values
-    full = np.zeros((lanes, *values.shape[1:]), values.dtype)
-    full[mask] = values
-    return full

@@ -4,13 +4,15 @@
 constexpr int kThreads = 64;
 
 // The last block to arrive sums what all blocks left in partial.
-template <bool kFence, bool kSecondFence, bool kBarrier>
+// kFence: 1 by the thread that arrives, 2 by every thread after its writes, 0 by none.
+template <int kFence, bool kSecondFence, bool kBarrier>
 __global__ void last_block_sums_kernel(const float* x, float* partial, unsigned* arrived, float* sum) {
   __shared__ bool last;
   partial[blockIdx.x * kThreads + threadIdx.x] = x[blockIdx.x * kThreads + threadIdx.x];
+  if (kFence == 2) __threadfence();
   if (kBarrier) __syncthreads();
   if (threadIdx.x == 0) {
-    if (kFence) __threadfence();
+    if (kFence == 1) __threadfence();
     last = atomicAdd(arrived, 1u) == gridDim.x - 1;
     if (kSecondFence) __threadfence();
   }
@@ -23,10 +25,11 @@ __global__ void last_block_sums_kernel(const float* x, float* partial, unsigned*
 
 extern "C" int launch_last_block(int fence, int second, int barrier, const float* x, float* partial, unsigned* arrived,
                                  float* sum, int blocks) {
-  auto kernel = last_block_sums_kernel<true, true, true>;
-  if (!fence) kernel = last_block_sums_kernel<false, true, true>;
-  if (!second) kernel = last_block_sums_kernel<true, false, true>;
-  if (!barrier) kernel = last_block_sums_kernel<true, true, false>;
+  auto kernel = last_block_sums_kernel<1, true, true>;
+  if (!fence) kernel = last_block_sums_kernel<0, true, true>;
+  if (!second) kernel = last_block_sums_kernel<1, false, true>;
+  if (!barrier) kernel = last_block_sums_kernel<1, true, false>;
+  if (fence == 2) kernel = barrier ? last_block_sums_kernel<2, true, true> : last_block_sums_kernel<2, true, false>;
   kernel<<<blocks, kThreads>>>(x, partial, arrived, sum);
   return cudaGetLastError();
 }
@@ -42,6 +45,25 @@ __global__ void lane_exchange_kernel(const float* x, float* y) {
 
 extern "C" int launch_lane_exchange(int fixed, const float* x, float* y) {
   auto kernel = fixed ? lane_exchange_kernel<true> : lane_exchange_kernel<false>;
+  kernel<<<1, kThreads>>>(x, y);
+  return cudaGetLastError();
+}
+
+// A second exchange over the same words: what was synchronised once says nothing about later accesses.
+template <bool kSync>
+__global__ void second_exchange_kernel(const float* x, float* y) {
+  __shared__ float row[kThreads];
+  row[threadIdx.x] = x[threadIdx.x];
+  __syncwarp();
+  const float first = row[threadIdx.x ^ 1];
+  if (kSync) __syncwarp();
+  row[threadIdx.x] = 2 * first;
+  __syncwarp();
+  y[threadIdx.x] = row[threadIdx.x ^ 2];
+}
+
+extern "C" int launch_second_exchange(int fixed, const float* x, float* y) {
+  auto kernel = fixed ? second_exchange_kernel<true> : second_exchange_kernel<false>;
   kernel<<<1, kThreads>>>(x, y);
   return cudaGetLastError();
 }
@@ -107,10 +129,10 @@ __global__ void barrier_kernel(int* y) {
   if (kKind == 1) {
     if (warp == 0) {
       __syncthreads();
-      y[0] = 1;
+      y[kThreads] = 1;
     } else {
       __syncthreads();
-      y[1] = 1;
+      y[kThreads + threadIdx.x] = 2;
     }
   } else if (kKind == 2) {
     if (warp == 0) asm volatile("bar.sync 1, 64;" ::: "memory");

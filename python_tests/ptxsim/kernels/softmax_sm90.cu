@@ -17,6 +17,7 @@ enum class Bug {
   kWrongStride,       // the descriptor's stride: wrong numbers
   kWrongStep,         // the descriptor's step along K: wrong numbers
   kNoFence,           // wgmma without wgmma.fence
+  kOverwrites,        // the thread that issued a wgmma writes to its operand
 };
 
 constexpr int kWidth = 128, kRows = 64, kStages = 2, kHalf = kRows * 128, kTile = 2 * kHalf;
@@ -75,6 +76,7 @@ __global__ void __launch_bounds__(160)
       wgmma_shared(s, descriptor(rows + offset, 16, stride), descriptor(tile + offset, 16, stride), k > 0);
     }
     wgmma_commit();
+    if (kBug == Bug::kOverwrites && threadIdx.x == 0) shared[0] ^= 1;
     if (kBug != Bug::kNoWaitForProduct) wgmma_wait<0>();
     float highest[2] = {high[0], high[1]};
 #pragma unroll
@@ -128,7 +130,7 @@ __global__ void __launch_bounds__(160)
 
 template <int kBug>
 int pick(int bug, const CUtensorMap& map, int n, float scale, float* lse, float* out) {
-  if constexpr (kBug > static_cast<int>(Bug::kNoFence)) {
+  if constexpr (kBug > static_cast<int>(Bug::kOverwrites)) {
     return cudaErrorInvalidValue;
   } else {
     if (bug != kBug) return pick<kBug + 1>(bug, map, n, scale, lse, out);

@@ -44,6 +44,7 @@ BUGS = {
     3: "deadlock: .*poll at|race on shared memory",
     5: "deadlock: .*poll at",
     8: "without wgmma.fence",
+    9: "overwritten in flight",
 }
 
 
