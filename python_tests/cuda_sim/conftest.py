@@ -6,7 +6,7 @@ import pytest
 from ptxsim import Device, Library, have_nvcc
 
 
-@pytest.fixture(autouse=True)
+@pytest.fixture(scope="session", autouse=True)
 def _needs_nvcc():
     if not have_nvcc():
         pytest.skip("nvcc is needed to compile the kernels to PTX")
