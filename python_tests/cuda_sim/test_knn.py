@@ -99,30 +99,26 @@ def test_random_rows(simulate, kind, n, q, d, k):
     assert (indices == want_indices).mean() > 0.99
 
 
-@pytest.mark.parametrize(("kind", "d"), [("float32", 70), ("float32", 200)])
-def test_bfloat16_parts(simulate, kind, d):
-    """As the losses give float32 rows: 16 bits of mantissa. Resident, and streamed."""
+def test_bfloat16_parts(simulate):
+    """float32 rows as a loss may give them: 16 bits of mantissa."""
     rng = np.random.default_rng(0)
     dev = simulate(*SOURCES, seed=1, sm_count=1)
-    x = prepare(dev, rng.standard_normal((140, d)), kind)
+    x = prepare(dev, rng.standard_normal((140, 70)), "float32")
     values, _ = search(dev, x, None, 3, exclude_self=1)
     assert np.abs(values - expected(x, None, 3, exclude_self=1)[0]).max() <= 2.0**-16
 
 
-@pytest.mark.parametrize(
-    ("kind", "arch"), [("bfloat16", "80"), ("float16", "80"), ("float32", "80"), ("float16", "90")]
-)
-def test_rows_that_search_themselves(simulate, kind, arch):
-    """On sm_90 a row is five times as wide before it is streamed; its PTX is another compilation."""
+@pytest.mark.parametrize("kind", ["bfloat16", "float16", "float32"])
+def test_rows_that_search_themselves(simulate, kind):
     rng = np.random.default_rng(1)
-    dev = simulate(*SOURCES, arch=arch, seed=2, sm_count=1)
-    check_exact(dev, kind, integers(rng, 200, 17), None, 5, exclude_self=1)
+    dev = simulate(*SOURCES, seed=2, sm_count=1)
+    check_exact(dev, kind, integers(rng, 140, 17), None, 5, exclude_self=1)
 
 
-@pytest.mark.parametrize("views", [100, 7, 1])
+@pytest.mark.parametrize("views", [70, 7, 1])
 def test_views(simulate, views):
     dev = simulate(*SOURCES, seed=3, sm_count=1)
-    indices = check_exact(dev, "bfloat16", integers(np.random.default_rng(2), 200, 9), None, 4, views=views)
+    indices = check_exact(dev, "bfloat16", integers(np.random.default_rng(2), 140, 9), None, 4, views=views)
     assert (indices < 0).all() if views == 1 else (indices >= 0).all()
 
 
@@ -140,11 +136,12 @@ def test_instances_and_domains(simulate):
     assert (indices[:, 0] >= 0).any()
 
 
-@pytest.mark.parametrize(("sm_count", "q", "k"), [(8, 1100, 3), (8, 2100, 6), (8, 1100, 300)])
+@pytest.mark.parametrize(("sm_count", "q", "k"), [(8, 1100, 3), (8, 1600, 6), (8, 1100, 150)])
 def test_columns_split_over_blocks(simulate, sm_count, q, k):
+    """Two and three shares; two blocks of rows; lists longer than a share's tile."""
     rng = np.random.default_rng(4)
     dev = simulate(*SOURCES, seed=5, sm_count=sm_count)
-    x = integers(rng, 3 if k > 100 else 130, 5)
+    x = integers(rng, {3: 130, 6: 40, 150: 3}[k], 5)
     check_exact(dev, "bfloat16", x, integers(rng, q, 5), k)
     merges = sum("merge_kernel" in name for name in dev.launches)
     assert merges == 1
@@ -168,8 +165,7 @@ def test_equal_rows_rank_by_index(simulate, value):
     assert np.abs(values - abs(value)).max() < TOLERANCE
 
 
-@pytest.mark.parametrize("kind", ["bfloat16", "float32"])
-@pytest.mark.parametrize("broken", [np.nan, np.inf])
+@pytest.mark.parametrize(("kind", "broken"), [("bfloat16", np.nan), ("float32", np.inf)])
 def test_broken_rows_rank_first(simulate, kind, broken):
     rng = np.random.default_rng(7)
     rows = rng.standard_normal((150, 5))
@@ -200,7 +196,7 @@ def test_schedule_does_not_matter(simulate):
     rng = np.random.default_rng(9)
     rows = rng.standard_normal((150, 20))
     results = []
-    for seed, sm_count in ((1, 1), (2, 1), (3, 1)):
+    for seed, sm_count in ((1, 1), (2, 1)):
         dev = simulate(*SOURCES, seed=seed, sm_count=sm_count)
         results.append(search(dev, prepare(dev, rows), None, 6, exclude_self=1))
     for values, indices in results[1:]:
