@@ -112,10 +112,10 @@ def test_rows_as_they_are(simulate, kind):
 
 def test_a_student_that_equals_its_guide(simulate):
     # the divergence vanishes but for the temperatures: its two sums nearly cancel
-    x = problem(n=130, d=64, clusters=0, distill=True, teacher_temperature=0.21)
+    x = problem(n=130, d=64, clusters=0, distill=True, teacher_temperature=0.201)
     run = GuidedRun(simulate(*SOURCES), replace(x, guide=x.z))
     zeros = dict.fromkeys(DIFFERENTIABLE, np.zeros(x.n))
-    assert error(run.forward()["kl"], expected(run.problem, zeros)[0]["kl"]) <= 1e-3
+    assert error(run.forward()["kl"], expected(run.problem, zeros)[0]["kl"]) <= 2e-4
 
 
 def test_positives_are_a_set_and_may_be_all_rows(simulate):

@@ -144,7 +144,6 @@ __global__ void __launch_bounds__(kForwardThreads) guided_forward_kernel(GuidedP
   Turn load_at(steps.all), use_at = load_at;
 
   RowSums sums[kForwardFragments][2];
-  const float inv_tau = exponent_scale(p.inv_tau, p.temperature), inv_teacher_tau = teacher_scale(p);
 
   Tile s, c;
   int load_column = 0;
@@ -161,6 +160,7 @@ __global__ void __launch_bounds__(kForwardThreads) guided_forward_kernel(GuidedP
   const auto finish_tile = [&]() {
     const float* slot = fields + use_at.slot * kGuidedForwardFields * kGuidedColumns;
     const int first_column = columns[use_at.slot];
+    const float inv_tau = exponent_scale(p.inv_tau, p.temperature), inv_teacher_tau = teacher_scale(p);
 #pragma unroll
     for (int i = 0; i < kForwardFragments; ++i) {
 #pragma unroll
