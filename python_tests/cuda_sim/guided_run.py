@@ -120,12 +120,15 @@ class GuidedRun:
         self.order = np.arange(x.n)
         if p.contrast:
             self._order()
-        z = prepare(self.dev, x.z[self.order], x.kind, x.normalize, x.parts)
-        halves = x.kind == "float16" and not x.normalize  # float16 that bfloat16 has to multiply: two parts of it
-        guide = x.rounded()[1][self.order]
-        e = prepare(self.dev, guide, "float32" if halves else x.kind, True, x.parts)
+        kind = "float32" if x.kind == "float16" and not x.normalize else x.kind
+        half = kind == "float32" and x.parts is None
+        rows, guide = (values[self.order] for values in x.rounded())
+        z = prepare(self.dev, rows, kind, x.normalize, parts=x.parts, half=half)
+        e = prepare(self.dev, guide, kind, True, parts=x.parts, half=half)
         p.z, p.e, p.v = z.operand, e.operand, z.operand
-        if z.operand.is_half:
+        if half:
+            p.v = prepare(self.dev, rows, kind, x.normalize).operand
+        elif z.operand.is_half:
             self.values = self.dev.put(bf16_bits(self.dev.get(z.data)))
             p.v = Operand(self.values.ptr, z.operand.scale, x.n, z.operand.slices, 1, 0)
         p.inv_norm, p.normalize, p.grad_type = z.inv_norm.ptr, x.normalize, KINDS.index(x.kind)

@@ -134,22 +134,24 @@ class GuidedCall {
     p.neighbors = neighbors.mutable_data_ptr<int64_t>(), p.neighbor_at = neighbor_at_.mutable_data_ptr<int64_t>();
   }
 
-  // Rows in the order of the plan. Student and guide are multiplied in one type: float16 if both can be, else bfloat16,
-  // of which two parts hold a float16.
+  // Rows in the order of the plan. Student and guide are multiplied in one type, bfloat16 if one of them is: two parts
+  // of it hold a float16. Float32 rows are two parts of float16, 22 bits, for the products that exponents are made of.
   void prepare_operands() {
-    const bool half = in_.normalize && in_.z.scalar_type() == at::kHalf && in_.guide.scalar_type() == at::kHalf;
-    const auto ordered = [&](const at::Tensor& x) { return order_.defined() ? at::index_select(x, 0, order_) : x; };
-    const auto widened = [&](const at::Tensor& x) {
-      return x.scalar_type() == at::kDouble || (x.scalar_type() == at::kHalf && !half) ? x.to(at::kFloat) : x;
+    const auto is = [&](const at::Tensor& x, at::ScalarType type) { return x.scalar_type() == type; };
+    const bool one_part = in_.normalize && is(in_.z, at::kHalf) && is(in_.guide, at::kHalf);
+    const bool half_parts = !is(in_.z, at::kBFloat16) && !is(in_.guide, at::kBFloat16);
+    const auto ordered = [&](const at::Tensor& x) {
+      const at::Tensor rows = order_.defined() ? at::index_select(x, 0, order_) : x;
+      return one_part || is(x, at::kBFloat16) ? rows : rows.to(at::kFloat);
     };
     element_type(kOp, "z", in_.z);
-    z_ = prepare_rows(kOp, "z", ordered(widened(in_.z)), in_.normalize);
-    e_ = prepare_rows(kOp, "guide", ordered(widened(in_.guide)), true);
+    const at::Tensor z = ordered(in_.z);
+    z_ = prepare_rows(kOp, "z", z, in_.normalize, half_parts);
+    e_ = prepare_rows(kOp, "guide", ordered(in_.guide), true, half_parts);
     p.z = p.v = z_.view, p.e = e_.view, p.inv_norm = z_.inv_norm.const_data_ptr<float>();
-    if (half) {
-      values_ = z_.data.to(at::kBFloat16);
-      p.v.data = values_.data_ptr(), p.v.is_half = 0;
-    }
+    if (!z_.view.is_half) return;
+    values_ = one_part ? z_.data.to(at::kBFloat16) : prepare_rows(kOp, "z", z, in_.normalize).data;
+    p.v.data = values_.data_ptr(), p.v.is_half = 0;  // the scales are the same
   }
 
   void split(bool backward) {

@@ -52,7 +52,7 @@ enum GuidedSum : int {
 
 struct GuidedParams {
   Operand z, e;  // by position; e has unit rows
-  Operand v;     // z in bfloat16 for the second product of the backward pass: z itself unless z is float16
+  Operand v;     // z in bfloat16 for the second product of the backward pass: z itself unless that is float16
   int n, d, k, clusters_count;
   int padded;  // n up to a multiple of 128
   int contrast, distill, backward;
