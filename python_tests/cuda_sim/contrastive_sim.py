@@ -119,6 +119,11 @@ class Simulated:
         pulls = self.segment_sums(ids[order], order, 1, pull).ptr if pull else None
         return GroupSums(self.put(ids, np.int64), self.put(ids[order], np.int64), sums.ptr, pulls)
 
+    def plan_only(self):
+        tiles = ContrastiveForward(self.u, self.exponents, NeighborRules(), self.options.get("k", 0))
+        assert self.dev.call("ltood_plan_contrastive", tiles) == 0, self.dev.complaint
+        return tiles
+
     def forward(self):
         """(instance_loss, class_loss, lse, indices) where asked for, else None."""
         dev, n, o = self.dev, self.n, self.options

@@ -124,6 +124,17 @@ def test_units_of_many_tiles(device, online):
     assert np.array_equal(indices, indices_ref.numpy())
 
 
+def test_a_device_with_little_shared_memory(device):
+    """99 KiB a block (sm_86): rows are streamed; where no room is left, another kernel looks for the nearest row."""
+    rng = np.random.default_rng(11)
+    for online, kept in ((False, 1), (True, 0)):
+        problem = Simulated(device(arch="86"), rows(rng, 140, 264), TAU, "bfloat16", k=1, online=online)
+        plan = problem.plan_only()
+        assert (plan.nearest, plan.plan.resident) == (kept, 0)
+        assert plan.plan.shared_bytes <= 99 * 1024
+    check(Simulated(device(arch="86"), rows(rng, 140, 264), TAU, "bfloat16", online=True), rng)
+
+
 def test_split_columns(device):
     rng = np.random.default_rng(5)
     check(Simulated(device(), rows(rng, 258, 20), TAU, "bfloat16", bwd_plan={"splits": 3}), rng)

@@ -29,29 +29,27 @@ TilesKernel tiles_kernel(const ContrastiveForward& p) {
 
 // N = 16,384 on 132 multiprocessors: 128 × 129 / 2 = 8,256 tiles for 264 blocks. Units of 1 × 4 tiles make 2,112 of
 // them, eight a block, so that the last round wastes little, while the rows are loaded for every fourth tile only.
-// The slots hold N (chunks + groups) floats: row_tiles and col_tiles grow with N to keep both under 128.
-int plan_triangle(ContrastiveForward& p, const cuda::DeviceLimits& limits) {
+// The slots hold N (groups + chunks) floats: at most 128 groups, and 128 chunks up to N = 262,144 (512 for a million).
+void plan_triangle(ContrastiveForward& p, const cuda::DeviceLimits& limits) {
   TrianglePlan& plan = p.plan;
-  const int64_t tiles = ceil_div(p.u.rows, contrastive::kTile);
-  const int64_t count = tiles * (tiles + 1) / 2, blocks = 2 * limits.multiprocessors;
-  plan.tiles = static_cast<int>(tiles);
-  plan.row_tiles = static_cast<int>(ceil_div<int64_t>(tiles, 128));
-  const int64_t wanted = ceil_div<int64_t>(count / plan.row_tiles, 8 * blocks);
-  const int64_t least = ceil_div<int64_t>(tiles, 1024) * 4, most = 16;
-  plan.col_tiles =
-      static_cast<int>(tiles <= 64 ? std::min<int64_t>(wanted, 4) : std::min(std::max(wanted, least), most));
-  plan.col_tiles = std::max(plan.col_tiles, 1);
+  plan.tiles = ceil_div(p.u.rows, contrastive::kTile);
+  plan.row_tiles = ceil_div(plan.tiles, 128);
+  const int rows = p.u.parts * p.u.slices * contrastive::kSliceBytes;
+  const int stages = contrastive::kStages * contrastive::kSliceBytes;
+  const auto column_tile = [&] {
+    return ((p.exponents.online ? 8 : 4) + (p.nearest ? 8 : 0)) * contrastive::kWarpsM * contrastive::kTile;
+  };
+  plan.resident = p.u.parts * p.u.slices <= 4 && rows + stages + column_tile() <= limits.shared_bytes;
+  const int tile_bytes = plan.resident ? rows + stages : 2 * stages;
+  if (tile_bytes + column_tile() > limits.shared_bytes) p.nearest = 0;
+  const int most = std::clamp((limits.shared_bytes - tile_bytes) / column_tile(), 1, 16);
+  const int64_t count = int64_t(plan.tiles) * (plan.tiles + 1) / 2, blocks = 2 * limits.multiprocessors;
+  plan.col_tiles = static_cast<int>(std::clamp<int64_t>(ceil_div(count / plan.row_tiles, 8 * blocks), 1, most));
+  plan.shared_bytes = tile_bytes + plan.col_tiles * column_tile();
   plan.groups = ceil_div(plan.tiles, plan.row_tiles);
   plan.chunks = ceil_div(plan.tiles, plan.col_tiles);
   plan.units = 0;
   for (int g = 0; g < plan.groups; ++g) plan.units += ceil_div(plan.tiles - g * plan.row_tiles, plan.col_tiles);
-  const int column_bytes = (p.exponents.online ? 8 : 4) + (p.nearest ? 8 : 0);
-  const int columns = column_bytes * contrastive::kWarpsM * plan.col_tiles * contrastive::kTile;
-  const int rows = p.u.parts * p.u.slices * contrastive::kSliceBytes,
-            stages = contrastive::kStages * contrastive::kSliceBytes;
-  plan.resident = p.u.parts * p.u.slices <= 4 && rows + stages + columns <= limits.shared_bytes;
-  plan.shared_bytes = columns + (plan.resident ? rows + stages : 2 * stages);
-  return 0;
 }
 
 struct PushLaunch {

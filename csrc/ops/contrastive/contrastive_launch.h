@@ -132,7 +132,9 @@ struct ContrastiveBackward {
 };
 
 extern "C" {
-int ltood_plan_contrastive(ContrastiveForward* params);  // fills `plan` from u, exponents, nearest
+// Fills `plan` from u, exponents and nearest; clears `nearest` where a block's shared memory has no room for it (slices
+// that are streamed, online, 100 KiB), which leaves the search to the top-k kernel.
+int ltood_plan_contrastive(ContrastiveForward* params);
 int ltood_launch_contrastive_tiles(const ContrastiveForward* params, void* stream);
 int ltood_launch_contrastive_rows(const ContrastiveRows* params, void* stream);
 int ltood_launch_contrastive_row_gradients(const RowGradients* params, void* stream);
