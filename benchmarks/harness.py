@@ -11,7 +11,9 @@ import ctypes
 import gc
 import platform
 import re
+import time
 from collections.abc import Callable
+from functools import cache
 from pathlib import Path
 
 import torch
@@ -67,11 +69,32 @@ def forward_backward(function: Callable, inputs: dict) -> Callable[[], object]:
     return call
 
 
+@cache
+def rates() -> dict[str, float]:
+    """What this machine reaches, measured once: float32 products, bytes copied (read and written), exponentials."""
+
+    def best(call: Callable[[], object]) -> float:
+        times = []
+        for _ in range(7):
+            start = time.perf_counter()
+            call()
+            times.append(time.perf_counter() - start)
+        return min(times)
+
+    a, out = torch.randn(2, 2048, 2048)
+    source, target = torch.randn(2, 1 << 26)
+    return {
+        "sgemm_gflop_per_s": 2e-9 * 2048**3 / best(lambda: torch.mm(a, a, out=out)),
+        "copy_gb_per_s": 8e-9 * source.numel() / best(lambda: target.copy_(source)),
+        "gexp_per_s": 1e-9 * a.numel() / best(lambda: torch.exp(a, out=out)),
+    }
+
+
 DIRECTIONS = {"forward": forward, "forward+backward": forward_backward}
 
 
 def measure(benchmark, call: Callable[[], object], rounds: int, **labels: object) -> None:
     """Times `call` under pytest-benchmark and stores labels and peak memory beside the time."""
     call()  # compilation, page faults and thread pools are not the op's cost
-    benchmark.extra_info.update(labels, peak_mib=round(peak_mib(call), 1), **machine())
+    benchmark.extra_info.update(labels, peak_mib=round(peak_mib(call), 1), **machine(), **rates())
     benchmark.pedantic(call, rounds=rounds, iterations=1, warmup_rounds=0)

@@ -2,7 +2,7 @@
 // leaves a piece in every block's edges (its first piece as the tail of a block, the others as heads), which the block
 // where it starts adds up in a second launch, in order. Reads `count` rows once; bound by memory, O(N D).
 #include "cuda/launch.cuh"
-#include "cuda/primitives/mma.cuh"
+#include "cuda/operand.cuh"
 #include "cuda/segment_sums.h"
 
 namespace ltood {
@@ -10,15 +10,6 @@ namespace {
 
 constexpr int kPositions = 128;
 constexpr int kThreads = 128;
-
-template <typename half_t>
-__device__ float element(const Operand& x, int64_t row, int j) {
-  const int width = kSlice * x.slices;
-  const half_t* data = static_cast<const half_t*>(x.data) + row * width + j;
-  float value = prim::to_float(data[0]);
-  if (x.parts == 2) value += prim::to_float(data[size_t(x.rows) * width]);
-  return value * x.scale[row];
-}
 
 // Edges of block b: row 2 b is its head (a segment that began before), row 2 b + 1 its tail (one that goes on behind).
 template <typename half_t>

@@ -1,24 +1,14 @@
 // What the contrastive losses do a row at a time, on both sides of the tiles: a warp a row, O(N D) work and memory.
 #pragma once
 
+#include "cuda/operand.cuh"
 #include "cuda/primitives/math.cuh"
-#include "cuda/primitives/mma.cuh"
 #include "ops/contrastive/contrastive_kernel.cuh"
 #include "ops/contrastive/contrastive_launch.h"
 
 namespace ltood::contrastive {
 
 constexpr int kRowWarps = 4;
-
-// u_ij, from the operand that the tensor cores read.
-template <typename half_t>
-__device__ __forceinline__ float element(const Operand& x, int64_t row, int j) {
-  const size_t width = size_t(kSlice) * x.slices;
-  const half_t* data = static_cast<const half_t*>(x.data) + row * width + j;
-  float value = prim::to_float(data[0]);
-  if (x.parts == 2) value += prim::to_float(data[x.rows * width]);
-  return value * x.scale[row];
-}
 
 // How many rows are in row i's group: a range of the sorted ids.
 __device__ inline int group_size(const GroupSums& groups, int n, int64_t id) {
