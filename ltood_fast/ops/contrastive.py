@@ -109,7 +109,8 @@ def nt_xent(
         normalize: L2-normalise the rows first (eps 1e-12); the gradient goes through it. ``False``: use them as given.
         reduction: ``"mean"`` (over the rows that have a positive), ``"sum"``, or ``"none"`` (``[N]``).
         return_lse: also return ``lse [N]``, differentiable.
-        backend: ``"auto"``, ``"reference"``, ``"cpu"`` or ``"cuda"``, see ``ltood_fast.build_info()``.
+        backend: ``"auto"``, ``"reference"``, ``"cpu"`` or ``"cuda"`` (not yet verified on hardware; no float64), see
+            ``ltood_fast.build_info()``.
 
     Returns:
         The loss, 0-d (or ``[N]``), float32 (float64 for float64 input); with ``return_lse``, ``(loss, lse)``.
@@ -158,7 +159,8 @@ def supcon(
         normalize: L2-normalise the rows first (eps 1e-12); the gradient goes through it. ``False``: use them as given.
         reduction: ``"mean"`` (over the rows that have a positive), ``"sum"``, or ``"none"`` (``[N]``).
         return_lse: also return ``lse [N]``, differentiable.
-        backend: ``"auto"``, ``"reference"``, ``"cpu"`` or ``"cuda"``, see ``ltood_fast.build_info()``.
+        backend: ``"auto"``, ``"reference"``, ``"cpu"`` or ``"cuda"`` (not yet verified on hardware; no float64), see
+            ``ltood_fast.build_info()``.
 
     Returns:
         The loss, 0-d (or ``[N]``), float32 (float64 for float64 input); with ``return_lse``, ``(loss, lse)``.
@@ -223,7 +225,8 @@ def psd_loss(
         return_lse: also return ``lse [N]``, differentiable.
         return_neighbors: also return ``cosines [N, k]`` (inner products when ``normalize=False``; no gradient) and
             ``indices [N, k]`` int64, best first; -inf and -1 where a row ran out of candidates.
-        backend: ``"auto"``, ``"reference"``, ``"cpu"`` or ``"cuda"``, see ``ltood_fast.build_info()``.
+        backend: ``"auto"``, ``"reference"``, ``"cpu"`` or ``"cuda"`` (not yet verified on hardware; no float64), see
+            ``ltood_fast.build_info()``.
 
     Returns:
         The loss, 0-d (or ``[N]``), float32 (float64 for float64 input); with extras
@@ -297,7 +300,8 @@ def domain_loss(
         normalize: L2-normalise the rows first (eps 1e-12); the gradient goes through it. ``False``: use them as given.
         reduction: ``"mean"``, ``"sum"`` or ``"none"``.
         return_lse: ("supcon" only) also return ``lse [N]``, differentiable.
-        backend: ``"auto"``, ``"reference"``, ``"cpu"`` or ``"cuda"``; "bce" has no kernel of its own.
+        backend: ``"auto"``, ``"reference"``, ``"cpu"`` or ``"cuda"`` (not yet verified on hardware; no float64);
+            "bce" has no kernel of its own.
 
     Returns:
         The loss, 0-d (or ``[N]``), float32 (float64 for float64 input); with ``return_lse``, ``(loss, lse)``.
@@ -389,7 +393,8 @@ def stage1_loss(
         reduction: ``"mean"`` (each part over its own rows that have a positive), ``"sum"``, or ``"none"`` (``[N]``).
         return_lse: also return ``lse [N]``, differentiable.
         return_neighbors: also return ``cosines [N, k]`` (no gradient) and ``indices [N, k]``, as :func:`psd_loss`.
-        backend: ``"auto"``, ``"reference"``, ``"cpu"`` or ``"cuda"``, see ``ltood_fast.build_info()``.
+        backend: ``"auto"``, ``"reference"``, ``"cpu"`` or ``"cuda"`` (not yet verified on hardware; no float64), see
+            ``ltood_fast.build_info()``.
 
     Returns:
         ``Stage1Result(total, psd, domain)``, each 0-d (or ``[N]``), float32 (float64 for float64 input); with extras

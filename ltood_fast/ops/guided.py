@@ -76,7 +76,7 @@ def guided_contrastive(
         normalize: L2-normalise the rows of ``z`` (eps 1e-12); the gradient goes through it.
         reduction: ``"mean"`` over the rows with positives, ``"sum"``, or ``"none"`` (``[N]``, row order).
         return_lse: also return ``lse`` ``[N]`` (-inf for a row with neither positives nor negatives).
-        backend: ``"auto"``, ``"reference"``, ``"cpu"`` or ``"cuda"``.
+        backend: ``"auto"``, ``"reference"``, ``"cpu"`` or ``"cuda"`` (not yet verified on hardware; no float64).
 
     Returns:
         The loss, 0-d or ``[N]``, float32 (float64 for float64 ``z``); with ``return_lse`` the tuple ``(loss, lse)``.
@@ -155,7 +155,7 @@ def relational_distill(
         normalize: L2-normalise the rows of ``z`` (eps 1e-12); the gradient goes through it.
         reduction: ``"mean"``, ``"sum"``, or ``"none"`` (``[N]``, row order).
         return_lse: also return the student's ``log sum_{j != i} exp(s_ij)``, ``[N]`` (-inf for N = 1).
-        backend: ``"auto"``, ``"reference"``, ``"cpu"`` or ``"cuda"``.
+        backend: ``"auto"``, ``"reference"``, ``"cpu"`` or ``"cuda"`` (not yet verified on hardware; no float64).
 
     Returns:
         The loss in nats, 0-d or ``[N]``, float32 (float64 for float64 ``z``); with ``return_lse`` ``(loss, lse)``.
@@ -251,7 +251,7 @@ def stage2_loss(
         teacher_temperature: of the guide in relational distillation; None: the same value as ``temperature``.
         reduction: ``"mean"``, ``"sum"``, or ``"none"`` (``[N]`` each), applied to each part.
         return_lse: also return the guided loss's ``lse`` ``[N]``.
-        backend: ``"auto"``, ``"reference"``, ``"cpu"`` or ``"cuda"``.
+        backend: ``"auto"``, ``"reference"``, ``"cpu"`` or ``"cuda"`` (not yet verified on hardware; no float64).
 
     Returns:
         ``Stage2Result(total, guided, distill)``, float32 (float64 for float64 ``z``); with ``return_lse`` the tuple
