@@ -79,6 +79,20 @@ def test_nt_xent(device, kind, n, d):
     check(Simulated(device(), rows(rng, n, d), TAU, kind), rng)
 
 
+@pytest.mark.parametrize(
+    ("kind", "d", "options"),
+    [
+        ("float16", 40, {"online": True}),
+        ("float16", 80, {}),
+        ("float32", 80, {"online": True}),
+        ("float32", 80, {"normalize": False}),
+    ],
+)
+def test_the_other_shapes_of_the_backward(device, kind, d, options):
+    rng = np.random.default_rng(12)
+    check(Simulated(device(), rows(rng, 258, d) / np.float32(d**0.5), TAU, kind, **options), rng)
+
+
 def test_stage1(device):
     """Everything at once: views, a nearest neighbour of the own domain with a weight a row, and the domains' part."""
     rng = np.random.default_rng(1)

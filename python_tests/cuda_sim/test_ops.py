@@ -150,3 +150,16 @@ def test_relational_distill(served):
     )
     assert_loss_close(kernel, exact, torch.float32)
     assert_gradient_close(*(torch.autograd.grad(loss, z)[0] for loss in (kernel, exact)), torch.float32)
+
+
+def test_guided_contrastive(served):
+    """Alone and in bfloat16: the tiles of the negatives only."""
+    z, guide, clusters, far = guide_problem(70, 20, 12)
+    z, guide = z.bfloat16(), guide.bfloat16()
+    results = []
+    for rows, other, backend in ((z, guide, "auto"), (z.double(), guide.double(), "reference")):
+        rows = rows.detach().requires_grad_()
+        loss = ltood_fast.guided_contrastive(rows, other, clusters, far, 0.25, k=2, backend=backend)
+        results.append((loss, torch.autograd.grad(loss, rows)[0]))
+    assert_loss_close(results[0][0], results[1][0], torch.bfloat16)
+    assert_gradient_close(results[0][1], results[1][1], torch.bfloat16)
