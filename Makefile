@@ -1,4 +1,4 @@
-# make demo | test | ptx-test | lint | format | gpu-check | clean
+# make demo | test | ptx-test | lint | format | sanitize | gpu-check | clean
 # TORCH picks another torch:    make test TORCH="torch torchvision"
 # PYTHON, VENV pick the interpreter and the environment; VENV= (empty) uses PYTHON as it is and installs nothing.
 PYTHON ?= python3

@@ -69,7 +69,6 @@ def test_against_the_float64_reference(case, shape, dtype):
 
 
 @pytest.mark.cuda
-@pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device here")
 @pytest.mark.parametrize("dtype", CUDA_DTYPES, ids=str)
 @pytest.mark.parametrize("shape", SHAPES.values(), ids=SHAPES.keys())
 @pytest.mark.parametrize("case", CASES.values(), ids=CASES.keys())
@@ -80,7 +79,6 @@ def test_cuda_against_the_float64_reference(case, shape, dtype):
 
 
 @pytest.mark.cuda
-@pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device here")
 @pytest.mark.parametrize("dtype", CUDA_DTYPES, ids=str)
 @pytest.mark.parametrize("tau", [0.01, 0.0228, 0.023, 0.2, 10.0])  # on both sides of the fixed shift's bound
 @pytest.mark.parametrize("normalize", [True, False])

@@ -7,10 +7,7 @@ import torch.nn.functional as F
 import ltood_fast
 from python_tests.tolerances import assert_gradient_close, assert_loss_close
 
-pytestmark = [
-    pytest.mark.cuda,
-    pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device here"),
-]
+pytestmark = pytest.mark.cuda
 
 
 def ops(n: int, d: int, dtype: torch.dtype) -> dict:
