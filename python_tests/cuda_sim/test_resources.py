@@ -11,8 +11,7 @@ LAUNCHERS = sorted(str(path.relative_to(ROOT)) for path in ROOT.glob("csrc/ops/*
 
 def resources(ptx: str, arch: str) -> dict[str, tuple[int, int]]:
     """Kernel -> (bytes of stack and spills, registers)."""
-    ptxas = nvcc_path().removesuffix("nvcc") + "ptxas"
-    command = ["ptxas" if not ROOT.joinpath(ptxas).exists() else ptxas, "-v", f"-arch={arch}", ptx, "-o", "/dev/null"]
+    command = [nvcc_path(), "-cubin", "-Xptxas", "-v", f"-arch={arch}", ptx, "-o", "/dev/null"]
     report = subprocess.run(command, capture_output=True, text=True, check=True).stderr
     entries = re.split(r"Compiling entry function '", report)[1:]
     found = {}
