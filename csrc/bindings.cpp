@@ -27,6 +27,15 @@ TORCH_LIBRARY(ltood_fast, m) {
       "Tensor? temperature_tensor, bool normalize, Tensor? instance_ids, Tensor? labels, float neighbor_weight, "
       "Tensor? neighbor_weights, Tensor? bank, Tensor lse, Tensor instance_weight, Tensor class_weight, "
       "Tensor cosines, Tensor indices) -> (Tensor grad_z, Tensor grad_temperature)");
+  // A rectangle of the same similarities: rows [n, D] of one process, columns [M, D] of others. lse [n], the k best
+  // columns [n, k]; then push [n, D] = (1/tau) (x_weight exp(s - x_lse) + y_weight exp(s - y_lse)) u(y)
+  m.def(
+      "contrastive_block(Tensor x, Tensor y, float temperature, Tensor? temperature_tensor, bool normalize, "
+      "SymInt diagonal, int k, Tensor? x_instance, Tensor? y_instance, Tensor? x_domain, Tensor? y_domain) "
+      "-> (Tensor lse, Tensor cosines, Tensor indices)");
+  m.def(
+      "contrastive_block_push(Tensor x, Tensor y, float temperature, Tensor? temperature_tensor, bool normalize, "
+      "SymInt diagonal, Tensor x_lse, Tensor x_weight, Tensor? y_lse, Tensor? y_weight) -> Tensor push");
   // Stage 2. clusters: the guided contrastive loss; distill: relational distillation. What is not asked for is empty.
   m.def(
       "guided(Tensor z, Tensor guide, Tensor? clusters, Tensor? far, Tensor? instance_ids, Tensor? pos_idx, "

@@ -33,6 +33,9 @@ OP_OF_FUNCTION = {
     "cluster_tailness": "knn",
 }
 
+# Ops without a public function of their own: what the losses over a process group are made of.
+_INNER_OPS = ("contrastive_block",)
+
 
 def _minor_version(version: str) -> list[str]:
     return version.split("+")[0].split(".")[:2]
@@ -53,7 +56,7 @@ check_torch_version(_C.build_info()["torch"], torch.__version__)
 # Asked once: the dispatcher cannot be asked while torch.compile traces.
 _KERNELS = frozenset(
     (op, device)
-    for op in OP_OF_FUNCTION.values()
+    for op in (*OP_OF_FUNCTION.values(), *_INNER_OPS)
     for device in ("cpu", "cuda")
     if hasattr(torch.ops.ltood_fast, op)
     and torch._C._dispatch_has_kernel_for_dispatch_key(f"ltood_fast::{op}", device.upper())

@@ -27,6 +27,15 @@ inline at::Tensor pad_rows(const at::Tensor& x, int64_t block, c10::ScalarType d
   return rows;
 }
 
+// -inf where row r of a tile meets column r + offset: such a pair is left out of every sum and search.
+template <typename T>
+void exclude_diagonal(Matrix<T> tile, int64_t rows, int64_t cols, int64_t offset) {
+  const int64_t end = std::min(rows, cols - offset);
+  for (int64_t r = std::max<int64_t>(0, -offset); r < end; ++r) {
+    tile.data[r * tile.stride + r + offset] = -std::numeric_limits<T>::infinity();
+  }
+}
+
 // All products are of whole blocks, padding included: few shapes occur, and a product has the same bits wherever its
 // rows lie. The right operand is read from a copy that is transposed block by block.
 template <typename T>
@@ -59,9 +68,7 @@ class RowBlocks {
   // The same for the rows of block j, and -inf where a row meets itself.
   Matrix<T> products(int64_t i, int64_t j) const {
     const Matrix<T> tile = products(i, transposed(j), block_);
-    for (int64_t r = 0; i == j && r < size(i); ++r) {
-      tile.data[r * (block_ + 1)] = -std::numeric_limits<T>::infinity();
-    }
+    if (i == j) exclude_diagonal(tile, size(i), size(i), 0);
     return tile;
   }
 

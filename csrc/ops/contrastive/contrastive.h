@@ -18,6 +18,8 @@ namespace ltood {
 
 using OptionalTensor = std::optional<at::Tensor>;
 
+inline OptionalTensor dense(const OptionalTensor& x) { return x ? OptionalTensor(x->contiguous()) : std::nullopt; }
+
 struct ContrastiveInputs {
   const at::Tensor& z;  // [N, D] float
   double temperature;
@@ -39,14 +41,19 @@ struct ContrastiveSizes {
   int64_t n, d, q;
 };
 
+inline void check_vector(const char* op, const OptionalTensor& x, const char* name, c10::ScalarType dtype,
+                         int64_t length, const at::Tensor& rows, const char* name_of_rows) {
+  if (!x) return;
+  LTOOD_CHECK_TYPE(x->scalar_type() == dtype, op, name, dtype, x->scalar_type());
+  LTOOD_CHECK_VALUE(x->dim() == 1 && x->size(0) == length, op, name, c10::str("of shape [", length, "]"), "shape ",
+                    x->sizes());
+  LTOOD_CHECK_VALUE(x->device() == rows.device(), op, name, c10::str("on ", rows.device(), " as ", name_of_rows, " is"),
+                    x->device());
+}
+
 inline void check_rows(const OptionalTensor& x, const char* name, c10::ScalarType dtype, int64_t length,
                        const at::Tensor& z) {
-  if (!x) return;
-  LTOOD_CHECK_TYPE(x->scalar_type() == dtype, "contrastive", name, dtype, x->scalar_type());
-  LTOOD_CHECK_VALUE(x->dim() == 1 && x->size(0) == length, "contrastive", name, c10::str("of shape [", length, "]"),
-                    "shape ", x->sizes());
-  LTOOD_CHECK_VALUE(x->device() == z.device(), "contrastive", name, c10::str("on ", z.device(), " as z is"),
-                    x->device());
+  check_vector("contrastive", x, name, dtype, length, z, "z");
 }
 
 inline ContrastiveSizes check_embeddings(const at::Tensor& z, const OptionalTensor& bank) {

@@ -1,5 +1,6 @@
 // The contrastive losses on the CPU, forward. Each similarity is computed once: a tile of the upper triangle feeds the
 // sums (and neighbours) of its rows and of its columns. The positives are linear in N.
+#include <ATen/ops/arange.h>
 #include <ATen/ops/empty.h>
 #include <ATen/ops/zeros_like.h>
 #include <torch/library.h>
@@ -9,6 +10,7 @@
 #include <tuple>
 
 #include "ops/contrastive/contrastive_positives.h"
+#include "ops/contrastive/contrastive_search.h"
 #include "ops/contrastive/contrastive_tiles.h"
 
 namespace ltood {
@@ -16,76 +18,6 @@ namespace {
 
 using ContrastiveOutputs =
     std::tuple<at::Tensor, at::Tensor, at::Tensor, at::Tensor, at::Tensor, at::Tensor, at::Tensor>;
-
-// Neighbours as the tiles see them: who is whose instance, and domains numbered from 0.
-struct CandidateRows {
-  std::vector<int64_t> view_ids;  // of the default views
-  const int64_t* instance = nullptr;
-  const int64_t* bank_instance = nullptr;
-  std::vector<int32_t> domain, bank_domain;
-
-  explicit CandidateRows(const ContrastiveInputs& in, int64_t n) {
-    if (!in.bank) {
-      for (int64_t i = 0; i < n && !in.instance_ids; ++i) view_ids.push_back(i % (n / 2));
-      instance = in.instance_ids ? in.instance_ids->const_data_ptr<int64_t>() : view_ids.data();
-      if (in.domain) number({&domain, *in.domain});
-    } else {
-      if (in.bank_ids) instance = in.instance_ids->const_data_ptr<int64_t>();
-      if (in.bank_ids) bank_instance = in.bank_ids->const_data_ptr<int64_t>();
-      if (in.bank_domain) number({&domain, *in.domain}, {&bank_domain, *in.bank_domain});
-    }
-  }
-
-  Candidates of_rows(int64_t start) const { return slice(instance, domain, start); }
-  Candidates of_columns(int64_t start, bool bank) const {
-    return bank ? slice(bank_instance, bank_domain, start) : slice(instance, domain, start);
-  }
-
- private:
-  static Candidates slice(const int64_t* instance, const std::vector<int32_t>& domain, int64_t start) {
-    return {instance ? instance + start : nullptr, domain.empty() ? nullptr : domain.data() + start};
-  }
-
-  // The domains of one or two sets of rows as 0, 1, ..., equal where the domains are equal.
-  using Numbered = std::pair<std::vector<int32_t>*, at::Tensor>;
-  static void number(const Numbered& first, const Numbered& second = {nullptr, {}}) {
-    std::vector<int64_t> all;
-    for (const auto& [numbers, domains] : {first, second}) {
-      if (!numbers) continue;
-      const int64_t* data = domains.const_data_ptr<int64_t>();
-      all.insert(all.end(), data, data + domains.numel());
-    }
-    const RowGroups groups = group_rows(all.data(), static_cast<int64_t>(all.size()));
-    const int64_t n = first.second.numel();
-    first.first->resize(n);
-    if (second.first) second.first->resize(all.size() - n);
-    for (int64_t g = 0; g < groups.count(); ++g) {
-      for (int64_t entry = groups.offsets[g]; entry < groups.offsets[g + 1]; ++entry) {
-        const int64_t row = groups.order[entry];
-        (row < n ? (*first.first)[row] : (*second.first)[row - n]) = static_cast<int32_t>(g);
-      }
-    }
-  }
-};
-
-template <typename T>
-struct Neighbors {
-  at::Tensor cosines, indices;  // [N, k]
-  std::vector<T> worst;         // [N]
-
-  Neighbors(int64_t n, int64_t k, const at::TensorOptions& options)
-      : cosines(at::empty({n, k}, options)), indices(at::empty({n, k}, options.dtype(at::kLong))) {
-    cosines.fill_(-std::numeric_limits<double>::infinity());
-    indices.fill_(-1);
-    worst.assign(n, -std::numeric_limits<T>::infinity());
-  }
-
-  BestK<T> best(int64_t start) {
-    const int64_t k = cosines.size(1);
-    return {cosines.mutable_data_ptr<T>() + start * k, indices.mutable_data_ptr<int64_t>() + start * k,
-            worst.data() + start, k};
-  }
-};
 
 // One pass over the upper triangle: row log-sum-exp (returned), and the neighbours in the batch when k > 0.
 template <typename T>
@@ -105,13 +37,12 @@ std::vector<double> similarity_pass(const PreparedRows& rows, const RowBlocks<T>
       add_exp_sums_online(tile, largest.data() + r, sum.data() + r, largest.data() + c, col_sum);
     }
     if (search) {
-      offer_neighbors(tile, r, c, candidates.of_rows(r), candidates.of_columns(c, false), neighbors.best(r),
+      offer_neighbors(tile, r, c, candidates.of_rows(r), candidates.of_columns(c), neighbors.best(r),
                       i == j ? BestK<T>{} : neighbors.best(c));
     }
   });
   for (int64_t i = 0; i < n; ++i) {
-    const double shift = fixed_shift || std::isinf(largest[i]) ? 0.0 : double(largest[i]) * rows.inv_tau;
-    sum[i] = std::log(sum[i]) + shift;
+    sum[i] = log_sum_exp(sum[i], fixed_shift ? T(0) : largest[i], rows.inv_tau);
   }
   return sum;
 }
@@ -132,7 +63,7 @@ void search_bank(const ContrastiveInputs& in, const PreparedRows& rows, const Ro
       transposed.copy_(columns.t());
       const Matrix<T> values = blocks.products(i, {transposed.const_data_ptr<T>(), block}, block);
       offer_neighbors(tile_of(values, blocks.size(i), size, rows), r, c, candidates.of_rows(r),
-                      candidates.of_columns(c, true), neighbors.best(r), BestK<T>{});
+                      candidates.of_columns(c), neighbors.best(r), BestK<T>{});
     }
   });
 }
@@ -182,13 +113,24 @@ at::Tensor row_losses(const std::vector<double>& lse, const at::Tensor& similari
   return losses.to(dtype);
 }
 
+// The rules of the search, of which there may be none; views are an instance rule too.
+CandidateRows candidates_of(const ContrastiveInputs& in, int64_t n) {
+  if (in.k == 0) return {};
+  if (!in.bank) {
+    const auto views = [&] { return at::arange(n, in.z.options().dtype(at::kLong)).remainder_(n / 2); };
+    return {in.instance_ids ? *in.instance_ids : views(), in.domain};
+  }
+  return {in.bank_ids ? in.instance_ids : std::nullopt, in.bank_ids, in.bank_domain ? in.domain : std::nullopt,
+          in.bank_domain};
+}
+
 template <typename T>
 ContrastiveOutputs forward(const ContrastiveInputs& in, const PreparedRows& rows) {
   const int64_t n = in.z.size(0);
   const at::ScalarType dtype = wide_dtype(in.z.scalar_type());
   const auto doubles = rows.u.options().dtype(at::kDouble);
   Neighbors<T> neighbors(n, in.k, rows.u.options());
-  const CandidateRows candidates(in, in.k > 0 ? n : 0);
+  const CandidateRows candidates = candidates_of(in, n);
   const RowBlocks<T> blocks = row_blocks<T>(rows);
   const std::vector<double> lse = similarity_pass(rows, blocks, in.k > 0 && !in.bank, candidates, neighbors);
   if (in.k > 0 && in.bank) search_bank(in, rows, blocks, candidates, neighbors);
@@ -218,7 +160,6 @@ ContrastiveOutputs contrastive_cpu(const at::Tensor& z, double temperature, cons
                                    const OptionalTensor& neighbor_weights, const OptionalTensor& domain,
                                    const OptionalTensor& bank, const OptionalTensor& bank_ids,
                                    const OptionalTensor& bank_domain) {
-  const auto dense = [](const OptionalTensor& x) { return x ? OptionalTensor(x->contiguous()) : std::nullopt; };
   const OptionalTensor ids = dense(instance_ids), classes = dense(labels), weights = dense(neighbor_weights);
   const OptionalTensor domains = dense(domain), ids_of_bank = dense(bank_ids), domains_of_bank = dense(bank_domain);
   const ContrastiveInputs in{

@@ -81,25 +81,14 @@ at::Tensor push_apart(const PreparedRows& rows, const RowGradients& row, const a
   const RowBlocks<T> blocks = row_blocks<T>(rows);
   const int64_t n = rows.u.size(0), d = rows.u.size(1), block = blocks.block();
   const bool fixed_shift = rows.exponent_bound <= safe_exponent<T>();
-  const double* lse_data = lse.const_data_ptr<double>();
-  std::vector<T> weight(n), lse2(n);
-  for (int64_t i = 0; i < n; ++i) {
-    const double w = row.lse[i] / row.largest;
-    lse2[i] = static_cast<T>(w == 0 ? std::numeric_limits<double>::infinity() : lse_data[i] * kLog2E);
-    weight[i] = static_cast<T>(fixed_shift && w != 0 ? w * std::exp(-lse_data[i]) : w);
-  }
+  const SoftmaxFactors<T> factors(row.lse.data(), lse.const_data_ptr<double>(), n, row.largest, fixed_shift);
   const at::Tensor grad = at::zeros_like(rows.padded);
   const at::Tensor of_columns = at::zeros({blocks.count(), d, block}, grad.options());
   for_each_tile(blocks.count(), [&](int64_t i, int64_t j) {
     const Matrix<T> values = blocks.products(i, j);
     const Tile<T> tile = tile_of(values, blocks.size(i), blocks.size(j), rows);
     const int64_t r = blocks.start(i), c = blocks.start(j);
-    if (fixed_shift) {
-      weight_by_softmax(tile, weight.data() + r, weight.data() + c);
-    } else {
-      weight_by_softmax_online(tile, SoftmaxRows<T>{weight.data() + r, lse2.data() + r},
-                               SoftmaxRows<T>{weight.data() + c, lse2.data() + c});
-    }
+    weight_tile(tile, fixed_shift, factors.from(r), factors.from(c));
     const Matrix<const T> g{values.data, values.stride};
     multiply(block, d, block, g, blocks.rows(j), {grad.mutable_data_ptr<T>() + r * d, d}, true);
     if (i == j) return;
@@ -211,7 +200,6 @@ std::tuple<at::Tensor, at::Tensor> contrastive_bwd_cpu(
     const OptionalTensor& neighbor_weights, const OptionalTensor& bank, const at::Tensor& lse,
     const at::Tensor& instance_weight, const at::Tensor& class_weight, const at::Tensor& cosines,
     const at::Tensor& indices) {
-  const auto dense = [](const OptionalTensor& x) { return x ? OptionalTensor(x->contiguous()) : std::nullopt; };
   const OptionalTensor ids = dense(instance_ids), classes = dense(labels), weights = dense(neighbor_weights);
   const at::Tensor dense_lse = lse.contiguous(), dense_instance = instance_weight.contiguous();
   const at::Tensor dense_class = class_weight.contiguous(), dense_cosines = cosines.contiguous();

@@ -44,8 +44,6 @@ struct Temperature {
 
 const int64_t* indices_of(const OptionalTensor& x) { return x ? x->const_data_ptr<int64_t>() : nullptr; }
 
-OptionalTensor dense(const OptionalTensor& x) { return x ? OptionalTensor(x->contiguous()) : std::nullopt; }
-
 // sums[key] of weight * u over rows that are sorted by key.
 at::Tensor segment_sums(const OperandTensors& u, const at::Tensor& keys, const at::Tensor& order, int entries_per_row,
                         const at::Tensor& weight, int64_t d) {

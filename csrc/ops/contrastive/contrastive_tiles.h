@@ -7,6 +7,8 @@
 #include <algorithm>
 #include <cmath>
 #include <functional>
+#include <limits>
+#include <utility>
 #include <vector>
 
 #include "common/dispatch.h"
@@ -78,22 +80,43 @@ inline int64_t tile_rows(int64_t n) {
   return count_blocks(count_blocks(n, blocks), 16) * 16;
 }
 
-inline PreparedRows prepare_rows(const at::Tensor& z, bool normalize, double temperature) {
-  const int64_t n = z.size(0);
-  const at::Tensor wide = z.contiguous().to(wide_dtype(z.scalar_type()));
-  PreparedRows rows;
-  rows.norms = norms_of_rows(wide);
-  rows.inv_tau = 1 / temperature;
+// |u| of the longest row, NaN when one is.
+inline double longest_norm(const std::vector<double>& norms, bool normalize) {
   double longest = normalize ? 1 : 0;
-  for (int64_t i = 0; i < n && !normalize; ++i) {
-    longest = rows.norms[i] > longest || std::isnan(rows.norms[i]) ? rows.norms[i] : longest;
+  for (size_t i = 0; i < norms.size() && !normalize; ++i) {
+    longest = norms[i] > longest || std::isnan(norms[i]) ? norms[i] : longest;
   }
-  rows.exponent_bound = longest * longest * rows.inv_tau;
-  rows.padded =
-      pad_rows(wide, tile_rows(n), rows.exponent_bound > kMaxFloatExponent ? at::kDouble : wide.scalar_type());
+  return longest;
+}
+
+inline PreparedRows pad_prepared(const at::Tensor& wide, std::vector<double> norms, bool normalize, double inv_tau,
+                                 double exponent_bound) {
+  const int64_t n = wide.size(0);
+  PreparedRows rows{{}, {}, std::move(norms), inv_tau, exponent_bound};
+  rows.padded = pad_rows(wide, tile_rows(n), exponent_bound > kMaxFloatExponent ? at::kDouble : wide.scalar_type());
   rows.u = rows.padded.narrow(0, 0, n);
   if (normalize) normalize_in_place(rows.u, rows.norms);
   return rows;
+}
+
+inline at::Tensor wide_rows(const at::Tensor& z) { return z.contiguous().to(wide_dtype(z.scalar_type())); }
+
+inline PreparedRows prepare_rows(const at::Tensor& z, bool normalize, double temperature) {
+  const at::Tensor wide = wide_rows(z);
+  std::vector<double> norms = norms_of_rows(wide);
+  const double longest = longest_norm(norms, normalize), inv_tau = 1 / temperature;
+  return pad_prepared(wide, std::move(norms), normalize, inv_tau, longest * longest * inv_tau);
+}
+
+// Rows and the columns that they meet, of one type and under one bound.
+inline std::pair<PreparedRows, PreparedRows> prepare_rows(const at::Tensor& x, const at::Tensor& y, bool normalize,
+                                                          double temperature) {
+  const at::Tensor wide_x = wide_rows(x), wide_y = wide_rows(y);
+  std::vector<double> x_norms = norms_of_rows(wide_x), y_norms = norms_of_rows(wide_y);
+  const double inv_tau = 1 / temperature;
+  const double bound = longest_norm(x_norms, normalize) * longest_norm(y_norms, normalize) * inv_tau;
+  return {pad_prepared(wide_x, std::move(x_norms), normalize, inv_tau, bound),
+          pad_prepared(wide_y, std::move(y_norms), normalize, inv_tau, bound)};
 }
 
 template <typename T>
@@ -105,6 +128,36 @@ RowBlocks<T> row_blocks(const PreparedRows& rows) {
 template <typename T>
 Tile<T> tile_of(Matrix<T> values, int64_t rows, int64_t cols, const PreparedRows& prepared) {
   return {values.data, values.stride, rows, cols, static_cast<T>(prepared.inv_tau * kLog2E)};
+}
+
+// log sum exp(s) of a row from its (max, sum). The fixed shift is that of a maximum of 0; an infinite one shifts by
+// nothing.
+template <typename T>
+double log_sum_exp(double sum, T largest, double inv_tau) {
+  return std::log(sum) + (std::isinf(largest) ? 0.0 : double(largest) * inv_tau);
+}
+
+// What weight_by_softmax and its online form take of rows (or columns), weights in units of `unit`.
+template <typename T>
+struct SoftmaxFactors {
+  std::vector<T> weight, lse2;
+
+  SoftmaxFactors(const double* weights, const double* lse, int64_t n, double unit, bool fixed_shift)
+      : weight(n), lse2(n) {
+    for (int64_t i = 0; i < n; ++i) {
+      const double w = weights[i] / unit;
+      lse2[i] = static_cast<T>(w == 0 ? std::numeric_limits<double>::infinity() : lse[i] * kLog2E);
+      weight[i] = static_cast<T>(fixed_shift && w != 0 ? w * std::exp(-lse[i]) : w);
+    }
+  }
+
+  SoftmaxRows<T> from(int64_t start) const { return {weight.data() + start, lse2.data() + start}; }
+};
+
+// A tile of similarities becomes the tile of G.
+template <typename T>
+void weight_tile(const Tile<T>& tile, bool fixed_shift, SoftmaxRows<T> row, SoftmaxRows<T> col) {
+  fixed_shift ? weight_by_softmax(tile, row.weight, col.weight) : weight_by_softmax_online(tile, row, col);
 }
 
 }  // namespace ltood
