@@ -21,17 +21,18 @@ def require_type(condition: bool, op: str, argument: str, allowed: str, got: obj
         raise TypeError(f"{op}: {argument} must be {allowed}, got {got}")
 
 
-def embeddings(op: str, argument: str, x: Tensor) -> None:
-    """A non-empty float matrix, one embedding a row."""
+def embeddings(op: str, argument: str, x: Tensor, *, allow_empty: bool = False) -> None:
+    """A float matrix, one embedding a row; non-empty unless it is one rank's part of a larger one."""
     require_type(isinstance(x, Tensor), op, argument, "a tensor", type(x).__name__)
     require_type(x.dtype in FLOAT_DTYPES, op, argument, "float64, float32, bfloat16 or float16", x.dtype)
     require(x.dim() == 2, op, argument, "a matrix [N, D], one embedding a row", f"shape {tuple(x.shape)}")
-    require(x.shape[0] > 0 and x.shape[1] > 0, op, argument, "non-empty", f"shape {tuple(x.shape)}")
+    filled = x.shape[1] > 0 and (allow_empty or x.shape[0] > 0)
+    require(filled, op, argument, "non-empty", f"shape {tuple(x.shape)}")
 
 
-def same_width(op: str, argument: str, y: Tensor, x_argument: str, x: Tensor) -> None:
+def same_width(op: str, argument: str, y: Tensor, x_argument: str, x: Tensor, *, allow_empty: bool = False) -> None:
     """A second matrix of embeddings that lives in the space of the first."""
-    embeddings(op, argument, y)
+    embeddings(op, argument, y, allow_empty=allow_empty)
     require(y.shape[1] == x.shape[1], op, argument, f"{x.shape[1]} wide as {x_argument} is", f"shape {tuple(y.shape)}")
     same_device(op, argument, y, x_argument, x)
 

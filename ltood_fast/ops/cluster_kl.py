@@ -3,16 +3,19 @@
 from __future__ import annotations
 
 import torch
+import torch.distributed as dist
 from torch import Tensor
 
 from ..reference import cluster_kl as reference
 from ..reference._common import common_dtype, unit_rows
 from . import _check
 from ._backend import use_kernel
+from ._shards import Shards, add, fingerprint
 
 # Distances that the CPU kernel keeps from its first pass for the later ones: those of the first rows, up to this much.
 # With room for all rows a step costs three matrix products, without any five. The CUDA kernel computes all again.
 CACHE_BYTES = 32 * 2**20
+SHARD_ROWS = 65536  # rows at a time whose [rows, K] assignment is in memory, where z lies on several ranks
 
 
 def cluster_kl(
@@ -79,6 +82,7 @@ def refine_centroids(
     steps: int = 100,
     lr: float = 0.1,
     tol: float = 1e-3,
+    group: dist.ProcessGroup | None = None,
     backend: str = "auto",
 ) -> tuple[Tensor, Tensor]:
     """Gradient descent of `cluster_kl` on the centroids, from a k-means start: the refinement step of DEC (Xie 2016).
@@ -101,19 +105,32 @@ def refine_centroids(
         lr: step size, positive. The loss is a mean over rows, so a centroid's step also scales with its share of them,
             and a small `lr` may move so few assignments that `tol` ends the descent after its first step.
         tol: fraction of the N rows, non-negative; 0 takes every step.
+        group: z is this rank's rows of a matrix that lies on the ranks of the group, which may be none; the centroids
+            are the same on all. A step then exchanges the K masses and the gradient, runs in plain PyTorch, and ends
+            where one process would, to rounding. None: this process holds all rows.
 
     Returns:
-        (centroids [K, D], assignments int64 [N]): the refined centroids, float64 if an input is and float32 otherwise,
-        and the most probable cluster of every row under them, ties to the lower index. Nothing carries a gradient.
+        (centroids [K, D], assignments int64 [N]; of this rank's rows with a group): the refined centroids,
+        float64 if an input is and float32 otherwise, and the most probable cluster of every row under them, ties to the
+        lower index. Nothing carries a gradient.
 
     Raises:
-        TypeError, ValueError: a wrong type, dtype, shape, device or range; the sentence names the argument.
+        TypeError, ValueError: a wrong type, dtype, shape, device or range; the sentence names the argument. With a
+            group it is raised on every rank and names the rank, or the argument that differs between ranks.
         RuntimeError: backend="cpu" or "cuda" in a build without that kernel.
     """
-    _check_inputs("refine_centroids", z, centroids, nu)
-    _check.count("refine_centroids", "steps", steps, 1)
-    _check.positive_number("refine_centroids", "lr", lr)
-    _check.nonnegative_number("refine_centroids", "tol", tol)
+
+    def check(allow_empty: bool) -> dict[str, object]:
+        _check_inputs("refine_centroids", z, centroids, nu, allow_empty=allow_empty)
+        _check.count("refine_centroids", "steps", steps, 1)
+        _check.positive_number("refine_centroids", "lr", lr)
+        _check.nonnegative_number("refine_centroids", "tol", tol)
+        return {"centroids": fingerprint(centroids), "options": (nu, normalize, steps, lr, tol)}
+
+    if group is not None:
+        shards = Shards.agree("refine_centroids", group, z, lambda: check(True))
+        return _refine_shards(z.detach(), centroids.detach(), nu, normalize, steps, lr, tol, shards)
+    check(False)
     if not use_kernel("refine_centroids", backend, z, centroids):
         return reference.refine_centroids(z, centroids, nu=nu, normalize=normalize, steps=steps, lr=lr, tol=tol)
     z = z.detach()
@@ -130,8 +147,48 @@ def refine_centroids(
         return refined, _run_kernel(z, refined, nu, normalize, return_assignments=True)[5]
 
 
-def _check_inputs(op: str, z: Tensor, centroids: Tensor, nu: float) -> None:
-    _check.embeddings(op, "z", z)
+@torch.no_grad()
+def _refine_shards(
+    z: Tensor, centroids: Tensor, nu: float, normalize: bool, steps: int, lr: float, tol: float, shards: Shards
+) -> tuple[Tensor, Tensor]:
+    """The reference's descent over blocks of rows: the masses f_j of all ranks first, then loss and gradient."""
+    _check.require(shards.total > 0, "refine_centroids", "z", "non-empty on a rank at least", "0 rows")
+    group, blocks = shards.group, [block for block in z.split(SHARD_ROWS) if len(block)]
+
+    def assign(centroids: Tensor) -> tuple[Tensor, Tensor]:
+        log_mass = centroids.new_full((len(centroids),), -torch.inf, dtype=torch.float64)
+        assignments = [torch.empty(0, dtype=torch.int64, device=z.device)]
+        for block in blocks:
+            log_q = reference.log_soft_assignment(block, centroids, nu, normalize)
+            log_mass = torch.logaddexp(log_mass, log_q.double().logsumexp(dim=0))
+            assignments.append(log_q.argmax(dim=1))
+        of_ranks = [torch.empty_like(log_mass) for _ in shards.counts]
+        dist.all_gather(of_ranks, log_mass, group=group)
+        return torch.stack(of_ranks).logsumexp(dim=0), torch.cat(assignments)
+
+    def step(centroids: Tensor) -> tuple[Tensor, Tensor]:
+        log_mass, assignments = assign(centroids)
+        leaf = centroids.detach().requires_grad_()
+        gradient = torch.zeros_like(leaf, dtype=torch.float64)
+        for block in blocks:
+            with torch.enable_grad():
+                log_q = reference.log_soft_assignment(block, leaf, nu, normalize)
+                log_p = torch.log_softmax(2 * log_q.detach() - log_mass.to(log_q.dtype), dim=1)
+                loss = (log_p.exp() * (log_p - log_q)).sum()
+            gradient += torch.autograd.grad(loss, leaf)[0]
+        return (add(gradient, group) / shards.total).to(leaf.dtype), assignments
+
+    def count_moved(moved: Tensor) -> tuple[int, int]:
+        return int(add(moved.sum(), group)), shards.total
+
+    with torch.autocast(z.device.type, enabled=False):
+        start = centroids.to(common_dtype(z, centroids))
+        refined = reference.descend(step, start, steps, lr, tol, count_moved)
+        return refined, assign(refined)[1]
+
+
+def _check_inputs(op: str, z: Tensor, centroids: Tensor, nu: float, *, allow_empty: bool = False) -> None:
+    _check.embeddings(op, "z", z, allow_empty=allow_empty)
     _check.same_width(op, "centroids", centroids, "z", z)
     _check.positive_number(op, "nu", nu)
 

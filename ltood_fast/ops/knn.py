@@ -4,18 +4,26 @@ from __future__ import annotations
 
 import torch
 from torch import Tensor
+from torch.distributed import ProcessGroup
 
 from .._faiss import load_faiss
 from ..reference import knn as reference
 from ..reference._common import common_dtype
 from . import _check
 from ._backend import use_kernel
+from ._shards import Shards, add
 
 METHODS = ("exact", "ivf")
 
 
 def knn(
-    x: Tensor, k: int = 10, *, y: Tensor | None = None, normalize: bool = True, backend: str = "auto"
+    x: Tensor,
+    k: int = 10,
+    *,
+    y: Tensor | None = None,
+    normalize: bool = True,
+    group: ProcessGroup | None = None,
+    backend: str = "auto",
 ) -> tuple[Tensor, Tensor]:
     """The k most similar rows of y for every row of x; without y, of x itself, where no row is its own neighbour.
 
@@ -33,17 +41,24 @@ def knn(
         k: neighbours per row, at least 1 and fewer than N, or at most Q with y.
         y: [Q, D], the rows that are searched; any of these dtypes.
         normalize: L2-normalise the rows first (eps 1e-12); without it the similarity is the plain inner product.
+        group: x (and y) are this rank's rows of matrices that lie on the ranks of the group, concatenated in rank
+            order; a rank may hold none. N and Q above then count the rows of all ranks. Shards are broadcast one after
+            another, two in memory at a time. None: this process holds all rows.
         backend: "auto", "reference", "cpu" or "cuda".
 
     Returns:
-        (cosines [N, k], indices int64 [N, k]), best first. Cosines are float64 if an input is float64 and float32
-        otherwise. Neither carries a gradient. A NaN similarity ranks before every number, as in torch.sort, so that a
-        broken row shows; a similarity of -inf is no neighbour: its index is -1.
+        (cosines [N, k], indices int64 [N, k]), best first; with a group for this rank's rows, the indices into the
+        concatenation, the same as those of one process but for cosines that are equal to rounding. Cosines are float64
+        if an input is float64 and float32 otherwise. Neither carries a gradient. A NaN similarity ranks before every
+        number, as in torch.sort, so that a broken row shows; a similarity of -inf is no neighbour: its index is -1.
 
     Raises:
-        TypeError, ValueError: a wrong type, dtype, shape, device or range; the sentence names the argument.
+        TypeError, ValueError: a wrong type, dtype, shape, device or range; the sentence names the argument. With a
+            group it is raised on every rank and names the rank, or the argument that differs between ranks.
         RuntimeError: backend="cpu" or "cuda" in a build without that kernel.
     """
+    if group is not None:
+        return _knn_shards("knn", x, k, y, normalize, group, backend)
     _check_knn("knn", x, k, y)
     if not use_kernel("knn", backend, x, y):
         return reference.knn(x, k, y=y, normalize=normalize)
@@ -57,6 +72,7 @@ def knn_density(
     method: str = "exact",
     n_lists: int | None = None,
     n_probes: int | None = None,
+    group: ProcessGroup | None = None,
     backend: str = "auto",
 ) -> Tensor:
     """Sparsity of every row's neighbourhood: the mean of 1 - cosine over its k nearest other rows. High = tail.
@@ -76,16 +92,21 @@ def knn_density(
         n_lists: "ivf" only: lists that the rows are filed into, 4 sqrt(N) by default.
         n_probes: "ivf" only: lists that are searched for a row, an eighth of them by default. A row for which they hold
             fewer than k others is searched in all lists.
+        group: as in `knn`; "exact" only.
         backend: "auto", "reference", "cpu" or "cuda"; "ivf" always runs in FAISS on the CPU.
 
     Returns:
-        rho [N], no unit, in [0, 2]: float64 if x is float64 and float32 otherwise. No gradient.
+        rho [N] (of this rank's rows with a group), no unit, in [0, 2]: float64 if x is float64 and float32 otherwise.
+        No gradient.
 
     Raises:
         TypeError, ValueError: a wrong type, dtype, shape, device or range; the sentence names the argument.
         ImportError: method="ivf" without FAISS.
         RuntimeError: backend="cpu" or "cuda" in a build without that kernel.
     """
+    if group is not None:
+        cosines, _ = _knn_shards("knn_density", x, k, None, True, group, backend, method)
+        return (1 - cosines).mean(dim=1)
     _check_density("knn_density", x, k, method)
     if method == "ivf":
         return _ivf_density(x, k, n_lists, n_probes)
@@ -103,6 +124,7 @@ def cluster_tailness(
     k: int = 10,
     method: str = "exact",
     density: Tensor | None = None,
+    group: ProcessGroup | None = None,
     backend: str = "auto",
 ) -> Tensor:
     """Tailness of every cluster: the mean of `knn_density` over its rows. High = tail.
@@ -115,23 +137,107 @@ def cluster_tailness(
         n_clusters: K.
         k, method, backend: as in `knn_density`.
         density: [N] from `knn_density`, where it is at hand; `k`, `method` and `backend` then do nothing.
+        group: as in `knn`; x, assignments and density are of this rank's rows.
 
     Returns:
-        t [K], NaN for an empty cluster: float64 if x is float64 and float32 otherwise. No gradient.
+        t [K], NaN for an empty cluster: float64 if x is float64 and float32 otherwise. No gradient. With a group the
+        same on every rank.
 
     Raises:
         As `knn_density`.
     """
     op = "cluster_tailness"
+    if group is not None:
+        return _tailness_shards(op, x, assignments, n_clusters, k, method, density, group, backend)
     _check_density(op, x, k, method)
+    _check_assignments(op, x, assignments, n_clusters)
+    if density is None:
+        density = knn_density(x, k, method=method, backend=backend)
+    _check_rho(op, x, density)
+    return reference.cluster_tailness(x, assignments, n_clusters, k=k, density=density)
+
+
+def _knn_shards(
+    op: str,
+    x: Tensor,
+    k: int,
+    y: Tensor | None,
+    normalize: bool,
+    group: ProcessGroup,
+    backend: str,
+    method: str = "exact",
+) -> tuple[Tensor, Tensor]:
+    """Every rank's rows against the shards that pass by, each shard's best merged into the best of those before.
+
+    Earlier shards hold the lower indices, so a stable sort of (best so far, new) leaves ties to the lower index."""
+    searched = x if y is None else y
+    shards = Shards.agree(op, group, searched, lambda: _check_shard(op, x, k, y, method, backend, normalize))
+    _check.count(op, "k", k, 1, shards.total - (y is None))
+    dtype = common_dtype(x, searched)
+    best = x.new_full((len(x), k), -torch.inf, dtype=dtype), x.new_full((len(x), k), -1, dtype=torch.int64)
+    for rank, rows in shards.passing(searched.detach()):
+        own = y is None and rank == shards.rank
+        found = min(k, len(rows) - own)
+        if len(x) == 0 or found == 0:
+            continue
+        cosines, indices = knn(x, found, y=None if own else rows, normalize=normalize, backend=backend)
+        indices = torch.where(indices < 0, indices, indices + shards.first(rank))
+        cosines, order = torch.cat([best[0], cosines], dim=1).sort(dim=1, descending=True, stable=True)
+        best = cosines[:, :k], torch.cat([best[1], indices], dim=1).gather(1, order[:, :k])
+    return best
+
+
+def _check_shard(
+    op: str, x: Tensor, k: int, y: Tensor | None, method: str, backend: str, normalize: bool
+) -> dict[str, object]:
+    """Of one rank; returns what must be the same on all."""
+    _check.embeddings(op, "x", x, allow_empty=True)
+    if y is not None:
+        _check.same_width(op, "y", y, "x", x, allow_empty=True)
+    _check.count(op, "k", k, 1)
+    _check.choice(op, "method", method, METHODS)
+    _check.require(method == "exact", op, "method", "exact with a group", repr(method))
+    use_kernel("knn", backend, x, y)
+    return {"k": k, "normalize": normalize, "y": "none" if y is None else "a tensor"}
+
+
+def _tailness_shards(
+    op: str,
+    x: Tensor,
+    assignments: Tensor,
+    n_clusters: int,
+    k: int,
+    method: str,
+    density: Tensor | None,
+    group: ProcessGroup,
+    backend: str,
+) -> Tensor:
+    def check() -> dict[str, object]:
+        same = _check_shard(op, x, k, None, method, backend, True)
+        _check_assignments(op, x, assignments, n_clusters)
+        if density is not None:
+            _check_rho(op, x, density)
+        return {**same, "n_clusters": n_clusters, "density": "none" if density is None else "a tensor"}
+
+    Shards.agree(op, group, x, check)
+    if density is None:
+        density = knn_density(x, k, group=group, backend=backend)
+    sums = density.new_zeros(2, n_clusters, dtype=torch.float64)
+    sums[0].index_add_(0, assignments.long(), density.double())
+    sums[1].index_add_(0, assignments.long(), torch.ones_like(density, dtype=torch.float64))
+    total, count = add(sums, group)
+    return (total / count).to(common_dtype(x, x))
+
+
+def _check_assignments(op: str, x: Tensor, assignments: Tensor, n_clusters: int) -> None:
     _check.count(op, "n_clusters", n_clusters, 1)
     _check.integers(op, "assignments", assignments, len(x), x)
     _check.index_range(op, "assignments", assignments, 0, n_clusters)
-    if density is None:
-        density = knn_density(x, k, method=method, backend=backend)
+
+
+def _check_rho(op: str, x: Tensor, density: Tensor) -> None:
     _check.require(density.shape == (len(x),), op, "density", f"of shape [{len(x)}]", f"shape {tuple(density.shape)}")
     _check.same_device(op, "density", density, "x", x)
-    return reference.cluster_tailness(x, assignments, n_clusters, k=k, density=density)
 
 
 def _check_knn(op: str, x: Tensor, k: int, y: Tensor | None) -> None:

@@ -40,17 +40,25 @@ def cluster_kl(
 
 
 def descend(
-    step: Callable[[Tensor], tuple[Tensor, Tensor]], centroids: Tensor, steps: int, lr: float, tol: float
+    step: Callable[[Tensor], tuple[Tensor, Tensor]],
+    centroids: Tensor,
+    steps: int,
+    lr: float,
+    tol: float,
+    count_moved: Callable[[Tensor], tuple[int, int]] = lambda moved: (int(moved.sum()), len(moved)),
 ) -> Tensor:
     """Gradient descent on the centroids until fewer than `tol` of the assignments move from one step to the next.
 
-    `step(centroids)` gives (gradient [K, D], assignments [N]) at the given centroids.
+    `step(centroids)` gives (gradient [K, D], assignments [N]) at the given centroids; `count_moved` turns which of them
+    moved into (how many, of how many).
     """
     previous = None
     for _ in range(steps):
         gradient, assignments = step(centroids)
-        if previous is not None and (assignments != previous).sum().item() < tol * len(assignments):
-            break
+        if previous is not None:
+            moved, rows = count_moved(assignments != previous)
+            if moved < tol * rows:
+                break
         centroids, previous = centroids - lr * gradient, assignments
     return centroids
 

@@ -1,16 +1,31 @@
-"""k-means through FAISS."""
+"""k-means through FAISS, and the same over rows that lie on several ranks."""
 
 from __future__ import annotations
 
+from types import ModuleType
+
+import numpy as np
 import torch
 from torch import Tensor
+from torch.distributed import ProcessGroup
 
 from .._faiss import load_faiss
 from ..ops import _check
+from ..ops._shards import Shards, add
+
+BLOCK_ROWS = 65536  # rows at a time that are added up in float64
+SPLIT_SEED = 1234  # faiss/Clustering.cpp: split_clusters
+SPLIT_STEP = 1 / 1024  # faiss/Clustering.cpp: EPS
 
 
 def kmeans(
-    x: Tensor, n_clusters: int, *, iterations: int = 20, seed: int = 0, spherical: bool = True
+    x: Tensor,
+    n_clusters: int,
+    *,
+    iterations: int = 20,
+    seed: int = 0,
+    spherical: bool = True,
+    group: ProcessGroup | None = None,
 ) -> tuple[Tensor, Tensor]:
     """Lloyd's k-means with FAISS's random start and its splitting of empty clusters; the same seed, the same result.
 
@@ -20,26 +35,44 @@ def kmeans(
         iterations: Lloyd's iterations.
         seed: of the start.
         spherical: cluster by cosine: rows and centroids are L2-normalised.
+        group: x is this rank's rows of a matrix that lies on the ranks of the group, concatenated in rank order; a rank
+            may hold none. FAISS then searches on each rank, and Lloyd's steps add up over the ranks. Start, number of
+            steps and splits of empty clusters are those of one process, the sums are float64 where FAISS's are
+            float32: the same centroids to rounding and the same assignments, unless a row lies so near the middle of
+            two centroids that rounding decides. None: this process holds all rows.
 
     Returns:
-        (centroids float32 [K, D], assignments int64 [N]) on the device of x; every row's assignment is its nearest
-        returned centroid.
+        (centroids float32 [K, D], assignments int64 [N], of this rank's rows with a group) on the device of x;
+        every row's assignment is its nearest returned centroid.
 
     Raises:
-        TypeError, ValueError: a wrong type, dtype, shape or range, or a row that is not finite.
+        TypeError, ValueError: a wrong type, dtype, shape or range, or a row that is not finite. With a group it is
+            raised on every rank and names the rank, or the argument that differs between ranks.
         ImportError: FAISS is missing.
     """
     op = "kmeans"
-    _check.embeddings(op, "x", x)
-    _check.count(op, "n_clusters", n_clusters, 1, len(x))
-    _check.count(op, "iterations", iterations, 1)
-    _check.count(op, "seed", seed, 0)
-    rows = x.detach().float()
-    _check.finite_rows(op, "x", rows)
+
+    def check() -> dict[str, object]:
+        _check.embeddings(op, "x", x, allow_empty=group is not None)
+        _check.count(op, "n_clusters", n_clusters, 1, len(x) if group is None else None)
+        _check.count(op, "iterations", iterations, 1)
+        _check.count(op, "seed", seed, 0)
+        _check.finite_rows(op, "x", x.detach().float())
+        return {"n_clusters": n_clusters, "options": (iterations, seed, spherical)}
+
+    shards = None if group is None else Shards.agree(op, group, x, check)
+    if shards is None:
+        check()
+    else:
+        _check.count(op, "n_clusters", n_clusters, 1, shards.total)
     faiss = load_faiss(op)
+    rows = x.detach().float()
     if spherical:
         rows = torch.nn.functional.normalize(rows, dim=1)
-    rows = rows.cpu().contiguous().numpy()
+    rows = rows.contiguous()
+    if shards is not None:
+        return _lloyd(faiss, rows, n_clusters, iterations, seed, spherical, shards)
+    rows = rows.cpu().numpy()
     clustering = faiss.Kmeans(
         rows.shape[1],
         n_clusters,
@@ -52,3 +85,61 @@ def kmeans(
     clustering.train(rows)
     _, assignments = clustering.assign(rows)
     return torch.from_numpy(clustering.centroids).to(x.device), torch.from_numpy(assignments).long().to(x.device)
+
+
+def _lloyd(
+    faiss: ModuleType,
+    rows: Tensor,
+    n_clusters: int,
+    iterations: int,
+    seed: int,
+    spherical: bool,
+    shards: Shards,
+) -> tuple[Tensor, Tensor]:
+    """faiss::Clustering::train with the rows on several ranks: every rank takes the same steps from the same sums."""
+
+    def assign(centroids: Tensor) -> Tensor:
+        if len(rows) == 0:
+            return torch.empty(0, dtype=torch.int64, device=rows.device)
+        index = (faiss.IndexFlatIP if spherical else faiss.IndexFlatL2)(rows.shape[1])
+        index.add(centroids.cpu().numpy())
+        return torch.from_numpy(index.search(rows.cpu().numpy(), 1)[1][:, 0]).to(rows.device)
+
+    def on_sphere(centroids: Tensor) -> Tensor:
+        return torch.nn.functional.normalize(centroids, dim=1) if spherical else centroids
+
+    if shards.total == n_clusters:  # FAISS takes the rows as they are
+        centroids = shards.fetch(rows, torch.arange(n_clusters, device=rows.device))
+        return centroids, assign(centroids)
+    order = np.empty(shards.total, dtype=np.int32)
+    faiss.rand_perm(faiss.swig_ptr(order), shards.total, seed + 1)
+    start = torch.from_numpy(order[:n_clusters]).long().to(rows.device)
+    centroids = on_sphere(shards.fetch(rows, start))
+    for _ in range(iterations):
+        assignments = assign(centroids)
+        sums = torch.zeros_like(centroids, dtype=torch.float64)
+        for block, clusters in zip(rows.split(BLOCK_ROWS), assignments.split(BLOCK_ROWS), strict=True):
+            sums.index_add_(0, clusters, block.double())
+        counts = add(torch.bincount(assignments, minlength=n_clusters), shards.group)
+        centroids = (add(sums, shards.group) / counts.clamp(min=1)[:, None]).float()
+        centroids = on_sphere(_split_empty(faiss, centroids, counts, shards.total))
+    return centroids, assign(centroids)
+
+
+def _split_empty(faiss: ModuleType, centroids: Tensor, counts: Tensor, n_rows: int) -> Tensor:
+    """An empty cluster takes half of another, drawn by size with FAISS's generator, from which it moves a little away.
+
+    faiss::split_clusters, so that empty clusters get the same centroids with one process and with many."""
+    sizes, k = counts.tolist(), len(centroids)
+    draw = faiss.RandomGenerator(SPLIT_SEED).rand_float
+    step = torch.full_like(centroids[0], SPLIT_STEP)
+    step[1::2] *= -1
+    for empty in (c for c in range(k) if sizes[c] == 0):
+        other = 0
+        while draw() >= (sizes[other] - 1) / (n_rows - k):
+            other = (other + 1) % k
+        centroids[empty] = centroids[other] * (1 + step)
+        centroids[other] = centroids[other] * (1 - step)
+        sizes[empty] = sizes[other] // 2
+        sizes[other] -= sizes[empty]
+    return centroids

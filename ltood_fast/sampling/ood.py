@@ -2,21 +2,26 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Iterable, Iterator
+from typing import Any
 
+import numpy as np
 import torch
+import torch.distributed as dist
 from torch import Tensor
 
 from ..ops import _check
+from ..ops._shards import Shards, agree, fingerprint
 from ..reference._common import common_dtype, unit_rows
 from ..reference.sampling import cluster_budgets, descending_tailness
 
 STRATEGIES = ("tailness", "random")
-ROWS = 16384  # candidates a block: their cosines to K centroids are in memory at a time
+ROWS = 16384  # candidates a block by default
 
 
 def sample_ood(
-    candidates: Tensor | Iterable[Tensor],
+    candidates: Tensor | np.ndarray | Iterable[Tensor],
     centroids: Tensor,
     tailness: Tensor,
     budget: int,
@@ -24,6 +29,8 @@ def sample_ood(
     temperature: float = 1.0,
     strategy: str = "tailness",
     generator: torch.Generator | None = None,
+    block_rows: int | None = None,
+    group: dist.ProcessGroup | None = None,
 ) -> tuple[Tensor, Tensor]:
     """Choose `budget` candidates, more of them for clusters of higher tailness.
 
@@ -41,47 +48,73 @@ def sample_ood(
     ```
 
     Candidates are read once, block by block. The cluster that chooses p-th loses at most the rows that the p - 1 before
-    it take, so its best budget_1 + ... + budget_p rows are all that must be kept: memory is O(K budget) whatever the
-    number of candidates, and a tensor and any cut of it into chunks give the same bits.
+    it take, so its best budget_1 + ... + budget_p rows are all that must be kept: memory is O(block_rows (D + K) +
+    K budget) whatever the number of candidates, and a tensor and any cut of it into chunks give the same bits.
 
     Args:
         candidates: [M, D] float64, float32, bfloat16 or float16, or an iterable of such chunks [m, D] in row
-            order. They may be on another device than the centroids: each block is moved there.
+            order, or a NumPy array, of which a block at a time is read: `np.load(path, mmap_mode="r")` streams a file.
+            They may be on another device than the centroids: each block is moved there.
         centroids: [K, D] of the in-distribution clusters.
         tailness: float [K] from `cluster_tailness`; NaN (an empty cluster) gets no budget.
         budget: rows to choose, at most M.
         temperature: positive; high = equal shares, low = all to the cluster of highest tailness.
         strategy: "tailness", or "random": uniformly among all candidates, without replacement.
-        generator: random state for "random"; torch's global one by default.
+        generator: random state for "random"; torch's global one by default. With a group rank 0's decides.
+        block_rows: candidates whose cosines to the K centroids are in memory at a time; 16384 by default.
+        group: the candidates are this rank's part of those of all ranks of the group, concatenated in rank order; a
+            rank may hold none. Centroids, tailness and options are the same on all ranks. Each rank keeps its best
+            rows, and all ranks merge them, a cluster at a time. None: this process holds all candidates.
 
     Returns:
         (indices int64 [budget], cluster int64 [budget]) on the device of the centroids: rows of the candidates, grouped
-        by cluster in the order of choice and nearest first, and the cluster that took each; -1 for "random".
+        by cluster in the order of choice and nearest first, and the cluster that took each; -1 for "random". With a
+        group the same on every rank, rows of the concatenation: those of one process, unless cosines differ by rounding
+        alone, whose last bit may depend on where a block begins.
 
     Raises:
         TypeError, ValueError: a wrong type, dtype, shape or range; fewer candidates than the budget; a candidate,
-            centroid or tailness that is not finite. The sentence names the argument.
+            centroid or tailness that is not finite. The sentence names the argument. With a group the error of one
+            rank is raised on all and names the rank, or the argument that differs between ranks.
     """
     op = "sample_ood"
-    _check.embeddings(op, "centroids", centroids)
-    _check.finite_rows(op, "centroids", centroids)
-    _check_tailness(op, tailness, centroids)
-    _check.count(op, "budget", budget, 1)
-    _check.positive_number(op, "temperature", temperature)
-    _check.choice(op, "strategy", strategy, STRATEGIES)
-    chunks = _checked_chunks(op, candidates, centroids)
+    plan: dict[str, Any] = {}
+
+    def read() -> dict[str, object]:
+        """This rank's candidates, once; returns what must be the same on all ranks."""
+        _check.embeddings(op, "centroids", centroids)
+        _check.finite_rows(op, "centroids", centroids)
+        _check_tailness(op, tailness, centroids)
+        _check.count(op, "budget", budget, 1)
+        _check.positive_number(op, "temperature", temperature)
+        _check.choice(op, "strategy", strategy, STRATEGIES)
+        rows = ROWS if block_rows is None else block_rows
+        _check.count(op, "block_rows", rows, 1)
+        chunks = _checked_chunks(op, candidates, centroids, rows, allow_empty=group is not None)
+        if strategy == "random":
+            plan["count"] = sum(len(chunk) for chunk in chunks)
+        else:
+            order = descending_tailness(tailness)
+            shares = cluster_budgets(tailness, budget, temperature)[order]
+            plan["order"], plan["shares"] = order[shares > 0], shares[shares > 0].tolist()
+            plan["keep"] = list(itertools.accumulate(plan["shares"]))
+            plan["best"], plan["count"] = _best_candidates(chunks, centroids[plan["order"]], plan["keep"], rows)
+        same = {"centroids": fingerprint(centroids), "tailness": fingerprint(tailness)}
+        return {**same, "options": (budget, temperature, strategy), "_count": plan["count"]}
+
+    shards = None if group is None else Shards(group, tuple(found["_count"] for found in agree(op, group, read)))
+    if shards is None:
+        read()
+    count = plan["count"] if shards is None else shards.total
+    _check.require(count >= budget, op, "candidates", f"at least as many rows as the budget {budget}", f"{count} rows")
     if strategy == "random":
-        count = sum(len(chunk) for chunk in chunks)
-        _check_count(op, count, budget)
         device = "cpu" if generator is None else generator.device
         indices = torch.randperm(count, generator=generator, device=device)[:budget].to(centroids.device)
+        if group is not None:
+            dist.broadcast(indices, group=group, group_src=0)
         return indices, torch.full_like(indices, -1)
-    order = descending_tailness(tailness)
-    shares = cluster_budgets(tailness, budget, temperature)[order]
-    order, shares = order[shares > 0], shares[shares > 0]
-    ranked, count = _best_candidates(chunks, centroids[order], shares.cumsum(0).tolist())
-    _check_count(op, count, budget)
-    return _take(ranked, order, shares.tolist(), count)
+    best = plan["best"] if shards is None else _merge_ranks(plan["best"], plan["keep"], shards)
+    return _take(best, plan["order"], plan["shares"])
 
 
 def _check_tailness(op: str, tailness: Tensor, centroids: Tensor) -> None:
@@ -94,17 +127,23 @@ def _check_tailness(op: str, tailness: Tensor, centroids: Tensor) -> None:
     _check.require(not bool(tailness.isnan().all()), op, "tailness", "known for a cluster at least", "NaN for all")
 
 
-def _check_count(op: str, count: int, budget: int) -> None:
-    _check.require(count >= budget, op, "candidates", f"at least as many rows as the budget {budget}", f"{count} rows")
+def _read(array: np.ndarray, rows: int) -> Iterator[Tensor]:
+    for first in range(0, len(array), rows):
+        yield torch.from_numpy(np.array(array[first : first + rows]))  # a copy: a memory map need not be writable
 
 
-def _checked_chunks(op: str, candidates: Tensor | Iterable[Tensor], centroids: Tensor) -> Iterator[Tensor]:
-    chunks = candidates.split(ROWS) if isinstance(candidates, Tensor) else candidates
+def _checked_chunks(
+    op: str, candidates: Tensor | np.ndarray | Iterable[Tensor], centroids: Tensor, rows: int, *, allow_empty: bool
+) -> Iterator[Tensor]:
+    if isinstance(candidates, np.ndarray):
+        chunks = _read(candidates, rows)
+    else:
+        chunks = candidates.split(rows) if isinstance(candidates, Tensor) else candidates
     allowed = "a tensor or an iterable of tensors"
     _check.require_type(isinstance(chunks, Iterable), op, "candidates", allowed, type(candidates).__name__)
     width, seen = centroids.shape[1], 0
     for chunk in chunks:
-        _check.embeddings(op, "candidates", chunk)
+        _check.embeddings(op, "candidates", chunk, allow_empty=allow_empty)
         allowed = f"{width} wide as centroids is"
         _check.require(chunk.shape[1] == width, op, "candidates", allowed, f"shape {tuple(chunk.shape)}")
         _check.finite_rows(op, "candidates", chunk, first=seen)
@@ -112,20 +151,20 @@ def _checked_chunks(op: str, candidates: Tensor | Iterable[Tensor], centroids: T
         yield chunk.detach()
 
 
-def _blocks(chunks: Iterable[Tensor]) -> Iterator[Tensor]:
-    """The same rows in blocks of ROWS: products over equal blocks have equal bits, however the rows came."""
+def _blocks(chunks: Iterable[Tensor], rows: int) -> Iterator[Tensor]:
+    """The same candidates in equal blocks: products over equal blocks have equal bits, however the rows came."""
     pending = None
     for chunk in chunks:
         pending = chunk if pending is None else torch.cat([pending, chunk])
-        while len(pending) >= ROWS:
-            yield pending[:ROWS]
-            pending = pending[ROWS:]
+        while len(pending) >= rows:
+            yield pending[:rows]
+            pending = pending[rows:]
     if pending is not None and len(pending):
         yield pending
 
 
 def _best_candidates(
-    chunks: Iterable[Tensor], centroids: Tensor, keep: list[int]
+    chunks: Iterable[Tensor], centroids: Tensor, keep: list[int], rows: int
 ) -> tuple[list[tuple[Tensor, Tensor]], int]:
     """For every centroid (cosines, rows) of its best `keep` candidates, best first; and the number of candidates."""
     device = centroids.device
@@ -133,7 +172,7 @@ def _best_candidates(
     best = [(none.to(common_dtype(centroids, centroids)), none) for _ in keep]
     count = 0
     with torch.no_grad(), torch.autocast(device.type, enabled=False):
-        for block in _blocks(chunks):
+        for block in _blocks(chunks, rows):
             block = block.to(device)
             dtype = common_dtype(block, centroids)
             cosines = unit_rows(centroids).to(dtype) @ unit_rows(block).to(dtype).T
@@ -153,12 +192,24 @@ def _merge(cosines: Tensor, rows: Tensor, block: Tensor, first: int, keep: int) 
     return cosines[:keep], rows[order[:keep]]
 
 
-def _take(ranked: list[tuple[Tensor, Tensor]], order: Tensor, shares: list[int], count: int) -> tuple[Tensor, Tensor]:
+def _merge_ranks(ranked: list[tuple[Tensor, Tensor]], keep: list[int], shards: Shards) -> list[tuple[Tensor, Tensor]]:
+    """Every centroid's best of the bests of all ranks. Ranks follow each other by row number, so a stable sort leaves
+    ties to the lower row. Cosines and rows travel as float64, which holds both exactly."""
+    merged = []
+    for (cosines, rows), most in zip(ranked, keep, strict=True):
+        mine = cosines.new_zeros(2, most, dtype=torch.float64)
+        mine[:, : len(rows)] = torch.stack([cosines.double(), (rows + shards.first(shards.rank)).double()])
+        of_ranks = [torch.empty_like(mine) for _ in shards.counts]
+        dist.all_gather(of_ranks, mine, group=shards.group)
+        found = torch.cat([best[:, :count] for best, count in zip(of_ranks, shards.counts, strict=True)], dim=1)
+        cosines, order = found[0].sort(descending=True, stable=True)
+        merged.append((cosines[:most], found[1, order[:most]].long()))
+    return merged
+
+
+def _take(ranked: list[tuple[Tensor, Tensor]], order: Tensor, shares: list[int]) -> tuple[Tensor, Tensor]:
     """Let the clusters choose one after another."""
-    taken = torch.zeros(count, dtype=torch.bool, device=order.device)
-    indices = []
+    indices = order.new_empty(0)
     for (_, rows), share in zip(ranked, shares, strict=True):
-        chosen = rows[~taken[rows]][:share]
-        taken[chosen] = True
-        indices.append(chosen)
-    return torch.cat(indices), order.repeat_interleave(torch.tensor(shares, device=order.device))
+        indices = torch.cat([indices, rows[~torch.isin(rows, indices)][:share]])
+    return indices, order.repeat_interleave(torch.tensor(shares, device=order.device))

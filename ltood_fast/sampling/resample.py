@@ -7,10 +7,12 @@ from dataclasses import dataclass
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+from torch.distributed import ProcessGroup
 
 import ltood_fast
 
 from ..ops import _check
+from ..ops._shards import Shards
 from .kmeans import kmeans
 
 
@@ -21,7 +23,7 @@ class Clusters:
     centroids: Tensor
     """[K, F]"""
     assignments: Tensor
-    """int64 [N]"""
+    """int64 [N], of this rank's rows where they lie on several ranks"""
 
 
 @dataclass(frozen=True)
@@ -39,7 +41,13 @@ class Sample:
 
 
 def cluster_embeddings(
-    embeddings: Tensor, n_clusters: int, *, refine_steps: int = 100, refine_lr: float = 0.1, seed: int = 0
+    embeddings: Tensor,
+    n_clusters: int,
+    *,
+    refine_steps: int = 100,
+    refine_lr: float = 0.1,
+    seed: int = 0,
+    group: ProcessGroup | None = None,
 ) -> Clusters:
     """k-means on the unit sphere, its centroids then moved by KL refinement [source; DEC's form is ours].
 
@@ -48,17 +56,20 @@ def cluster_embeddings(
         n_clusters: K.
         refine_steps, refine_lr: of `ltood_fast.refine_centroids`; 0 steps leaves k-means as it is.
         seed: of k-means.
+        group: the embeddings are this rank's part of those of all its ranks.
 
     Raises:
         ValueError, TypeError: as `kmeans` and `refine_centroids`.
     """
     op = "cluster_embeddings"
-    _check.embeddings(op, "embeddings", embeddings)
+    _check.embeddings(op, "embeddings", embeddings, allow_empty=group is not None)
     _check.count(op, "refine_steps", refine_steps, 0)
     z = F.normalize(embeddings.detach().float(), dim=1)
-    centroids, assignments = kmeans(z, n_clusters, seed=seed)
+    centroids, assignments = kmeans(z, n_clusters, seed=seed, group=group)
     if refine_steps:
-        centroids, assignments = ltood_fast.refine_centroids(z, centroids, steps=refine_steps, lr=refine_lr)
+        centroids, assignments = ltood_fast.refine_centroids(
+            z, centroids, steps=refine_steps, lr=refine_lr, group=group
+        )
     return Clusters(centroids, assignments)
 
 
@@ -72,6 +83,7 @@ def choose_ood(
     temperature: float = 1.0,
     strategy: str = "tailness",
     seed: int = 0,
+    group: ProcessGroup | None = None,
 ) -> Sample:
     """Tailness of the clusters, then the budgeted choice of OOD images (SPEC sections 8 and 9).
 
@@ -84,12 +96,14 @@ def choose_ood(
         temperature: T_c, how evenly the budget is spread over the clusters.
         strategy: ``"tailness"``, or ``"random"``, the source's baseline.
         seed: of the random strategy.
+        group: both sets of embeddings are this rank's part of those of all its ranks; the sample is of all.
 
     Raises:
         ValueError, TypeError: as `cluster_tailness` and `sample_ood`; fewer OOD rows than `budget` is a ValueError.
     """
+    n_id = len(id_embeddings) if group is None else Shards.agree("choose_ood", group, id_embeddings, dict).total
     tailness = ltood_fast.cluster_tailness(
-        id_embeddings, clusters.assignments, len(clusters.centroids), k=min(tailness_k, len(id_embeddings) - 1)
+        id_embeddings, clusters.assignments, len(clusters.centroids), k=min(tailness_k, n_id - 1), group=group
     )
     indices, index_clusters = ltood_fast.sample_ood(
         ood_embeddings,
@@ -99,16 +113,22 @@ def choose_ood(
         temperature=temperature,
         strategy=strategy,
         generator=torch.Generator().manual_seed(seed),
+        group=group,
     )
     return Sample(clusters, tailness, indices, index_clusters)
 
 
-def density_weights(embeddings: Tensor, k: int = 10) -> Tensor:
+def density_weights(embeddings: Tensor, k: int = 10, *, group: ProcessGroup | None = None) -> Tensor:
     """[N] in [0, 1]: 1 for the densest row, 0 for the sparsest, by rank of the mean cosine distance to k neighbours.
 
     A weight for pseudo-positives [ours]: the nearest neighbour of a row in a dense place is more often of its class.
-    Ranks, because the scale of the distances drifts through training.
+    Ranks, because the scale of the distances drifts through training. With a group N counts the rows of all its ranks,
+    of which `embeddings` are this rank's, and all N weights are returned on every rank.
     """
-    sparsity = ltood_fast.knn_density(embeddings, min(k, len(embeddings) - 1))
+    shards = None if group is None else Shards.agree("density_weights", group, embeddings, dict)
+    n = len(embeddings) if shards is None else shards.total
+    sparsity = ltood_fast.knn_density(embeddings, min(k, n - 1), group=group)
+    if shards is not None:
+        sparsity = shards.gather(sparsity)
     rank = sparsity.argsort(stable=True).argsort(stable=True)
-    return 1.0 - rank.float() / max(1, len(embeddings) - 1)
+    return 1.0 - rank.float() / max(1, n - 1)

@@ -88,7 +88,7 @@ def test_streaming_gives_the_same_bits(monkeypatch, cut):
     monkeypatch.setattr(ood, "ROWS", 16)
     candidates, centroids, tailness = (a.float() for a in case(m=90, k=6, d=17))
     chunks = [chunk for chunk in candidates.split(cut) if len(chunk)]
-    assert [len(block) for block in ood._blocks(chunks)] == [16] * 5 + [10]
+    assert [len(block) for block in ood._blocks(chunks, 16)] == [16] * 5 + [10]
     whole = ltood_fast.sample_ood(candidates, centroids, tailness, 30)
     for streamed in (
         ltood_fast.sample_ood(chunks, centroids, tailness, 30),
