@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor, nn
@@ -10,16 +11,29 @@ from torch import Tensor, nn
 from ..ops import _check as check
 from ..ops import contrastive as ops
 from ..ops._backend import BACKENDS
+from ..ops._group import Across
+
+if TYPE_CHECKING:
+    from torch.distributed import ProcessGroup
 
 
 class _ContrastiveLoss(nn.Module):
     """Holds the keywords that all losses of the family share; an `nn.Parameter` as temperature is learned."""
 
     def __init__(
-        self, temperature: float | Tensor, *, normalize: bool, reduction: str, return_lse: bool, backend: str
+        self,
+        temperature: float | Tensor,
+        *,
+        normalize: bool,
+        reduction: str,
+        return_lse: bool,
+        group: ProcessGroup | None,
+        exchange: str,
+        backend: str,
     ) -> None:
         super().__init__()
         name = type(self).__name__
+        Across(name, group, reduction, exchange)  # checks them
         check.temperature(name, temperature)
         check.choice(name, "reduction", reduction, check.REDUCTIONS)
         check.choice(name, "backend", backend, BACKENDS)
@@ -28,6 +42,8 @@ class _ContrastiveLoss(nn.Module):
             "normalize": normalize,
             "reduction": reduction,
             "return_lse": return_lse,
+            "group": group,
+            "exchange": exchange,
             "backend": backend,
         }
 
@@ -38,7 +54,8 @@ class _ContrastiveLoss(nn.Module):
     def extra_repr(self) -> str:
         temperature = self.temperature
         shown = f"parameter {temperature.item():.4g}" if isinstance(temperature, Tensor) else temperature
-        return ", ".join([f"temperature={shown}", *(f"{k}={v!r}" for k, v in self.hyper_parameters().items())])
+        named = {**self.hyper_parameters(), "group": self.shared["group"] and self.shared["group"].group_name}
+        return ", ".join([f"temperature={shown}", *(f"{k}={v!r}" for k, v in named.items())])
 
 
 class NTXentLoss(_ContrastiveLoss):
@@ -51,9 +68,19 @@ class NTXentLoss(_ContrastiveLoss):
         normalize: bool = True,
         reduction: str = "mean",
         return_lse: bool = False,
+        group: ProcessGroup | None = None,
+        exchange: str = "gather",
         backend: str = "auto",
     ) -> None:
-        super().__init__(temperature, normalize=normalize, reduction=reduction, return_lse=return_lse, backend=backend)
+        super().__init__(
+            temperature,
+            normalize=normalize,
+            reduction=reduction,
+            return_lse=return_lse,
+            group=group,
+            exchange=exchange,
+            backend=backend,
+        )
 
     def forward(self, z: Tensor, instance_ids: Tensor | None = None) -> Tensor | tuple[Tensor, Tensor]:
         return ops.nt_xent(z, self.temperature, instance_ids=instance_ids, **self.hyper_parameters())
@@ -69,9 +96,19 @@ class SupConLoss(_ContrastiveLoss):
         normalize: bool = True,
         reduction: str = "mean",
         return_lse: bool = False,
+        group: ProcessGroup | None = None,
+        exchange: str = "gather",
         backend: str = "auto",
     ) -> None:
-        super().__init__(temperature, normalize=normalize, reduction=reduction, return_lse=return_lse, backend=backend)
+        super().__init__(
+            temperature,
+            normalize=normalize,
+            reduction=reduction,
+            return_lse=return_lse,
+            group=group,
+            exchange=exchange,
+            backend=backend,
+        )
 
     def forward(self, z: Tensor, labels: Tensor) -> Tensor | tuple[Tensor, Tensor]:
         return ops.supcon(z, labels, self.temperature, **self.hyper_parameters())
@@ -89,9 +126,19 @@ class DomainLoss(_ContrastiveLoss):
         normalize: bool = True,
         reduction: str = "mean",
         return_lse: bool = False,
+        group: ProcessGroup | None = None,
+        exchange: str = "gather",
         backend: str = "auto",
     ) -> None:
-        super().__init__(temperature, normalize=normalize, reduction=reduction, return_lse=return_lse, backend=backend)
+        super().__init__(
+            temperature,
+            normalize=normalize,
+            reduction=reduction,
+            return_lse=return_lse,
+            group=group,
+            exchange=exchange,
+            backend=backend,
+        )
         check.choice("DomainLoss", "kind", kind, ops.DOMAIN_KINDS)
         self.kind = kind
         self.weight = self.bias = None
@@ -125,9 +172,19 @@ class PSDLoss(_ContrastiveLoss):
         reduction: str = "mean",
         return_lse: bool = False,
         return_neighbors: bool = False,
+        group: ProcessGroup | None = None,
+        exchange: str = "gather",
         backend: str = "auto",
     ) -> None:
-        super().__init__(temperature, normalize=normalize, reduction=reduction, return_lse=return_lse, backend=backend)
+        super().__init__(
+            temperature,
+            normalize=normalize,
+            reduction=reduction,
+            return_lse=return_lse,
+            group=group,
+            exchange=exchange,
+            backend=backend,
+        )
         check.count(type(self).__name__, "k", k, 1)
         check.nonnegative_number(type(self).__name__, "neighbor_weight", neighbor_weight)
         self.neighbor_weight = neighbor_weight
@@ -175,6 +232,8 @@ class Stage1Loss(PSDLoss):
         reduction: str = "mean",
         return_lse: bool = False,
         return_neighbors: bool = False,
+        group: ProcessGroup | None = None,
+        exchange: str = "gather",
         backend: str = "auto",
     ) -> None:
         super().__init__(
@@ -185,6 +244,8 @@ class Stage1Loss(PSDLoss):
             reduction=reduction,
             return_lse=return_lse,
             return_neighbors=return_neighbors,
+            group=group,
+            exchange=exchange,
             backend=backend,
         )
         check.nonnegative_number("Stage1Loss", "alpha", alpha)

@@ -8,7 +8,8 @@ import torch
 from torch import Tensor
 
 from .._ext import has_kernel
-from ..reference._common import reduce_rows
+from . import _contrastive_group  # noqa: F401  (registers the op of many ranks)
+from ._group import Across
 
 
 def _wide_dtype(dtype: torch.dtype) -> torch.dtype:
@@ -26,11 +27,14 @@ class Rows(NamedTuple):
     cosines: Tensor  # [N, k]
     indices: Tensor  # [N, k] int64
 
-    def instance(self, reduction: str) -> Tensor:
-        return reduce_rows(self.instance_loss, self.instance_weight > 0, reduction)
+    @property
+    def instance(self) -> tuple[Tensor, Tensor]:
+        """(losses, which rows have a positive), for `reduce_parts`."""
+        return self.instance_loss, self.instance_weight > 0
 
-    def classes(self, reduction: str) -> Tensor:
-        return reduce_rows(self.class_loss, self.class_weight > 0, reduction)
+    @property
+    def classes(self) -> tuple[Tensor, Tensor]:
+        return self.class_loss, self.class_weight > 0
 
     def extras(self, return_lse: bool, return_neighbors: bool) -> tuple[Tensor, ...]:
         lse = (self.lse.to(self.cosines.dtype),) if return_lse else ()
@@ -51,27 +55,33 @@ def contrastive(
     bank: Tensor | None = None,
     bank_ids: Tensor | None = None,
     bank_domain: Tensor | None = None,
+    across: Across | None = None,
+    kernel: bool = True,
 ) -> Rows:
-    """Row losses from the kernel: the instance part (`views`) and the class part (`labels`) from one pass."""
+    """Row losses: the instance part (`views`) and the class part (`labels`) from one pass. With `across` the rows are
+    those of this rank among the rows of all ranks; without `kernel` (only then) from the reference."""
     learned, weighted = isinstance(temperature, Tensor), isinstance(neighbor_weight, Tensor)
-    return Rows(
-        *torch.ops.ltood_fast.contrastive(
-            z,
-            1.0 if learned else float(temperature),
-            temperature if learned else None,
-            normalize,
-            views,
-            _int64(instance_ids),
-            _int64(labels),
-            k,
-            1.0 if weighted else float(neighbor_weight),
-            neighbor_weight.detach().to(torch.float64) if weighted else None,
-            _int64(domain),
-            None if bank is None else bank.detach(),
-            _int64(bank_ids),
-            _int64(bank_domain),
-        )
+    arguments = (
+        z,
+        1.0 if learned else float(temperature),
+        temperature if learned else None,
+        normalize,
+        views,
+        _int64(instance_ids),
+        _int64(labels),
+        k,
+        1.0 if weighted else float(neighbor_weight),
+        neighbor_weight.detach().to(torch.float64) if weighted else None,
+        _int64(domain),
+        None if bank is None else bank.detach(),
+        _int64(bank_ids),
+        _int64(bank_domain),
     )
+    if not across:
+        return Rows(*torch.ops.ltood_fast.contrastive(*arguments))
+    options = (kernel, across.op, across.reduction, across.exchange, across.name)
+    *rows, _, _ = torch.ops.ltood_fast.contrastive_group(*arguments, *options)
+    return Rows(*rows)
 
 
 def _int64(x: Tensor | None) -> Tensor | None:

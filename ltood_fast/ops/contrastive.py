@@ -6,13 +6,21 @@ positives of the row. They differ in who the positives are.
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
+import torch
 from torch import Tensor
 
+from .._ext import has_kernel
 from ..reference import contrastive as reference
 from ..reference.contrastive import Stage1Result
 from . import _check as check
 from ._backend import use_kernel
 from ._contrastive_op import Rows, contrastive
+from ._group import Across, reduce_parts
+
+if TYPE_CHECKING:
+    from torch.distributed import ProcessGroup
 
 __all__ = ["Stage1Result", "domain_loss", "nt_xent", "psd_loss", "stage1_loss", "supcon"]
 
@@ -53,14 +61,19 @@ def _check_neighbors(
     instance_ids: Tensor | None,
     bank_ids: Tensor | None,
     bank_domain: Tensor | None,
+    across: Across,
 ) -> None:
     if domain is not None:
         check.integers(op, "domain", domain, z.shape[0], z)
     if bank is None:
         for name, value in (("bank_ids", bank_ids), ("bank_domain", bank_domain)):
             check.require(value is None, op, name, "None when there is no bank", "a tensor")
-        check.require(z.shape[0] > 1, op, "z", "at least 2 rows, to find neighbours in the batch", f"{z.shape[0]} row")
-        check.count(op, "k", k, 1, z.shape[0] - 1)
+        if across:  # the rows of all ranks are counted when they are known
+            check.count(op, "k", k, 1)
+        else:
+            allowed = "at least 2 rows, to find neighbours in the batch"
+            check.require(z.shape[0] > 1, op, "z", allowed, f"{z.shape[0]} row")
+            check.count(op, "k", k, 1, z.shape[0] - 1)
     else:
         check.same_width(op, "bank", bank, "z", z)
         check.count(op, "k", k, 1, bank.shape[0])
@@ -73,6 +86,12 @@ def _check_neighbors(
             allowed = "None unless neighbours are restricted to the row's domain"
             check.require(domain is not None, op, "bank_domain", allowed, "a tensor")
     _check_neighbor_weight(op, neighbor_weight, z)
+
+
+def _kernel(op: str, backend: str, across: Across, *inputs: Tensor | None) -> bool:
+    """Whether the kernel runs: for many ranks that of blocks of rows and columns."""
+    kernel = use_kernel(op, backend, *inputs)
+    return kernel and (not across or has_kernel("contrastive_block", inputs[0].device.type))
 
 
 def _with_extras(loss, rows: Rows, return_lse: bool, return_neighbors: bool = False):
@@ -88,6 +107,8 @@ def nt_xent(
     normalize: bool = True,
     reduction: str = "mean",
     return_lse: bool = False,
+    group: ProcessGroup | None = None,
+    exchange: str = "gather",
     backend: str = "auto",
 ) -> Tensor | tuple[Tensor, Tensor]:
     r"""Instance discrimination: the other views of a row's image are its positives, all other rows its negatives.
@@ -109,22 +130,42 @@ def nt_xent(
         normalize: L2-normalise the rows first (eps 1e-12); the gradient goes through it. ``False``: use them as given.
         reduction: ``"mean"`` (over the rows that have a positive), ``"sum"``, or ``"none"`` (``[N]``).
         return_lse: also return ``lse [N]``, differentiable.
+        group: a ``torch.distributed.ProcessGroup`` whose ranks call this together: the batch is the concatenation of
+            their rows in the order of the ranks, whose numbers may differ; N counts this rank's, M all. See below.
+        exchange: with a group, ``"gather"`` (all rows at once, kept for the backward) or ``"ring"`` (one rank's rows at
+            a time, the next on their way meanwhile; sent again by the backward).
         backend: ``"auto"``, ``"reference"``, ``"cpu"`` or ``"cuda"`` (not yet verified on hardware; no float64), see
             ``ltood_fast.build_info()``.
 
     Returns:
         The loss, 0-d (or ``[N]``), float32 (float64 for float64 input); with ``return_lse``, ``(loss, lse)``.
 
+    **Many ranks.** ``mean`` and ``sum`` are those of the whole batch, the same number on every rank; ``none``, ``lse``
+    and neighbours are of this rank's rows, neighbours' indices number the whole batch. The backward gives the gradient
+    of the sum of what all ranks return, so that the average over ranks that DDP and FSDP take is the gradient of one
+    process with the whole batch, also of a learnt temperature (open_clip's ``local_loss`` with ``gather_with_grad``).
+    Views by default are rows i and i + N/2 of one rank. W ranks of N rows of D elements of b bytes, c = 8 bytes for
+    each of the integers of a row that are given (ids, labels, domain) and p parts (2 for stage 1, else 1)::
+
+        received, gather:  (W - 1) (N D b + 16 + 16 p + N (2 c + 8 (2 + [k > 0] (1 + k) + p)))   bytes a rank and step
+        received, ring:    (W - 1) N D b more
+        memory, gather:    M D b kept to the backward;  ring: 2 N D b besides the N rows
+        work:              3 products of N D with M columns, 6 N M D FLOP, a W-th of one process's
+
     Raises:
         ValueError: shapes, ranges or devices that do not fit (an odd N without ``instance_ids``, N = 0, tau <= 0, ...).
         TypeError: a dtype that is not allowed.
         RuntimeError: a second derivative is asked for (kernel), or ``backend`` names a kernel this build lacks.
     """
-    _check_common("nt_xent", z, temperature, reduction)
-    _check_views("nt_xent", z, instance_ids)
-    if use_kernel("nt_xent", backend, z):
-        rows = contrastive(z, temperature, normalize=normalize, instance_ids=instance_ids)
-        return _with_extras(rows.instance(reduction), rows, return_lse)
+    op = "nt_xent"
+    with Across(op, group, reduction, exchange) as across:
+        _check_common(op, z, temperature, reduction)
+        _check_views(op, z, instance_ids)
+        kernel = _kernel(op, backend, across, z)
+    if kernel or across:
+        rows = contrastive(z, temperature, normalize=normalize, instance_ids=instance_ids, across=across, kernel=kernel)
+        (loss,) = reduce_parts([rows.instance], reduction, across)
+        return _with_extras(loss, rows, return_lse)
     return reference.nt_xent(
         z, temperature, instance_ids=instance_ids, normalize=normalize, reduction=reduction, return_lse=return_lse
     )
@@ -138,6 +179,8 @@ def supcon(
     normalize: bool = True,
     reduction: str = "mean",
     return_lse: bool = False,
+    group: ProcessGroup | None = None,
+    exchange: str = "gather",
     backend: str = "auto",
 ) -> Tensor | tuple[Tensor, Tensor]:
     r"""Supervised contrastive loss: all other rows of a row's label are its positives.
@@ -159,6 +202,7 @@ def supcon(
         normalize: L2-normalise the rows first (eps 1e-12); the gradient goes through it. ``False``: use them as given.
         reduction: ``"mean"`` (over the rows that have a positive), ``"sum"``, or ``"none"`` (``[N]``).
         return_lse: also return ``lse [N]``, differentiable.
+        group, exchange: the process group whose ranks' rows are one batch, and how they travel: see :func:`nt_xent`.
         backend: ``"auto"``, ``"reference"``, ``"cpu"`` or ``"cuda"`` (not yet verified on hardware; no float64), see
             ``ltood_fast.build_info()``.
 
@@ -168,11 +212,17 @@ def supcon(
     Raises:
         ValueError, TypeError, RuntimeError: as :func:`nt_xent`.
     """
-    _check_common("supcon", z, temperature, reduction)
-    check.integers("supcon", "labels", labels, z.shape[0], z)
-    if use_kernel("supcon", backend, z):
-        rows = contrastive(z, temperature, normalize=normalize, views=False, labels=labels)
-        return _with_extras(rows.classes(reduction), rows, return_lse)
+    op = "supcon"
+    with Across(op, group, reduction, exchange) as across:
+        _check_common(op, z, temperature, reduction)
+        check.integers(op, "labels", labels, z.shape[0], z)
+        kernel = _kernel(op, backend, across, z)
+    if kernel or across:
+        rows = contrastive(
+            z, temperature, normalize=normalize, views=False, labels=labels, across=across, kernel=kernel
+        )
+        (loss,) = reduce_parts([rows.classes], reduction, across)
+        return _with_extras(loss, rows, return_lse)
     return reference.supcon(z, labels, temperature, normalize=normalize, reduction=reduction, return_lse=return_lse)
 
 
@@ -191,6 +241,8 @@ def psd_loss(
     reduction: str = "mean",
     return_lse: bool = False,
     return_neighbors: bool = False,
+    group: ProcessGroup | None = None,
+    exchange: str = "gather",
     backend: str = "auto",
 ) -> Tensor | tuple[Tensor, ...]:
     r"""Pseudo semantic discrimination: a row's nearest neighbours are positives beside its other views.
@@ -225,6 +277,7 @@ def psd_loss(
         return_lse: also return ``lse [N]``, differentiable.
         return_neighbors: also return ``cosines [N, k]`` (inner products when ``normalize=False``; no gradient) and
             ``indices [N, k]`` int64, best first; -inf and -1 where a row ran out of candidates.
+        group, exchange: the process group whose ranks' rows are one batch, and how they travel: see :func:`nt_xent`.
         backend: ``"auto"``, ``"reference"``, ``"cpu"`` or ``"cuda"`` (not yet verified on hardware; no float64), see
             ``ltood_fast.build_info()``.
 
@@ -236,38 +289,28 @@ def psd_loss(
         ValueError, TypeError, RuntimeError: as :func:`nt_xent`; also k larger than the candidates, ``bank_ids``
         without ``instance_ids``, ``bank_domain`` without ``domain``, a negative weight.
     """
-    _check_common("psd_loss", z, temperature, reduction)
-    _check_views("psd_loss", z, instance_ids)
-    _check_neighbors("psd_loss", z, k, neighbor_weight, domain, bank, instance_ids, bank_ids, bank_domain)
-    if use_kernel("psd_loss", backend, z, bank):
-        rows = contrastive(
-            z,
-            temperature,
-            normalize=normalize,
-            instance_ids=instance_ids,
-            k=k,
-            neighbor_weight=neighbor_weight,
-            domain=domain,
-            bank=bank,
-            bank_ids=bank_ids,
-            bank_domain=bank_domain,
-        )
-        return _with_extras(rows.instance(reduction), rows, return_lse, return_neighbors)
-    return reference.psd_loss(
-        z,
-        temperature,
-        k=k,
-        neighbor_weight=neighbor_weight,
-        bank=bank,
-        domain=domain,
-        instance_ids=instance_ids,
-        bank_ids=bank_ids,
-        bank_domain=bank_domain,
-        normalize=normalize,
-        reduction=reduction,
-        return_lse=return_lse,
-        return_neighbors=return_neighbors,
-    )
+    op = "psd_loss"
+    with Across(op, group, reduction, exchange) as across:
+        _check_common(op, z, temperature, reduction)
+        _check_views(op, z, instance_ids)
+        _check_neighbors(op, z, k, neighbor_weight, domain, bank, instance_ids, bank_ids, bank_domain, across)
+        kernel = _kernel(op, backend, across, z, bank)
+    options = {
+        "k": k,
+        "neighbor_weight": neighbor_weight,
+        "bank": bank,
+        "domain": domain,
+        "instance_ids": instance_ids,
+        "bank_ids": bank_ids,
+        "bank_domain": bank_domain,
+        "normalize": normalize,
+    }
+    if kernel or across:
+        rows = contrastive(z, temperature, across=across, kernel=kernel, **options)
+        (loss,) = reduce_parts([rows.instance], reduction, across)
+        return _with_extras(loss, rows, return_lse, return_neighbors)
+    options |= {"reduction": reduction, "return_lse": return_lse, "return_neighbors": return_neighbors}
+    return reference.psd_loss(z, temperature, **options)
 
 
 def domain_loss(
@@ -281,6 +324,8 @@ def domain_loss(
     normalize: bool = True,
     reduction: str = "mean",
     return_lse: bool = False,
+    group: ProcessGroup | None = None,
+    exchange: str = "gather",
     backend: str = "auto",
 ) -> Tensor | tuple[Tensor, Tensor]:
     r"""Domain discrimination: tells in-distribution from OOD embeddings.
@@ -310,17 +355,26 @@ def domain_loss(
         ValueError, TypeError, RuntimeError: as :func:`nt_xent`; also a head that is missing, misshapen or unused.
     """
     op = "domain_loss"
-    _check_common(op, z, temperature, reduction)
-    check.integers(op, "domain", domain, z.shape[0], z)
-    check.choice(op, "kind", kind, DOMAIN_KINDS)
-    if kind == "bce":
-        _check_head(z, domain, weight, bias, return_lse, backend)
-    else:
+    with Across(op, group, reduction, exchange) as across:
+        _check_common(op, z, temperature, reduction)
+        check.integers(op, "domain", domain, z.shape[0], z)
+        check.choice(op, "kind", kind, DOMAIN_KINDS)
+        if kind == "bce":
+            _check_head(z, domain, weight, bias, return_lse, backend)
         for name, value in (("weight", weight), ("bias", bias)):
-            check.require(value is None, op, name, "None for kind='supcon'", "a tensor")
-        if use_kernel(op, backend, z):
-            rows = contrastive(z, temperature, normalize=normalize, views=False, labels=domain)
-            return _with_extras(rows.classes(reduction), rows, return_lse)
+            check.require(kind == "bce" or value is None, op, name, "None for kind='supcon'", "a tensor")
+        kernel = kind == "supcon" and _kernel(op, backend, across, z)
+    if kernel or (across and kind == "supcon"):
+        rows = contrastive(
+            z, temperature, normalize=normalize, views=False, labels=domain, across=across, kernel=kernel
+        )
+        (loss,) = reduce_parts([rows.classes], reduction, across)
+        return _with_extras(loss, rows, return_lse)
+    if across:
+        losses = reference.domain_loss(
+            z, domain, kind=kind, weight=weight, bias=bias, normalize=normalize, reduction="none"
+        )
+        return reduce_parts([(losses, torch.ones_like(losses))], reduction, across)[0]
     return reference.domain_loss(
         z,
         domain,
@@ -366,6 +420,8 @@ def stage1_loss(
     reduction: str = "mean",
     return_lse: bool = False,
     return_neighbors: bool = False,
+    group: ProcessGroup | None = None,
+    exchange: str = "gather",
     backend: str = "auto",
 ) -> Stage1Result | tuple:
     r"""The loss of stage 1, ``psd_loss + alpha * domain_loss``, in one pass forward and one backward.
@@ -393,6 +449,7 @@ def stage1_loss(
         reduction: ``"mean"`` (each part over its own rows that have a positive), ``"sum"``, or ``"none"`` (``[N]``).
         return_lse: also return ``lse [N]``, differentiable.
         return_neighbors: also return ``cosines [N, k]`` (no gradient) and ``indices [N, k]``, as :func:`psd_loss`.
+        group, exchange: the process group whose ranks' rows are one batch, and how they travel: see :func:`nt_xent`.
         backend: ``"auto"``, ``"reference"``, ``"cpu"`` or ``"cuda"`` (not yet verified on hardware; no float64), see
             ``ltood_fast.build_info()``.
 
@@ -404,43 +461,27 @@ def stage1_loss(
         ValueError, TypeError, RuntimeError: as :func:`psd_loss`.
     """
     op = "stage1_loss"
-    _check_common(op, z, temperature, reduction)
-    _check_views(op, z, instance_ids)
-    check.integers(op, "domain", domain, z.shape[0], z)
-    check.nonnegative_number(op, "alpha", alpha)
     own_domain = domain if same_domain else None
-    _check_neighbors(op, z, k, neighbor_weight, own_domain, bank, instance_ids, bank_ids, bank_domain)
-    if use_kernel(op, backend, z, bank):
-        rows = contrastive(
-            z,
-            temperature,
-            normalize=normalize,
-            instance_ids=instance_ids,
-            labels=domain,
-            k=k,
-            neighbor_weight=neighbor_weight,
-            domain=own_domain,
-            bank=bank,
-            bank_ids=bank_ids,
-            bank_domain=bank_domain,
-        )
-        psd, separation = rows.instance(reduction), rows.classes(reduction)
+    with Across(op, group, reduction, exchange) as across:
+        _check_common(op, z, temperature, reduction)
+        _check_views(op, z, instance_ids)
+        check.integers(op, "domain", domain, z.shape[0], z)
+        check.nonnegative_number(op, "alpha", alpha)
+        _check_neighbors(op, z, k, neighbor_weight, own_domain, bank, instance_ids, bank_ids, bank_domain, across)
+        kernel = _kernel(op, backend, across, z, bank)
+    options = {
+        "k": k,
+        "neighbor_weight": neighbor_weight,
+        "bank": bank,
+        "instance_ids": instance_ids,
+        "bank_ids": bank_ids,
+        "bank_domain": bank_domain,
+        "normalize": normalize,
+    }
+    if kernel or across:
+        rows = contrastive(z, temperature, labels=domain, domain=own_domain, across=across, kernel=kernel, **options)
+        psd, separation = reduce_parts([rows.instance, rows.classes], reduction, across)
         result = Stage1Result(psd + alpha * separation, psd, separation)
         return _with_extras(result, rows, return_lse, return_neighbors)
-    return reference.stage1_loss(
-        z,
-        domain,
-        temperature,
-        alpha=alpha,
-        k=k,
-        neighbor_weight=neighbor_weight,
-        same_domain=same_domain,
-        bank=bank,
-        instance_ids=instance_ids,
-        bank_ids=bank_ids,
-        bank_domain=bank_domain,
-        normalize=normalize,
-        reduction=reduction,
-        return_lse=return_lse,
-        return_neighbors=return_neighbors,
-    )
+    options |= {"reduction": reduction, "return_lse": return_lse, "return_neighbors": return_neighbors}
+    return reference.stage1_loss(z, domain, temperature, alpha=alpha, same_domain=same_domain, **options)

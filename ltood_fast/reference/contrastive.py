@@ -219,3 +219,61 @@ def stage1_loss(
     result = Stage1Result(psd + alpha * separation, psd, separation)
     extras = ((lse,) if return_lse else ()) + ((cosines, columns) if return_neighbors else ())
     return (result, *extras) if extras else result
+
+
+def _block(
+    x: Tensor, y: Tensor, temperature: float | Tensor, normalize: bool, diagonal: int
+) -> tuple[Tensor, Tensor, Tensor]:
+    """(unit rows of y, their inner products [n, M] with the rows of x, where row i is not column i + diagonal)."""
+    u, v = unit_rows(x, normalize), unit_rows(y, normalize)
+    rows, columns = torch.arange(len(u), device=u.device), torch.arange(len(v), device=u.device)
+    return v, u @ v.T, rows[:, None] + diagonal != columns[None, :]
+
+
+def contrastive_block(
+    x: Tensor,  # [n, D]
+    y: Tensor,  # [M, D]
+    temperature: float | Tensor,
+    normalize: bool,
+    diagonal: int,
+    k: int,
+    x_instance: Tensor | None = None,
+    y_instance: Tensor | None = None,
+    x_domain: Tensor | None = None,
+    y_domain: Tensor | None = None,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Some rows against some columns: (lse [n] float64, cosines [n, k], columns [n, k]). Row i and column i + diagonal
+    are the same embedding; lse is -inf where a row has no other. Neighbours are of another instance, of one domain."""
+    with torch.no_grad(), _full_precision(x):
+        _, products, other = _block(x, y, temperature, normalize, diagonal)
+        s = (products / temperature).double()
+        alone = ~other.any(dim=1)
+        lse = s.masked_fill(~other, -torch.inf).masked_fill(alone[:, None], 0).logsumexp(dim=1)
+        if x_instance is not None:
+            other = other & (x_instance[:, None] != y_instance[None, :])
+        if x_domain is not None:
+            other = other & (x_domain[:, None] == y_domain[None, :])
+        cosines, columns = best_k(products, other, k)
+        missing = (0, k - cosines.shape[1])
+        cosines, columns = F.pad(cosines, missing, value=-torch.inf), F.pad(columns, missing, value=-1)
+        return lse.masked_fill(alone, -torch.inf), cosines, columns
+
+
+def contrastive_block_push(
+    x: Tensor,
+    y: Tensor,
+    temperature: float | Tensor,
+    normalize: bool,
+    diagonal: int,
+    x_lse: Tensor,
+    x_weight: Tensor,
+    y_lse: Tensor,
+    y_weight: Tensor,
+) -> Tensor:
+    """[n, D]: (1/tau) sum_j G_ij u(y_j) over the other columns, G_ij = w_i exp(s_ij - lse_i) + w_j exp(s_ij - lse_j):
+    the gradient of sum w lse, over all rows, at u(x_i)."""
+    with torch.no_grad(), _full_precision(x):
+        v, products, other = _block(x, y, temperature, normalize, diagonal)
+        s = (products / temperature).double()
+        g = x_weight[:, None] * (s - x_lse[:, None]).exp() + y_weight[None, :] * (s - y_lse[None, :]).exp()
+        return (g.masked_fill(~other, 0) @ v.double() / temperature).to(v.dtype)

@@ -1,0 +1,394 @@
+"""torch.ops.ltood_fast.contrastive_group: the contrastive losses of this rank's rows against the rows of all ranks.
+
+    s_ij = <u_i, u_j> / tau over the batch of the group, lse_i = log sum_{j != i} exp(s_ij), i a row of this rank
+    g_i  = (1/tau) [ sum_j (w_i exp(s_ij - lse_i) + w_j exp(s_ij - lse_j)) u_j                     (block_push)
+                     - sum_{j in V(i)} (p_i + p_j) u_j - sum_{m in M(i)} q_i u_m - sum_{j: i in M(j)} q_j u_j ]
+
+is the gradient at u_i of what all ranks' losses send back: w to the log-sum-exp, p and q to the mean of the positives
+(views or class, neighbours). G is symmetric, so with the w, lse, p and q of all rows (a few doubles a row) every rank
+has the gradient of its own rows whole: no N×D reduce-scatter. Both passes read the other ranks' rows from shards that
+pass by: all rows in one (gather; kept for the backward), or one rank's at a time (ring; sent again by the backward).
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from ..reference import contrastive as reference
+from ._group import Peers, resolve
+
+PARTS = ("instance", "class")
+NORM_EPS = 1e-12
+CHUNK = 4096  # rows that are widened to float64 at a time
+
+
+class Inputs(NamedTuple):
+    """The arguments of the operator."""
+
+    z: Tensor
+    temperature: float
+    temperature_tensor: Tensor | None
+    normalize: bool
+    views: bool
+    instance_ids: Tensor | None
+    labels: Tensor | None
+    k: int
+    neighbor_weight: float
+    neighbor_weights: Tensor | None
+    domain: Tensor | None
+    bank: Tensor | None
+    bank_ids: Tensor | None
+    bank_domain: Tensor | None
+    kernel: bool
+    op: str
+    reduction: str
+    exchange: str
+    group: str
+
+    @property
+    def lam(self) -> float | Tensor:
+        return self.neighbor_weight if self.neighbor_weights is None else self.neighbor_weights
+
+    @property
+    def k_batch(self) -> int:
+        """Neighbours that are looked for in the batch."""
+        return self.k if self.bank is None else 0
+
+    @property
+    def similarity(self) -> Similarity:
+        return Similarity(self.temperature, self.temperature_tensor, self.normalize, self.kernel)
+
+
+INPUTS = (
+    "Tensor z, float temperature, Tensor? temperature_tensor, bool normalize, bool views, Tensor? instance_ids, "
+    "Tensor? labels, int k, float neighbor_weight, Tensor? neighbor_weights, Tensor? domain, Tensor? bank, "
+    "Tensor? bank_ids, Tensor? bank_domain, bool kernel, str op, str reduction, str exchange, str group"
+)
+FORWARD = (
+    f"({INPUTS}) -> (Tensor instance_loss, Tensor class_loss, Tensor lse, Tensor instance_weight, "
+    "Tensor class_weight, Tensor cosines, Tensor indices, Tensor gathered, Tensor sizes)"
+)
+BACKWARD = (
+    "(Tensor? grad_instance, Tensor? grad_class, Tensor? grad_lse, Tensor lse, Tensor instance_weight, "
+    f"Tensor class_weight, Tensor indices, Tensor gathered, Tensor sizes, {INPUTS}) -> "
+    "(Tensor grad_z, Tensor grad_temperature)"
+)
+
+
+class Similarity(NamedTuple):
+    """s = <u(x), u(y)> / tau of blocks of rows and columns, by the kernels or by the reference."""
+
+    temperature: float
+    tensor: Tensor | None
+    normalize: bool
+    kernel: bool
+
+    @property
+    def tau(self) -> float | Tensor:
+        return self.temperature if self.tensor is None else self.tensor.detach().double()
+
+    def unit(self, x: Tensor) -> Tensor:
+        """float64 rows."""
+        x = x.double()
+        return x / x.norm(dim=1, keepdim=True).clamp(min=NORM_EPS) if self.normalize else x
+
+    def block(self, x: Tensor, y: Tensor, diagonal: int, k: int, *keys: Tensor | None) -> tuple[Tensor, ...]:
+        if not self.kernel:
+            return reference.contrastive_block(x, y, self.tau, self.normalize, diagonal, k, *keys)
+        return torch.ops.ltood_fast.contrastive_block(
+            x, y, self.temperature, self.tensor, self.normalize, diagonal, k, *keys
+        )
+
+    def push(self, x: Tensor, y: Tensor, diagonal: int, *statistics: Tensor) -> Tensor:
+        if not self.kernel:
+            return reference.contrastive_block_push(x, y, self.tau, self.normalize, diagonal, *statistics)
+        return torch.ops.ltood_fast.contrastive_block_push(
+            x, y, self.temperature, self.tensor, self.normalize, diagonal, *statistics
+        )
+
+    def gradient(self, x: Tensor, at_unit: Tensor) -> Tensor:
+        """From the gradient at u(x) to the one at x: through the norm, which is constant below its eps."""
+        if not self.normalize:
+            return at_unit
+        norm, u = x.double().norm(dim=1, keepdim=True), self.unit(x)
+        along = (at_unit * u).sum(dim=1, keepdim=True).where(norm >= NORM_EPS, 0)
+        return (at_unit - along * u) / norm.clamp(min=NORM_EPS)
+
+
+class Groups:
+    """Rows of this rank that share a key (an instance, a class) with rows of any rank."""
+
+    def __init__(self, own: Tensor, every: Tensor):
+        self.sorted = own.sort().values
+        self.every = every
+        self.slot = torch.searchsorted(self.sorted, own)  # [n]: equal keys, equal slot
+        ranked = every.sort().values
+        count = torch.searchsorted(ranked, own, right=True) - torch.searchsorted(ranked, own)
+        self.others = count - 1  # [n]
+
+    def slots(self, columns: slice) -> Tensor:
+        """The slots of rows of the batch, -1 for a key that this rank does not have."""
+        keys = self.every[columns]
+        slot = torch.searchsorted(self.sorted, keys).clamp(max=len(self.sorted) - 1)
+        return slot.where(self.sorted[slot] == keys, -1)
+
+
+def add_rows(out: Tensor, index: Tensor, similarity: Similarity, x: Tensor, weight: Tensor | None = None) -> None:
+    """out[index_j] += weight_j u(x_j) where index_j >= 0, in float64, in the order of j: the same bits every time."""
+    cpu = x.device.type == "cpu"
+    chosen = (index >= 0).nonzero()[:, 0] if cpu else torch.arange(len(x), device=x.device)
+    for part in chosen.split(CHUNK):
+        rows = similarity.unit(x[part])
+        if weight is not None:
+            rows *= weight[part, None]
+        if cpu:
+            out.index_add_(0, index[part], rows)
+        else:  # index_add_ of CUDA adds in no order, index_put_ sorts; what is not wanted adds zeros to row 0
+            wanted = index[part] >= 0
+            out.index_put_((index[part].clamp(min=0),), rows.where(wanted[:, None], 0), accumulate=True)
+
+
+def add_chosen(out: Tensor, choice: Tensor, similarity: Similarity, y: Tensor, weight: Tensor) -> None:
+    """out[i] += weight_i u(y[choice_i]) where choice_i is a row of y."""
+    rows = torch.arange(len(out), device=out.device)
+    inside = (choice >= 0) & (choice < len(y))
+    add_rows(out, rows.where(inside, -1), similarity, y[choice.where(inside, 0)], weight)
+
+
+class Columns:
+    """What a pass knows of the rows of all ranks: the keys they are grouped by, neighbours, columns of doubles."""
+
+    def __init__(
+        self, inputs: Inputs, peers: Peers, choices: tuple[Tensor, ...] = (), doubles: tuple[Tensor, ...] = ()
+    ):
+        self.own = slice(peers.first, peers.first + peers.sizes[peers.rank])
+        domain = inputs.domain if inputs.k_batch else None
+        keys = {"instance": inputs.instance_ids, "class": inputs.labels, "domain": domain}
+        named = {name: key for name, key in keys.items() if key is not None}
+        own = [*named.values(), *choices, *(x.view(torch.int64) for x in doubles)]
+        every = [x.contiguous() for x in peers.gather(torch.stack(own, dim=1)).unbind(dim=1)] if own else []
+        self.keys = dict(zip(named, every, strict=False))
+        self.choices = every[len(named) : len(named) + len(choices)]
+        self.doubles = [x.view(torch.float64) for x in every[len(named) + len(choices) :]]
+        if inputs.views and inputs.instance_ids is None:  # rows i and i + n/2 of one rank
+            pairs = [torch.arange(n, device=inputs.z.device) % (n // 2) for n in peers.sizes]
+            self.keys["instance"] = torch.cat([pair + peers.offset(rank) for rank, pair in enumerate(pairs)])
+
+    def groups(self, inputs: Inputs) -> dict[str, Groups]:
+        names = (["instance"] if inputs.views else []) + (["class"] if inputs.labels is not None else [])
+        return {name: Groups(self.keys[name][self.own], self.keys[name]) for name in names}
+
+    def admissible(self, columns: slice) -> list[Tensor | None]:
+        """Instances and domains of the own rows and of a shard's columns, None where there are no domains."""
+        pairs = [
+            (key[self.own], key[columns]) for key in (self.keys["instance"], self.keys.get("domain")) if key is not None
+        ]
+        keys = [key.contiguous() for pair in pairs for key in pair]
+        return keys + [None] * (4 - len(keys))
+
+
+def _agree(inputs: Inputs) -> Peers:
+    """What must be the same on all ranks. A temperature on a GPU is not read: its value is not compared."""
+    op, tensor = inputs.op, inputs.temperature_tensor
+    value = inputs.temperature if tensor is None else tensor.item() if tensor.device.type == "cpu" else None
+    optional = ("instance_ids", "labels", "domain", "bank")
+    facts = {
+        "the width D of z": inputs.z.shape[1],
+        "the dtype of z": str(inputs.z.dtype),
+        "temperature": value,
+        "normalize": inputs.normalize,
+        "reduction": inputs.reduction,
+        "exchange": inputs.exchange,
+        "k": inputs.k,
+        **{name: "None" if getattr(inputs, name) is None else "a tensor" for name in optional},
+    }
+    peers = Peers.of(op, inputs.group, inputs.z.shape[0], facts)
+    if inputs.k_batch > peers.total - 1:
+        raise ValueError(f"{op}: k must be in [1, {peers.total - 1}], {peers.total} rows on all ranks, got {inputs.k}")
+    return peers
+
+
+def _merge(best: tuple[Tensor, Tensor], more: tuple[Tensor, Tensor], k: int) -> tuple[Tensor, Tensor]:
+    """The k best of two lists, ties to the lower column of the batch."""
+    cosines, columns = (torch.cat(pair, dim=1) for pair in zip(best, more, strict=True))
+    columns, order = columns.sort(dim=1)
+    cosines, order = cosines.gather(1, order).sort(dim=1, descending=True, stable=True)
+    return cosines[:, :k], columns.gather(1, order)[:, :k]
+
+
+def _search_bank(inputs: Inputs) -> tuple[Tensor, Tensor]:
+    """The k nearest rows of the bank, which is on this rank: nothing is exchanged."""
+    z, bank = inputs.z, inputs.bank
+    if bank.dtype != z.dtype:
+        wide = torch.promote_types(z.dtype, torch.float32)
+        z, bank = z.to(wide), bank.to(wide)
+    ids = (None, None) if inputs.bank_ids is None else (inputs.instance_ids, inputs.bank_ids)
+    domains = (None, None) if inputs.bank_domain is None else (inputs.domain, inputs.bank_domain)
+    outside = len(bank)  # no row of z is a row of the bank
+    return inputs.similarity.block(z, bank, outside, inputs.k, *ids, *domains)[1:]
+
+
+def _row_loss(lse: Tensor, attraction: Tensor, weight: Tensor) -> Tensor:
+    return torch.where(weight > 0, lse - attraction / weight.where(weight > 0, 1), 0)
+
+
+@torch.library.custom_op("ltood_fast::contrastive_group", mutates_args=(), schema=FORWARD)
+def contrastive_group(*arguments):
+    inputs = Inputs(*arguments)
+    z, similarity, peers = inputs.z, inputs.similarity, _agree(inputs)
+    columns = Columns(inputs, peers)
+    groups = columns.groups(inputs)
+    sums = {name: z.new_zeros(z.shape, dtype=torch.float64) for name in groups}
+    n, wide, k = z.shape[0], torch.promote_types(z.dtype, torch.float32), inputs.k_batch
+    lse = z.new_full((n,), -torch.inf, dtype=torch.float64)
+    found = z.new_empty((n, 0), dtype=wide), z.new_empty((n, 0), dtype=torch.int64)
+    for first, shard in peers.shards(z, inputs.exchange):
+        passing = slice(first, first + len(shard))
+        admissible = columns.admissible(passing) if k else [None] * 4
+        part, cosines, indices = similarity.block(z, shard, peers.first - first, min(k, len(shard)), *admissible)
+        lse = torch.logaddexp(lse, part)
+        found = _merge(found, (cosines, indices.where(indices < 0, indices + first)), k)
+        for name, group in groups.items():
+            add_rows(sums[name], group.slots(passing), similarity, shard)
+    cosines, indices = found if inputs.bank is None else _search_bank(inputs)
+    u = similarity.unit(z)
+    weights = {name: group.others.double() for name, group in groups.items()}
+    mean_of = {
+        name: ((sums[name][group.slot] - u) * u).sum(dim=1).where(group.others > 0, 0) / similarity.tau
+        for name, group in groups.items()
+    }
+    if inputs.k:
+        weights["instance"] += inputs.lam * (indices >= 0).sum(dim=1)
+        near = cosines.double().masked_fill(indices < 0, 0).sum(dim=1)
+        mean_of["instance"] += inputs.lam * near / similarity.tau
+    none = z.new_empty(0, dtype=torch.float64)
+    losses = [_row_loss(lse, mean_of[name], weights[name]) if name in groups else none for name in PARTS]
+    gathered = shard if inputs.exchange == "gather" else z.new_empty((0, z.shape[1]))
+    row_weights = [weights.get(name, none.clone()) for name in PARTS]
+    sizes = torch.tensor(peers.sizes)
+    return *(x.to(wide) for x in losses), lse, *row_weights, cosines.contiguous(), indices.contiguous(), gathered, sizes
+
+
+@contrastive_group.register_fake
+def _(*arguments):
+    inputs = Inputs(*arguments)
+    z, (n, d) = inputs.z, inputs.z.shape
+    wide = torch.promote_types(z.dtype, torch.float32)
+    parts = [n if inputs.views else 0, n if inputs.labels is not None else 0]
+    rows = torch.library.get_ctx().new_dynamic_size() if inputs.exchange == "gather" else 0
+    return (
+        *(z.new_empty(part, dtype=wide) for part in parts),
+        z.new_empty(n, dtype=torch.float64),
+        *(z.new_empty(part, dtype=torch.float64) for part in parts),
+        z.new_empty((n, inputs.k), dtype=wide),
+        z.new_empty((n, inputs.k), dtype=torch.int64),
+        z.new_empty((rows, d)),
+        torch.empty(resolve(inputs.group).size(), dtype=torch.int64, device="cpu"),
+    )
+
+
+class Pulls(NamedTuple):
+    """What the losses of the own rows send back, doubles [n] each: to the log-sum-exp, and for each part to the mean
+    of its positives; `neighbor` of them to a neighbour."""
+
+    lse: Tensor
+    parts: dict[str, Tensor]
+    neighbor: Tensor
+
+    @staticmethod
+    def of(inputs: Inputs, gradients: list[Tensor | None], weights: list[Tensor], lse: Tensor) -> Pulls:
+        *of_parts, of_lse = gradients
+        total = torch.zeros_like(lse) if of_lse is None else of_lse.double()
+        parts = {}
+        for name, gradient, weight in zip(PARTS, of_parts, weights, strict=True):
+            if len(weight):
+                received = torch.zeros_like(lse) if gradient is None else gradient.double().where(weight > 0, 0)
+                total = total + received
+                parts[name] = received / weight.where(weight > 0, 1)
+        neighbor = inputs.lam * parts["instance"] if inputs.k else torch.zeros_like(lse)
+        return Pulls(total.where(lse > -torch.inf, 0), parts, neighbor)
+
+
+@torch.library.custom_op("ltood_fast::contrastive_group_bwd", mutates_args=(), schema=BACKWARD)
+def contrastive_group_bwd(
+    grad_instance, grad_class, grad_lse, lse, w_instance, w_class, indices, gathered, sizes, *rest
+):
+    inputs = Inputs(*rest)
+    z, similarity, n = inputs.z, inputs.similarity, inputs.z.shape[0]
+    group = resolve(inputs.group)
+    peers = Peers(inputs.op, group, group.rank(), sizes.tolist())
+    pulls = Pulls.of(inputs, [grad_instance, grad_class, grad_lse], [w_instance, w_class], lse)
+    choices = indices.unbind(dim=1) if inputs.k_batch else ()
+    columns = Columns(inputs, peers, choices, (lse, pulls.lse, pulls.neighbor, *pulls.parts.values()))
+    all_lse, all_weight, all_neighbor, *all_parts = columns.doubles
+    all_parts = dict(zip(pulls.parts, all_parts, strict=True))
+    groups = columns.groups(inputs)
+    sums, pulled = ({name: z.new_zeros(z.shape, dtype=torch.float64) for name in groups} for _ in range(2))
+    attraction = z.new_zeros(z.shape, dtype=torch.float64)
+    push = z.new_zeros(z.shape, dtype=torch.promote_types(z.dtype, torch.float32))
+    for first, shard in [(0, gathered)] if inputs.exchange == "gather" else peers.shards(z, "ring"):
+        passing = slice(first, first + len(shard))
+        push += similarity.push(z, shard, peers.first - first, lse, pulls.lse, all_lse[passing], all_weight[passing])
+        for name, group in groups.items():
+            slots = group.slots(passing)
+            add_rows(sums[name], slots, similarity, shard)
+            add_rows(pulled[name], slots, similarity, shard, all_parts[name][passing])
+        for mine, every in zip(choices, columns.choices, strict=True):
+            add_chosen(attraction, mine - first, similarity, shard, pulls.neighbor)
+            chosen_here = every[passing] - peers.first
+            add_rows(attraction, chosen_here.where(chosen_here < n, -1), similarity, shard, all_neighbor[passing])
+    u = similarity.unit(z)
+    for name, group in groups.items():
+        own = pulls.parts[name][:, None]
+        attraction += own * sums[name][group.slot] + pulled[name][group.slot] - 2 * own * u
+    to_bank = torch.zeros_like(attraction)
+    if inputs.bank is not None and inputs.k:
+        for mine in indices.unbind(dim=1):
+            add_chosen(to_bank, mine, similarity, inputs.bank, pulls.neighbor)
+    in_batch, to_bank = push - attraction / similarity.tau, -to_bank / similarity.tau
+    # A similarity within the batch is in the gradients of both its rows, one with the bank in that of one.
+    along = (u * (in_batch / 2 + to_bank)).sum()
+    grad_z = similarity.gradient(z, in_batch + to_bank)
+    return grad_z.to(z.dtype), (-along / similarity.tau).to(push.dtype)
+
+
+@contrastive_group_bwd.register_fake
+def _(*arguments):
+    z = Inputs(*arguments[9:]).z
+    return z.new_empty(z.shape), z.new_empty((), dtype=torch.promote_types(z.dtype, torch.float32))
+
+
+def _setup_context(ctx, inputs, output):
+    _, _, lse, instance_weight, class_weight, cosines, indices, gathered, sizes = output
+    ctx.mark_non_differentiable(instance_weight, class_weight, cosines, indices, gathered, sizes)
+    ctx.set_materialize_grads(False)
+    ctx.tensors = [isinstance(x, Tensor) for x in inputs]
+    ctx.others = [None if isinstance(x, Tensor) else x for x in inputs]
+    given = (x for x in inputs if isinstance(x, Tensor))
+    ctx.save_for_backward(lse, instance_weight, class_weight, indices, gathered, sizes, *given)
+
+
+def _used(gradient: Tensor | None) -> Tensor | None:
+    """None for the gradient of a part that was not asked for, which torch.compile makes an empty tensor."""
+    return None if gradient is None or gradient.shape[0] == 0 else gradient
+
+
+def _backward(ctx, grad_instance, grad_class, grad_lse, *_):
+    saved, given = ctx.saved_tensors[:6], iter(ctx.saved_tensors[6:])
+    inputs = [next(given) if tensor else other for tensor, other in zip(ctx.tensors, ctx.others, strict=True)]
+    temperature = inputs[2]
+    gradients = _used(grad_instance), _used(grad_class), grad_lse
+    grad_z, grad_temperature = torch.ops.ltood_fast.contrastive_group_bwd(*gradients, *saved, *inputs)
+    grad_temperature = None if temperature is None else grad_temperature.to(temperature.dtype)
+    return grad_z, None, grad_temperature, *([None] * (len(inputs) - 3))
+
+
+def _refuse_double_backward(ctx, *_):
+    raise RuntimeError("contrastive: double backward is not supported")
+
+
+contrastive_group.register_autograd(_backward, setup_context=_setup_context)
+contrastive_group_bwd.register_autograd(_refuse_double_backward)

@@ -1,0 +1,255 @@
+"""One batch on several ranks: the exchange of rows, and one error on every rank where the ranks do not agree.
+
+The batch of a process group is the concatenation of its ranks' rows in the order of the ranks; n rows here, M in all, W
+ranks, largest batch n_max. What is sent are whole rows as bytes, so that every dtype travels on every backend.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import NamedTuple
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+
+from ..reference._common import reduce_rows
+from . import _check as check
+
+EXCHANGES = ("gather", "ring")
+
+
+class Across:
+    """The `group=` of one call, and the `with` block around the checks of its arguments: what one rank refuses, all
+    ranks raise. False without a group. (While torch.compile traces, a rank that refuses is alone: the others see its
+    absence as the time-out of the group.)"""
+
+    def __init__(self, op: str, group: object, reduction: str = "mean", exchange: str = "gather"):
+        check.choice(op, "exchange", exchange, EXCHANGES)
+        self.op, self.reduction, self.exchange = op, reduction, exchange
+        self.name = "" if group is None else group_name(op, group)
+
+    def __bool__(self) -> bool:
+        return self.name != ""
+
+    def __enter__(self) -> Across:
+        return self
+
+    def __exit__(self, kind, error, trace) -> None:
+        if error is not None and self and isinstance(error, (ValueError, TypeError, RuntimeError)):
+            Peers.of(self.op, self.name, 0, {}, refusal=f"{type(error).__name__}: {error}")
+
+
+def group_name(op: str, group: object) -> str:
+    """The name by which operators know a process group."""
+    available = dist.is_available()
+    right = available and isinstance(group, dist.ProcessGroup)
+    check.require_type(right, op, "group", "a torch.distributed.ProcessGroup or None", type(group).__name__)
+    if not dist.is_initialized():
+        raise RuntimeError(f"{op}: group needs torch.distributed, call torch.distributed.init_process_group() first")
+    return group.group_name
+
+
+class Peers(NamedTuple):
+    """What a rank knows of the others after they agreed."""
+
+    op: str
+    group: dist.ProcessGroup
+    rank: int
+    sizes: list[int]
+
+    @staticmethod
+    def of(op: str, name: str, n: int, facts: dict[str, object], refusal: str = "") -> Peers:
+        """Exchanges the sizes and a digest of `facts`, 16 bytes a rank, which must be the same on all ranks.
+
+        It goes over the group's CPU backend where there is one: no device is waited for.
+        """
+        group = resolve(name)
+        text = refusal or json.dumps({"call": op, **facts})
+        digest = int.from_bytes(hashlib.blake2b(text.encode(), digest_size=7).digest(), "big")
+        header = torch.tensor([[-1 if refusal else n, digest]], device=_header_device(group))
+        headers = gather_even(op, group, header).tolist()
+        sizes = [size for size, _ in headers]
+        if min(sizes) < 0 or len({digest for _, digest in headers}) > 1:
+            length = 1024
+            encoded = text.encode()[:length].ljust(length, b"\0")
+            row = torch.frombuffer(bytearray(encoded), dtype=torch.uint8).to(header.device)
+            texts = gather_even(op, group, row[None]).cpu()
+            texts = [bytes(text.tolist()).rstrip(b"\0").decode(errors="replace") for text in texts]
+            raise _disagreement(op, [size < 0 for size in sizes], texts)
+        return Peers(op, group, dist.get_rank(group), sizes)
+
+    @property
+    def first(self) -> int:
+        """The number of this rank's row 0 in the batch."""
+        return self.offset(self.rank)
+
+    def offset(self, rank: int) -> int:
+        return sum(self.sizes[:rank])
+
+    @property
+    def total(self) -> int:
+        return sum(self.sizes)
+
+    def gather(self, x: Tensor) -> Tensor:
+        """[n, ...] here -> [M, ...]; no gradient. Shorter batches travel padded to the longest, then are cut."""
+        longest = max(self.sizes)
+        if longest == min(self.sizes):
+            return gather_even(self.op, self.group, x)
+        padded = x.new_zeros(longest, *x.shape[1:])
+        padded[: x.shape[0]] = x
+        rows = gather_even(self.op, self.group, padded).split(longest)
+        return torch.cat([part[:size] for part, size in zip(rows, self.sizes, strict=True)])
+
+    def scatter_sum(self, x: Tensor) -> Tensor:
+        """[M, ...] on each rank -> [n, ...]: the sum over the ranks of this rank's rows, in the order of the ranks."""
+        n = self.sizes[self.rank]
+        width = x[0].numel() * x.element_size()
+        received = x.new_empty(n * len(self.sizes), *x.shape[1:])
+        with _named(self.op):
+            dist.all_to_all_single(
+                _bytes(received),
+                _bytes(x.contiguous()),
+                [n * width] * len(self.sizes),
+                [size * width for size in self.sizes],
+                group=self.group,
+            )
+        wide = torch.promote_types(x.dtype, torch.float32)
+        total = received[:n].to(wide)
+        for part in received.split(n)[1:]:
+            total += part
+        return total.to(x.dtype)
+
+    def shards(self, x: Tensor, exchange: str) -> Iterator[tuple[int, Tensor]]:
+        """(number of its first row, rows) of what passes by: all rows at once, or ("ring") one rank's at a time, the
+        own ones first, while the next ones are on their way."""
+        if exchange == "gather":
+            yield 0, self.gather(x)
+            return
+        ranks = len(self.sizes)
+        shard = x.contiguous()
+        for step in range(ranks):
+            source = (self.rank - step) % ranks
+            coming, works = None, []
+            if step + 1 < ranks:
+                coming = x.new_empty(self.sizes[source - 1], *x.shape[1:])
+                with _named(self.op):
+                    works = self._shift(shard, coming)
+            yield self.offset(source), shard
+            with _named(self.op):
+                for work in works:
+                    work.wait()
+            shard = coming
+
+    def _shift(self, outgoing: Tensor, coming: Tensor) -> list[dist.Work]:
+        ranks = len(self.sizes)
+        send = dist.P2POp(dist.isend, _bytes(outgoing), group=self.group, group_peer=(self.rank + 1) % ranks)
+        receive = dist.P2POp(dist.irecv, _bytes(coming), group=self.group, group_peer=(self.rank - 1) % ranks)
+        return dist.batch_isend_irecv([send, receive])
+
+
+def resolve(name: str) -> dist.ProcessGroup:
+    return dist.distributed_c10d._resolve_process_group(name)
+
+
+def gather_even(op: str, group: dist.ProcessGroup, x: Tensor) -> Tensor:
+    """[n, ...] -> [W * n, ...] in the order of the ranks, n the same on all."""
+    out = x.new_empty(x.shape[0] * dist.get_world_size(group), *x.shape[1:])
+    if x.numel():
+        # Newer releases of torch call it all_gather_single and warn of the other name.
+        all_gather = getattr(dist, "all_gather_single", None) or dist.all_gather_into_tensor
+        with _named(op):
+            all_gather(_bytes(out), _bytes(x.detach().contiguous()), group=group)
+    return out
+
+
+def _bytes(x: Tensor) -> Tensor:
+    return x.view(-1).view(torch.uint8)
+
+
+def _header_device(group: dist.ProcessGroup) -> torch.device:
+    if torch.device("cpu") in group._device_types:
+        return torch.device("cpu")
+    return torch.device("cuda", torch.cuda.current_device())
+
+
+@contextmanager
+def _named(op: str) -> Iterator[None]:
+    try:
+        yield
+    except RuntimeError as error:
+        cause = str(error).splitlines()[0]
+        raise RuntimeError(f"{op}: a rank of the group failed or did not answer in time ({cause})") from error
+
+
+def _disagreement(op: str, refused: list[bool], texts: list[str]) -> Exception:
+    """The one sentence that every rank raises, of the first rank that refused, or of the first that differs."""
+    if any(refused):
+        rank = refused.index(True)
+        kind, _, sentence = texts[rank].partition(": ")
+        return {"TypeError": TypeError, "RuntimeError": RuntimeError}.get(kind, ValueError)(f"{sentence} (rank {rank})")
+    facts = [json.loads(text) for text in texts]
+    rank = next(rank for rank, fact in enumerate(facts) if fact != facts[0])
+    name = next(name for name in {**facts[0], **facts[rank]} if facts[0].get(name) != facts[rank].get(name))
+    return ValueError(
+        f"{op}: {name} must be the same on all ranks of the group, got {facts[0].get(name)} on rank 0 and "
+        f"{facts[rank].get(name)} on rank {rank}"
+    )
+
+
+def gather_rows(group: dist.ProcessGroup, *tensors: Tensor) -> tuple[Tensor, ...]:
+    """The rows of all ranks in the order of the ranks, without gradient: ``[n, ...]`` here, ``[M, ...]`` on every rank.
+
+    What is built from them is the same on all ranks, e.g. the queue that :func:`ltood_fast.psd_loss` searches::
+
+        queue.push(*gather_rows(group, z.detach(), ids, domain))
+
+    Args:
+        group: the process group; all of its ranks call this together.
+        tensors: with as many rows each as the first; the number of rows may differ from rank to rank, the rest not.
+    """
+    op = "gather_rows"
+    with Across(op, group) as across:
+        rows = [x.shape[0] for x in tensors]
+        check.require(len(set(rows)) == 1, op, "tensors", "of one number of rows", rows)
+    facts = {"shapes": [list(x.shape[1:]) for x in tensors], "dtypes": [str(x.dtype) for x in tensors]}
+    peers = Peers.of(op, across.name, rows[0], facts)
+    return tuple(peers.gather(x) for x in tensors)
+
+
+@torch.library.custom_op("ltood_fast::sum_over_ranks", mutates_args=(), schema="(Tensor x, str group) -> Tensor")
+def _sum_over_ranks(x: Tensor, group: str) -> Tensor:
+    parts = gather_even("sum_over_ranks", resolve(group), x[None])
+    return parts.sum(dim=0)
+
+
+@_sum_over_ranks.register_fake
+def _(x, group):
+    return torch.empty_like(x)
+
+
+def _sum_backward(ctx, gradient):
+    return _sum_over_ranks(gradient, ctx.group), None
+
+
+def _sum_context(ctx, inputs, output):
+    ctx.group = inputs[1]
+
+
+_sum_over_ranks.register_autograd(_sum_backward, setup_context=_sum_context)
+
+
+def reduce_parts(parts: list[tuple[Tensor, Tensor]], reduction: str, across: Across) -> list[Tensor]:
+    """`reduce_rows` of each (rows, has_positive) over all ranks: 16 bytes a part and rank, summed in one order."""
+    if not across or reduction == "none":
+        return [reduce_rows(rows, has_positive, reduction) for rows, has_positive in parts]
+    sums = [rows.sum(dtype=torch.float64) for rows, _ in parts]
+    counts = [has_positive.sum().to(torch.float64) for _, has_positive in parts]
+    totals = _sum_over_ranks(torch.stack(sums + counts), across.name)
+    losses, counts = totals.split(len(parts))
+    if reduction == "mean":
+        losses = losses / counts.detach().clamp(min=1)
+    return [loss.to(rows.dtype) for loss, (rows, _) in zip(losses, parts, strict=True)]
