@@ -2,11 +2,17 @@
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 from torch import Tensor, nn
 
 from ..ops import _check as check
 from ..ops._backend import BACKENDS
+from ..ops._group import Across
 from ..ops.guided import DISTILLATIONS, Stage2Result, guided_contrastive, relational_distill, stage2_loss
+
+if TYPE_CHECKING:
+    from torch.distributed import ProcessGroup
 
 
 class _Stage2Term(nn.Module):
@@ -18,6 +24,7 @@ class _Stage2Term(nn.Module):
         check.temperature(name, temperature)
         check.choice(name, "reduction", options["reduction"], check.REDUCTIONS)
         check.choice(name, "backend", options["backend"], BACKENDS)
+        Across(name, options["group"])  # checks it
         if "k" in options:
             check.count(name, "k", options["k"], 1)
             check.nonnegative_number(name, "gamma", options["gamma"])
@@ -27,7 +34,9 @@ class _Stage2Term(nn.Module):
         self.options = options
 
     def extra_repr(self) -> str:
-        return ", ".join(f"{key}={value}" for key, value in {"temperature": self.temperature, **self.options}.items())
+        group = self.options["group"]
+        shown = {"temperature": self.temperature, **self.options, "group": group and group.group_name}
+        return ", ".join(f"{key}={value}" for key, value in shown.items())
 
 
 class GuidedContrastiveLoss(_Stage2Term):
@@ -43,6 +52,7 @@ class GuidedContrastiveLoss(_Stage2Term):
         normalize: bool = True,
         reduction: str = "mean",
         return_lse: bool = False,
+        group: ProcessGroup | None = None,
         backend: str = "auto",
     ):
         super().__init__(
@@ -53,6 +63,7 @@ class GuidedContrastiveLoss(_Stage2Term):
             normalize=normalize,
             reduction=reduction,
             return_lse=return_lse,
+            group=group,
             backend=backend,
         )
 
@@ -82,6 +93,7 @@ class RelationalDistillLoss(_Stage2Term):
         normalize: bool = True,
         reduction: str = "mean",
         return_lse: bool = False,
+        group: ProcessGroup | None = None,
         backend: str = "auto",
     ):
         super().__init__(
@@ -90,6 +102,7 @@ class RelationalDistillLoss(_Stage2Term):
             normalize=normalize,
             reduction=reduction,
             return_lse=return_lse,
+            group=group,
             backend=backend,
         )
 
@@ -114,6 +127,7 @@ class Stage2Loss(_Stage2Term):
         normalize: bool = True,
         reduction: str = "mean",
         return_lse: bool = False,
+        group: ProcessGroup | None = None,
         backend: str = "auto",
     ):
         super().__init__(
@@ -127,6 +141,7 @@ class Stage2Loss(_Stage2Term):
             normalize=normalize,
             reduction=reduction,
             return_lse=return_lse,
+            group=group,
             backend=backend,
         )
         check.nonnegative_number("Stage2Loss", "beta", beta)

@@ -190,7 +190,8 @@ def _disagreement(op: str, refused: list[bool], texts: list[str]) -> Exception:
     if any(refused):
         rank = refused.index(True)
         kind, _, sentence = texts[rank].partition(": ")
-        return {"TypeError": TypeError, "RuntimeError": RuntimeError}.get(kind, ValueError)(f"{sentence} (rank {rank})")
+        kinds = {"TypeError": TypeError, "RuntimeError": RuntimeError}
+        return kinds.get(kind, ValueError)(f"{sentence}, on rank {rank}")
     facts = [json.loads(text) for text in texts]
     rank = next(rank for rank, fact in enumerate(facts) if fact != facts[0])
     name = next(name for name in {**facts[0], **facts[rank]} if facts[0].get(name) != facts[rank].get(name))

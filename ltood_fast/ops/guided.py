@@ -5,6 +5,8 @@ Legend: N rows, D and Dg features, K clusters. z student [N, D], e guide [N, Dg]
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 import torch
 from torch import Tensor
 
@@ -12,8 +14,13 @@ from ..reference import guided as reference
 from ..reference.guided import Stage2Result
 from . import _check as check
 from ._backend import use_kernel
+from ._group import Across, reduce_parts
+from ._guided_group import batch_of
 from ._guided_op import guided
 from .contrastive import _check_common, _check_views
+
+if TYPE_CHECKING:
+    from torch.distributed import ProcessGroup
 
 DISTILLATIONS = ("relational", "feature")
 
@@ -33,6 +40,7 @@ def guided_contrastive(
     normalize: bool = True,
     reduction: str = "mean",
     return_lse: bool = False,
+    group: ProcessGroup | None = None,
     backend: str = "auto",
 ) -> Tensor | tuple[Tensor, Tensor]:
     """Contrastive loss whose positives, negatives and forces come from a frozen guide.
@@ -76,48 +84,38 @@ def guided_contrastive(
         normalize: L2-normalise the rows of ``z`` (eps 1e-12); the gradient goes through it.
         reduction: ``"mean"`` over the rows with positives, ``"sum"``, or ``"none"`` (``[N]``, row order).
         return_lse: also return ``lse`` ``[N]`` (-inf for a row with neither positives nor negatives).
+        group: a ``torch.distributed.ProcessGroup`` whose ranks call this together: the batch is the concatenation of
+            their rows in the order of the ranks, whose numbers may differ; see below.
         backend: ``"auto"``, ``"reference"``, ``"cpu"`` or ``"cuda"`` (not yet verified on hardware; no float64).
 
     Returns:
         The loss, 0-d or ``[N]``, float32 (float64 for float64 ``z``); with ``return_lse`` the tuple ``(loss, lse)``.
+
+    **Many ranks.** Values, rows and gradients are as :func:`ltood_fast.nt_xent` says; ``clusters`` and ``far`` number
+    the same clusters on all ranks, ``pos_idx`` the rows of the whole batch. Every rank gathers all rows and computes
+    the whole loss: the work is that of one process, the memory O(M·(D + Dg)) for the M rows of all ranks. Of W ranks
+    with N rows each, b and bg bytes an element, a rank receives ``(W - 1) (16 + N (D b + Dg bg + 16 + 8 k'))``
+    bytes forward (k' the width of ``pos_idx``) and ``(W - 1) N D b`` backward.
 
     Raises:
         TypeError, ValueError: an argument of the wrong type, shape, device or range, named in the message.
         RuntimeError: ``backend`` names a kernel that this build lacks; double backward.
     """
     op = "guided_contrastive"
-    _check_pair(op, z, guide, temperature, reduction)
-    _check_selection(op, z, clusters, far, k, pos_idx, gamma, instance_ids)
-    if use_kernel(op, backend, z, guide):
-        rows = guided(
-            z,
-            guide,
-            clusters,
-            far,
-            temperature,
-            k=k,
-            pos_idx=pos_idx,
-            weighted=weighted,
-            gamma=gamma,
-            instance_ids=instance_ids,
-            normalize=normalize,
-        )
-        return (rows.guided(reduction), rows.lse.to(rows.loss.dtype)) if return_lse else rows.guided(reduction)
-    return reference.guided_contrastive(
-        z,
-        guide,
-        clusters,
-        far,
-        temperature,
-        k=k,
-        pos_idx=pos_idx,
-        weighted=weighted,
-        gamma=gamma,
-        instance_ids=instance_ids,
-        normalize=normalize,
-        reduction=reduction,
-        return_lse=return_lse,
-    )
+    with Across(op, group, reduction) as across:
+        _check_pair(op, z, guide, temperature, reduction)
+        _check_selection(op, z, clusters, far, k, pos_idx, gamma, instance_ids, across)
+        kernel = use_kernel(op, backend, z, guide)
+    options = {"k": k, "weighted": weighted, "gamma": gamma, "normalize": normalize}
+    batch = batch_of(across, z, guide, far, clusters, instance_ids, pos_idx, temperature=temperature, **options)
+    options |= {"pos_idx": batch.pos_idx, "instance_ids": batch.instance_ids}
+    embeddings = batch.z, batch.guide, batch.clusters, far, temperature
+    if kernel:
+        rows = guided(*embeddings, **options)
+        loss, lse = rows.guided(reduction), rows.lse.to(rows.loss.dtype)
+    else:
+        loss, lse = reference.guided_contrastive(*embeddings, **options, reduction=reduction, return_lse=True)
+    return (batch.local(loss), batch.local(lse)) if return_lse else batch.local(loss)
 
 
 def relational_distill(
@@ -129,6 +127,7 @@ def relational_distill(
     normalize: bool = True,
     reduction: str = "mean",
     return_lse: bool = False,
+    group: ProcessGroup | None = None,
     backend: str = "auto",
 ) -> Tensor | tuple[Tensor, Tensor]:
     """Distillation of the guide's geometry: each row's softmax over all other rows, student against guide.
@@ -155,6 +154,7 @@ def relational_distill(
         normalize: L2-normalise the rows of ``z`` (eps 1e-12); the gradient goes through it.
         reduction: ``"mean"``, ``"sum"``, or ``"none"`` (``[N]``, row order).
         return_lse: also return the student's ``log sum_{j != i} exp(s_ij)``, ``[N]`` (-inf for N = 1).
+        group: the process group whose ranks' rows are one batch: see :func:`guided_contrastive`.
         backend: ``"auto"``, ``"reference"``, ``"cpu"`` or ``"cuda"`` (not yet verified on hardware; no float64).
 
     Returns:
@@ -165,32 +165,29 @@ def relational_distill(
         RuntimeError: ``backend`` names a kernel that this build lacks; double backward.
     """
     op = "relational_distill"
-    _check_pair(op, z, guide, temperature, reduction)
-    _check_teacher(op, teacher_temperature)
-    if use_kernel(op, backend, z, guide):
-        rows = guided(
-            z,
-            guide,
-            None,
-            None,
-            temperature,
-            normalize=normalize,
-            distill=True,
-            teacher_temperature=teacher_temperature,
-        )
-        return (rows.distill(reduction), rows.student_lse.to(rows.kl.dtype)) if return_lse else rows.distill(reduction)
-    return reference.relational_distill(
-        z,
-        guide,
-        temperature,
-        teacher_temperature=teacher_temperature,
-        normalize=normalize,
-        reduction=reduction,
-        return_lse=return_lse,
-    )
+    with Across(op, group, reduction) as across:
+        _check_pair(op, z, guide, temperature, reduction)
+        _check_teacher(op, teacher_temperature)
+        kernel = use_kernel(op, backend, z, guide)
+    options = {"normalize": normalize, "teacher_temperature": teacher_temperature}
+    batch = batch_of(across, z, guide, temperature=temperature, **options)
+    if kernel:
+        rows = guided(batch.z, batch.guide, None, None, temperature, distill=True, **options)
+        loss, lse = rows.distill(reduction), rows.student_lse.to(rows.kl.dtype)
+    else:
+        options |= {"reduction": reduction, "return_lse": True}
+        loss, lse = reference.relational_distill(batch.z, batch.guide, temperature, **options)
+    return (batch.local(loss), batch.local(lse)) if return_lse else batch.local(loss)
 
 
-def feature_distill(z: Tensor, guide: Tensor, *, reduction: str = "mean", backend: str = "auto") -> Tensor:
+def feature_distill(
+    z: Tensor,
+    guide: Tensor,
+    *,
+    reduction: str = "mean",
+    group: ProcessGroup | None = None,
+    backend: str = "auto",
+) -> Tensor:
     """Distillation row by row: ``(1 - F.cosine_similarity(z, guide)).mean()``, the alternative to
     :func:`relational_distill` **[ours]**. It reads 2·N·D numbers once; there is nothing to fuse.
 
@@ -198,6 +195,7 @@ def feature_distill(z: Tensor, guide: Tensor, *, reduction: str = "mean", backen
         z: float ``[N, D]``, the student's embeddings, un-normalised.
         guide: float ``[N, D]``, the frozen guide's embeddings of the same rows. No gradient.
         reduction: ``"mean"``, ``"sum"``, or ``"none"`` (``[N]``, row order).
+        group: the process group over whose ranks' rows the mean or sum is taken.
         backend: ``"auto"`` or ``"reference"``; no build has a kernel of its own for it.
 
     Returns:
@@ -208,10 +206,12 @@ def feature_distill(z: Tensor, guide: Tensor, *, reduction: str = "mean", backen
         RuntimeError: ``backend`` asks for a kernel.
     """
     op = "feature_distill"
-    _check_pair(op, z, guide, 1.0, reduction)
-    check.same_width(op, "guide", guide, "z", z)
-    use_kernel(op, backend, z, guide)
-    return reference.feature_distill(z, guide, reduction=reduction)
+    with Across(op, group, reduction) as across:
+        _check_pair(op, z, guide, 1.0, reduction)
+        check.same_width(op, "guide", guide, "z", z)
+        use_kernel(op, backend, z, guide)
+    rows = reference.feature_distill(z, guide, reduction="none")
+    return reduce_parts([(rows, torch.ones_like(rows, dtype=torch.bool))], reduction, across)[0]
 
 
 def stage2_loss(
@@ -232,6 +232,7 @@ def stage2_loss(
     normalize: bool = True,
     reduction: str = "mean",
     return_lse: bool = False,
+    group: ProcessGroup | None = None,
     backend: str = "auto",
 ) -> Stage2Result | tuple[Stage2Result, Tensor]:
     """The loss of stage 2: ``guided_contrastive + beta * distillation``, beta = 0.4 **[source: arXiv 2506.12698]**.
@@ -251,6 +252,7 @@ def stage2_loss(
         teacher_temperature: of the guide in relational distillation; None: the same value as ``temperature``.
         reduction: ``"mean"``, ``"sum"``, or ``"none"`` (``[N]`` each), applied to each part.
         return_lse: also return the guided loss's ``lse`` ``[N]``.
+        group: the process group whose ranks' rows are one batch: see :func:`guided_contrastive`.
         backend: ``"auto"``, ``"reference"``, ``"cpu"`` or ``"cuda"`` (not yet verified on hardware; no float64).
 
     Returns:
@@ -262,31 +264,41 @@ def stage2_loss(
         RuntimeError: ``backend`` names a kernel that this build lacks; double backward.
     """
     op = "stage2_loss"
-    _check_pair(op, z, guide, temperature, reduction)
-    _check_selection(op, z, clusters, far, k, pos_idx, gamma, instance_ids)
-    _check_teacher(op, teacher_temperature)
-    check.nonnegative_number(op, "beta", beta)
-    check.choice(op, "distill", distill, DISTILLATIONS)
-    if distill == "feature":
-        check.same_width(op, "guide", guide, "z", z)
+    with Across(op, group, reduction) as across:
+        _check_pair(op, z, guide, temperature, reduction)
+        _check_selection(op, z, clusters, far, k, pos_idx, gamma, instance_ids, across)
+        _check_teacher(op, teacher_temperature)
+        check.nonnegative_number(op, "beta", beta)
+        check.choice(op, "distill", distill, DISTILLATIONS)
+        if distill == "feature":
+            check.same_width(op, "guide", guide, "z", z)
+        kernel = use_kernel(op, backend, z, guide)
+    relational = distill == "relational"
     options = {
         "k": k,
-        "pos_idx": pos_idx,
         "weighted": weighted,
         "gamma": gamma,
-        "instance_ids": instance_ids,
         "normalize": normalize,
         "teacher_temperature": teacher_temperature,
     }
-    if not use_kernel(op, backend, z, guide):
-        options |= {"beta": beta, "distill": distill, "reduction": reduction, "return_lse": return_lse}
-        return reference.stage2_loss(z, guide, clusters, far, temperature, **options)
-    relational = distill == "relational"
-    rows = guided(z, guide, clusters, far, temperature, distill=relational, **options)
-    contrast = rows.guided(reduction)
-    distilled = rows.distill(reduction) if relational else reference.feature_distill(z, guide, reduction=reduction)
-    losses = Stage2Result(contrast + beta * distilled, contrast, distilled)
-    return (losses, rows.lse.to(rows.loss.dtype)) if return_lse else losses
+    same = {"temperature": temperature, "beta": beta, "distill": distill, **options}
+    batch = batch_of(across, z, guide, far, clusters, instance_ids, pos_idx, **same)
+    options |= {"pos_idx": batch.pos_idx, "instance_ids": batch.instance_ids}
+    embeddings = batch.z, batch.guide, batch.clusters, far, temperature
+    if kernel:
+        rows = guided(*embeddings, distill=relational, **options)
+        contrast, lse = rows.guided(reduction), rows.lse.to(rows.loss.dtype)
+        distilled = (
+            rows.distill(reduction)
+            if relational
+            else reference.feature_distill(batch.z, batch.guide, reduction=reduction)
+        )
+        losses = Stage2Result(contrast + beta * distilled, contrast, distilled)
+    else:
+        options |= {"beta": beta, "distill": distill, "reduction": reduction, "return_lse": True}
+        losses, lse = reference.stage2_loss(*embeddings, **options)
+    losses = Stage2Result(*(batch.local(loss) for loss in losses))
+    return (losses, batch.local(lse)) if return_lse else losses
 
 
 def farthest_cluster(centroids: Tensor) -> Tensor:
@@ -336,6 +348,7 @@ def _check_selection(
     pos_idx: Tensor | None,
     gamma: float,
     instance_ids: Tensor | None,
+    across: Across,
 ) -> None:
     """What decides positives, negatives and forces."""
     n = z.shape[0]
@@ -346,10 +359,11 @@ def _check_selection(
     check.index_range(op, "clusters", clusters, 0, far.shape[0])
     check.nonnegative_number(op, "gamma", gamma)
     _check_views(op, z, instance_ids)
-    if pos_idx is None:
-        check.count(op, "k", k, 1, n - 1)
+    if pos_idx is None:  # across ranks, k and pos_idx are held against the rows of all ranks when these are known
+        check.count(op, "k", k, 1, None if across else n - 1)
     else:
         check.integer_tensor(op, "pos_idx", pos_idx, z)
         matrix = pos_idx.dim() == 2 and pos_idx.shape[0] == n
         check.require(matrix, op, "pos_idx", f"of shape [{n}, k]", f"shape {tuple(pos_idx.shape)}")
-        check.index_range(op, "pos_idx", pos_idx, -1, n)
+        if not across:
+            check.index_range(op, "pos_idx", pos_idx, -1, n)

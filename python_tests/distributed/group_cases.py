@@ -31,8 +31,19 @@ CASES = {
     "psd bank": ("psd_loss", {"k": 4}, ("instance_ids", "bank", "bank_ids", "domain", "bank_domain")),
     "stage1": ("stage1_loss", {"k": 2}, ("domain",)),
     "stage1 any domain": ("stage1_loss", {"k": 2, "same_domain": False, "alpha": 0.7}, ("domain", "bank")),
+    "bce": ("domain_loss", {"kind": "bce"}, ("domain", "weight", "bias")),
 }
-OF_A_BANK = ("bank", "bank_ids", "bank_domain", "far")
+GUIDED_CASES = {
+    "guided": ("guided_contrastive", {"k": 2}, ("guide", "clusters", "far")),
+    "guided given": ("guided_contrastive", {}, ("guide", "clusters", "far", "instance_ids", "pos_idx")),
+    "relational": ("relational_distill", {"teacher_temperature": 0.5}, ("guide",)),
+    "feature": ("feature_distill", {}, ("guide",)),
+    "stage2": ("stage2_loss", {"k": 3}, ("guide", "clusters", "far", "instance_ids")),
+    "stage2 feature": ("stage2_loss", {"k": 1, "distill": "feature"}, ("guide", "clusters", "far")),
+}
+ALL_CASES = {**CASES, **GUIDED_CASES}
+OF_ALL_RANKS = ("bank", "bank_ids", "bank_domain", "far", "weight", "bias")
+PAIRED = ("nt_xent", "psd_loss", "stage1_loss", "guided_contrastive", "stage2_loss")  # views by default
 
 
 class Outcome(NamedTuple):
@@ -43,7 +54,8 @@ class Outcome(NamedTuple):
     cosines: Tensor | None
     indices: Tensor | None
     grad_z: Tensor
-    grad_temperature: Tensor
+    grad_others: list[Tensor]
+    """Of what all ranks share, a part on each rank: the temperature, or the head of the domain loss."""
 
 
 def batch(n: int, dtype: torch.dtype, seed: int = 0, d: int = D) -> dict[str, Tensor]:
@@ -63,6 +75,12 @@ def batch(n: int, dtype: torch.dtype, seed: int = 0, d: int = D) -> dict[str, Te
         "bank": rows(q),
         "bank_ids": torch.randint(0, n // 2 + 1, (q,), generator=g),
         "bank_domain": torch.randint(0, 2, (q,), generator=g),
+        "weight": rows(1)[0],
+        "bias": rows(1)[0, 0],
+        "guide": rows(n),
+        "clusters": torch.randint(0, 4, (n,), generator=g),
+        "far": torch.tensor([2, 3, 0, 1]),
+        "pos_idx": torch.randint(-1, n, (n, 3), generator=g),
     }
 
 
@@ -75,27 +93,30 @@ def view_ids(sizes: list[int]) -> Tensor:
 def local(tensors: dict[str, Tensor], sizes: list[int], rank: int) -> dict[str, Tensor]:
     """This rank's rows; a bank is whole on every rank."""
     own = slice(sum(sizes[:rank]), sum(sizes[: rank + 1]))
-    return {name: x if name in OF_A_BANK else x[own] for name, x in tensors.items()}
+    return {name: x if name in OF_ALL_RANKS else x[own] for name, x in tensors.items()}
 
 
 def outcome(case: str, tensors: dict[str, Tensor], row_weight: Tensor, reduction: str, **options) -> Outcome:
     """A case with its gradients: of the loss, or ("none") of all rows with their weights; of the log-sum-exp too."""
-    function, own_options, names = CASES[case]
+    function, own_options, names = ALL_CASES[case]
     z = tensors["z"].clone().requires_grad_()
-    temperature = torch.tensor(TAU, dtype=torch.float64, requires_grad=True)
     given = {name: tensors[name] for name in names}
-    searches = {"return_neighbors": True} if "k" in own_options else {}
-    loss, lse, *found = getattr(ltood_fast, function)(
-        z, temperature=temperature, reduction=reduction, return_lse=True, **own_options, **given, **searches, **options
-    )
+    others = [given[name].requires_grad_() for name in ("weight", "bias") if name in given]
+    if function != "feature_distill" and not others:
+        others = [torch.tensor(TAU, dtype=torch.float64, requires_grad=True)]
+        options |= {"temperature": others[0], "return_lse": True}
+    if function in ("psd_loss", "stage1_loss"):
+        options["return_neighbors"] = True
+    result = getattr(ltood_fast, function)(z, reduction=reduction, **own_options, **given, **options)
+    loss, lse, *found = result if "return_lse" in options else (result, None)
     losses = list(loss) if isinstance(loss, tuple) else [loss]
-    objective = 0.3 * (row_weight * lse).sum()
+    objective = 0 if lse is None else 0.3 * (row_weight * lse).sum()
     for part, value in enumerate(losses):
         objective = objective + (part + 1) * (value * row_weight if reduction == "none" else value).sum()
     objective.backward()
     cosines, indices = found or (None, None)
     losses = [value.detach() for value in losses]
-    return Outcome(losses, lse.detach(), cosines, indices, z.grad, temperature.grad)
+    return Outcome(losses, None if lse is None else lse.detach(), cosines, indices, z.grad, [x.grad for x in others])
 
 
 def on_a_rank(
@@ -103,9 +124,11 @@ def on_a_rank(
 ) -> Outcome:
     whole = batch(sum(sizes), dtype)
     own = local({**whole, "row_weight": row_weights(sum(sizes))}, sizes, rank)
-    return outcome(
-        case, own, own["row_weight"], reduction, group=torch.distributed.group.WORLD, exchange=exchange, backend=backend
-    )
+    options = {"exchange": exchange} if case in CASES else {}
+    if case == "bce":
+        backend = "auto"
+    group = torch.distributed.group.WORLD
+    return outcome(case, own, own["row_weight"], reduction, group=group, backend=backend, **options)
 
 
 def row_weights(n: int) -> Tensor:
@@ -116,13 +139,10 @@ def of_one_process(case: str, sizes: list[int], dtype: torch.dtype, reduction: s
     """The float64 reference on the concatenated batch, of the same rounded inputs. Its gradients are of the sum of what
     all ranks return: a loss that is one number on every rank counts once for each rank."""
     whole = {name: x.double() if x.is_floating_point() else x for name, x in batch(sum(sizes), dtype).items()}
-    paired = (
-        {}
-        if "instance_ids" in CASES[case][2] or CASES[case][0] in ("supcon", "domain_loss")
-        else {"instance_ids": view_ids(sizes)}
-    )
+    function, _, names = ALL_CASES[case]
+    paired = {"instance_ids": view_ids(sizes)} if function in PAIRED and "instance_ids" not in names else {}
     if reduction == "none":
         return outcome(case, whole, row_weights(sum(sizes)), reduction, backend="reference", **paired)
     ranks = len(sizes)
     result = outcome(case, whole, row_weights(sum(sizes)) / ranks, reduction, backend="reference", **paired)
-    return result._replace(grad_z=ranks * result.grad_z, grad_temperature=ranks * result.grad_temperature)
+    return result._replace(grad_z=ranks * result.grad_z, grad_others=[ranks * x for x in result.grad_others])
