@@ -11,7 +11,7 @@ from ..reference import knn as reference
 from ..reference._common import common_dtype
 from . import _check
 from ._backend import use_kernel
-from ._shards import Shards, add
+from ._shards import add, passing, shards_of
 
 METHODS = ("exact", "ivf")
 
@@ -171,17 +171,17 @@ def _knn_shards(
 
     Earlier shards hold the lower indices, so a stable sort of (best so far, new) leaves ties to the lower index."""
     searched = x if y is None else y
-    shards = Shards.agree(op, group, searched, lambda: _check_shard(op, x, k, y, method, backend, normalize))
-    _check.count(op, "k", k, 1, shards.total - (y is None))
+    peers = shards_of(op, group, searched, lambda: _check_shard(op, x, k, y, method, backend, normalize))
+    _check.count(op, "k", k, 1, peers.total - (y is None))
     dtype = common_dtype(x, searched)
     best = x.new_full((len(x), k), -torch.inf, dtype=dtype), x.new_full((len(x), k), -1, dtype=torch.int64)
-    for rank, rows in shards.passing(searched.detach()):
-        own = y is None and rank == shards.rank
+    for first, rows in passing(peers, searched.detach()):
+        own = y is None and first == peers.first
         found = min(k, len(rows) - own)
         if len(x) == 0 or found == 0:
             continue
         cosines, indices = knn(x, found, y=None if own else rows, normalize=normalize, backend=backend)
-        indices = torch.where(indices < 0, indices, indices + shards.first(rank))
+        indices = torch.where(indices < 0, indices, indices + first)
         cosines, order = torch.cat([best[0], cosines], dim=1).sort(dim=1, descending=True, stable=True)
         best = cosines[:, :k], torch.cat([best[1], indices], dim=1).gather(1, order[:, :k])
     return best
@@ -219,7 +219,7 @@ def _tailness_shards(
             _check_rho(op, x, density)
         return {**same, "n_clusters": n_clusters, "density": "none" if density is None else "a tensor"}
 
-    Shards.agree(op, group, x, check)
+    shards_of(op, group, x, check)
     if density is None:
         density = knn_density(x, k, group=group, backend=backend)
     sums = density.new_zeros(2, n_clusters, dtype=torch.float64)

@@ -12,7 +12,8 @@ import torch.distributed as dist
 from torch import Tensor
 
 from ..ops import _check
-from ..ops._shards import Shards, agree, fingerprint
+from ..ops._group import Peers
+from ..ops._shards import agree, fingerprint
 from ..reference._common import common_dtype, unit_rows
 from ..reference.sampling import cluster_budgets, descending_tailness
 
@@ -80,8 +81,8 @@ def sample_ood(
     op = "sample_ood"
     plan: dict[str, Any] = {}
 
-    def read() -> dict[str, object]:
-        """This rank's candidates, once; returns what must be the same on all ranks."""
+    def read() -> tuple[int, dict[str, object]]:
+        """This rank's candidates, once; their number, and what must be the same on all ranks."""
         _check.embeddings(op, "centroids", centroids)
         _check.finite_rows(op, "centroids", centroids)
         _check_tailness(op, tailness, centroids)
@@ -100,12 +101,10 @@ def sample_ood(
             plan["keep"] = list(itertools.accumulate(plan["shares"]))
             plan["best"], plan["count"] = _best_candidates(chunks, centroids[plan["order"]], plan["keep"], rows)
         same = {"centroids": fingerprint(centroids), "tailness": fingerprint(tailness)}
-        return {**same, "options": (budget, temperature, strategy), "_count": plan["count"]}
+        return plan["count"], {**same, "options": (budget, temperature, strategy)}
 
-    shards = None if group is None else Shards(group, tuple(found["_count"] for found in agree(op, group, read)))
-    if shards is None:
-        read()
-    count = plan["count"] if shards is None else shards.total
+    peers = None if group is None else agree(op, group, read)
+    count = read()[0] if peers is None else peers.total
     _check.require(count >= budget, op, "candidates", f"at least as many rows as the budget {budget}", f"{count} rows")
     if strategy == "random":
         device = "cpu" if generator is None else generator.device
@@ -113,7 +112,7 @@ def sample_ood(
         if group is not None:
             dist.broadcast(indices, group=group, group_src=0)
         return indices, torch.full_like(indices, -1)
-    best = plan["best"] if shards is None else _merge_ranks(plan["best"], plan["keep"], shards)
+    best = plan["best"] if peers is None else _merge_ranks(plan["best"], plan["keep"], peers)
     return _take(best, plan["order"], plan["shares"])
 
 
@@ -192,16 +191,16 @@ def _merge(cosines: Tensor, rows: Tensor, block: Tensor, first: int, keep: int) 
     return cosines[:keep], rows[order[:keep]]
 
 
-def _merge_ranks(ranked: list[tuple[Tensor, Tensor]], keep: list[int], shards: Shards) -> list[tuple[Tensor, Tensor]]:
+def _merge_ranks(ranked: list[tuple[Tensor, Tensor]], keep: list[int], peers: Peers) -> list[tuple[Tensor, Tensor]]:
     """Every centroid's best of the bests of all ranks. Ranks follow each other by row number, so a stable sort leaves
     ties to the lower row. Cosines and rows travel as float64, which holds both exactly."""
     merged = []
     for (cosines, rows), most in zip(ranked, keep, strict=True):
         mine = cosines.new_zeros(2, most, dtype=torch.float64)
-        mine[:, : len(rows)] = torch.stack([cosines.double(), (rows + shards.first(shards.rank)).double()])
-        of_ranks = [torch.empty_like(mine) for _ in shards.counts]
-        dist.all_gather(of_ranks, mine, group=shards.group)
-        found = torch.cat([best[:, :count] for best, count in zip(of_ranks, shards.counts, strict=True)], dim=1)
+        mine[:, : len(rows)] = torch.stack([cosines.double(), (rows + peers.first).double()])
+        of_ranks = [torch.empty_like(mine) for _ in peers.sizes]
+        dist.all_gather(of_ranks, mine, group=peers.group)
+        found = torch.cat([best[:, :count] for best, count in zip(of_ranks, peers.sizes, strict=True)], dim=1)
         cosines, order = found[0].sort(descending=True, stable=True)
         merged.append((cosines[:most], found[1, order[:most]].long()))
     return merged

@@ -12,7 +12,7 @@ from torch.distributed import ProcessGroup
 import ltood_fast
 
 from ..ops import _check
-from ..ops._shards import Shards
+from ..ops._shards import shards_of
 from .kmeans import kmeans
 
 
@@ -101,7 +101,7 @@ def choose_ood(
     Raises:
         ValueError, TypeError: as `cluster_tailness` and `sample_ood`; fewer OOD rows than `budget` is a ValueError.
     """
-    n_id = len(id_embeddings) if group is None else Shards.agree("choose_ood", group, id_embeddings, dict).total
+    n_id = len(id_embeddings) if group is None else shards_of("choose_ood", group, id_embeddings).total
     tailness = ltood_fast.cluster_tailness(
         id_embeddings, clusters.assignments, len(clusters.centroids), k=min(tailness_k, n_id - 1), group=group
     )
@@ -125,10 +125,10 @@ def density_weights(embeddings: Tensor, k: int = 10, *, group: ProcessGroup | No
     Ranks, because the scale of the distances drifts through training. With a group N counts the rows of all its ranks,
     of which `embeddings` are this rank's, and all N weights are returned on every rank.
     """
-    shards = None if group is None else Shards.agree("density_weights", group, embeddings, dict)
-    n = len(embeddings) if shards is None else shards.total
+    peers = None if group is None else shards_of("density_weights", group, embeddings)
+    n = len(embeddings) if peers is None else peers.total
     sparsity = ltood_fast.knn_density(embeddings, min(k, n - 1), group=group)
-    if shards is not None:
-        sparsity = shards.gather(sparsity)
+    if peers is not None:
+        sparsity = peers.gather(sparsity)
     rank = sparsity.argsort(stable=True).argsort(stable=True)
     return 1.0 - rank.float() / max(1, n - 1)

@@ -4,7 +4,6 @@ import numpy as np
 import pytest
 import torch
 import torch.distributed as dist
-from ranks import run_ranks
 
 import ltood_fast
 from ltood_fast.sampling import kmeans, ood
@@ -91,17 +90,17 @@ ERRORS = {
     "ivf": lambda x, r, g: ltood_fast.knn_density(x, 3, method="ivf", group=g),
 }
 SENTENCES = {
-    "a rank's NaN": "sample_ood: candidates must be finite, got NaN or Inf in row 0",
-    "a rank's k": "knn: k must be the same on every rank, got 3, 3, 4",
-    "a rank's width": "knn_density: width must be the same on every rank, got 9, 8, 9",
-    "a rank's dtype": "kmeans: dtype must be the same on every rank, got torch.float64, torch.float32, torch.float32",
-    "a rank's centroids": "refine_centroids: centroids must be the same on every rank, got torch.float32 (2, 9) ",
-    "a rank's type": "knn: x must be a tensor, got list",
+    "a rank's NaN": "sample_ood: candidates must be finite, got NaN or Inf in row 0 (rank 1)",
+    "a rank's k": "knn: k must be the same on all ranks of the group, got 3 on rank 0 and 4 on rank 2",
+    "a rank's width": "knn_density: shape must be the same on all ranks of the group, got [9] on rank 0 and [8] on ",
+    "a rank's dtype": "kmeans: dtype must be the same on all ranks of the group, got torch.float64 on rank 0 and torch",
+    "a rank's centroids": "refine_centroids: centroids must be the same on all ranks of the group, got torch.float32 (",
+    "a rank's type": "knn: x must be a tensor, got list (rank 2)",
     "few rows": "knn: k must be in [1, 0], got 3",
     "few candidates": "sample_ood: candidates must be at least as many rows as the budget 7, got 6 rows",
     "many clusters": "kmeans: n_clusters must be in [1, 6], got 7",
     "nothing at all": "refine_centroids: z must be non-empty on a rank at least, got 0 rows",
-    "ivf": "knn_density: method must be exact with a group, got 'ivf'",
+    "ivf": "knn_density: method must be exact with a group, got 'ivf' (rank 0)",
 }
 
 
@@ -113,9 +112,9 @@ def as_tuple(result):
     return (result,) if isinstance(result, torch.Tensor) else tuple(result)
 
 
-def everything():
+def everything(rank, world):
     """On one rank: every call with every cut, and every error."""
-    rank, results, errors = dist.get_rank(), {}, {}
+    results, errors = {}, {}
     for cut, sizes in CUTS.items():
         for name, function in calls(part_of(sizes, rank), dist.group.WORLD).items():
             results[cut, name] = as_tuple(function())
@@ -128,8 +127,8 @@ def everything():
 
 
 @pytest.fixture(scope="module")
-def ranks():
-    return run_ranks(WORLD, everything)
+def ranks(groups):
+    return groups(WORLD).results(everything)
 
 
 @pytest.mark.parametrize("cut", CUTS)
