@@ -90,17 +90,17 @@ ERRORS = {
     "ivf": lambda x, r, g: ltood_fast.knn_density(x, 3, method="ivf", group=g),
 }
 SENTENCES = {
-    "a rank's NaN": "sample_ood: candidates must be finite, got NaN or Inf in row 0 (rank 1)",
+    "a rank's NaN": "sample_ood: candidates must be finite, got NaN or Inf in row 0, on rank 1",
     "a rank's k": "knn: k must be the same on all ranks of the group, got 3 on rank 0 and 4 on rank 2",
     "a rank's width": "knn_density: shape must be the same on all ranks of the group, got [9] on rank 0 and [8] on ",
     "a rank's dtype": "kmeans: dtype must be the same on all ranks of the group, got torch.float64 on rank 0 and torch",
     "a rank's centroids": "refine_centroids: centroids must be the same on all ranks of the group, got torch.float32 (",
-    "a rank's type": "knn: x must be a tensor, got list (rank 2)",
+    "a rank's type": "knn: x must be a tensor, got list, on rank 2",
     "few rows": "knn: k must be in [1, 0], got 3",
     "few candidates": "sample_ood: candidates must be at least as many rows as the budget 7, got 6 rows",
     "many clusters": "kmeans: n_clusters must be in [1, 6], got 7",
     "nothing at all": "refine_centroids: z must be non-empty on a rank at least, got 0 rows",
-    "ivf": "knn_density: method must be exact with a group, got 'ivf' (rank 0)",
+    "ivf": "knn_density: method must be exact with a group, got 'ivf', on rank 0",
 }
 
 
