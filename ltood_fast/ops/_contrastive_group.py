@@ -18,11 +18,13 @@ import torch
 from torch import Tensor
 
 from ..reference import contrastive as reference
+from ._contrastive_block_op import contrastive_block, contrastive_block_push
+from ._contrastive_op import _wide_dtype
 from ._group import Peers, resolve
 
 PARTS = ("instance", "class")
 NORM_EPS = 1e-12
-CHUNK = 4096  # rows that are widened to float64 at a time
+CHUNK = 1024  # rows that are widened to float64 at a time
 
 
 class Inputs(NamedTuple):
@@ -59,7 +61,8 @@ class Inputs(NamedTuple):
 
     @property
     def similarity(self) -> Similarity:
-        return Similarity(self.temperature, self.temperature_tensor, self.normalize, self.kernel)
+        tensor = self.temperature_tensor
+        return Similarity(self.temperature if tensor is None else tensor.detach(), self.normalize, self.kernel)
 
 
 INPUTS = (
@@ -81,33 +84,27 @@ BACKWARD = (
 class Similarity(NamedTuple):
     """s = <u(x), u(y)> / tau of blocks of rows and columns, by the kernels or by the reference."""
 
-    temperature: float
-    tensor: Tensor | None
+    temperature: float | Tensor
     normalize: bool
     kernel: bool
 
     @property
     def tau(self) -> float | Tensor:
-        return self.temperature if self.tensor is None else self.tensor.detach().double()
+        tau = self.temperature
+        return tau.double() if isinstance(tau, Tensor) else tau
 
     def unit(self, x: Tensor) -> Tensor:
         """float64 rows."""
         x = x.double()
         return x / x.norm(dim=1, keepdim=True).clamp(min=NORM_EPS) if self.normalize else x
 
-    def block(self, x: Tensor, y: Tensor, diagonal: int, k: int, *keys: Tensor | None) -> tuple[Tensor, ...]:
-        if not self.kernel:
-            return reference.contrastive_block(x, y, self.tau, self.normalize, diagonal, k, *keys)
-        return torch.ops.ltood_fast.contrastive_block(
-            x, y, self.temperature, self.tensor, self.normalize, diagonal, k, *keys
-        )
+    def block(self, x: Tensor, y: Tensor, **options: object) -> tuple[Tensor, Tensor, Tensor]:
+        block = contrastive_block if self.kernel else reference.contrastive_block
+        return block(x, y, self.temperature, normalize=self.normalize, **options)
 
-    def push(self, x: Tensor, y: Tensor, diagonal: int, *statistics: Tensor) -> Tensor:
-        if not self.kernel:
-            return reference.contrastive_block_push(x, y, self.tau, self.normalize, diagonal, *statistics)
-        return torch.ops.ltood_fast.contrastive_block_push(
-            x, y, self.temperature, self.tensor, self.normalize, diagonal, *statistics
-        )
+    def push(self, x: Tensor, y: Tensor, **options: object) -> Tensor:
+        push = contrastive_block_push if self.kernel else reference.contrastive_block_push
+        return push(x, y, self.temperature, normalize=self.normalize, **options)
 
     def gradient(self, x: Tensor, at_unit: Tensor) -> Tensor:
         """From the gradient at u(x) to the one at x: through the norm, which is constant below its eps."""
@@ -181,13 +178,11 @@ class Columns:
         names = (["instance"] if inputs.views else []) + (["class"] if inputs.labels is not None else [])
         return {name: Groups(self.keys[name][self.own], self.keys[name]) for name in names}
 
-    def admissible(self, columns: slice) -> list[Tensor | None]:
-        """Instances and domains of the own rows and of a shard's columns, None where there are no domains."""
-        pairs = [
-            (key[self.own], key[columns]) for key in (self.keys["instance"], self.keys.get("domain")) if key is not None
-        ]
-        keys = [key.contiguous() for pair in pairs for key in pair]
-        return keys + [None] * (4 - len(keys))
+    def admissible(self, columns: slice) -> dict[str, Tensor]:
+        """Instances and domains of the own rows and of a shard's columns, for the search of neighbours."""
+        keys = {name: self.keys[name] for name in ("instance", "domain") if name in self.keys}
+        rows = {f"x_{name}": key[self.own].contiguous() for name, key in keys.items()}
+        return {**rows, **{f"y_{name}": key[columns].contiguous() for name, key in keys.items()}}
 
 
 def _agree(inputs: Inputs) -> Peers:
@@ -221,14 +216,24 @@ def _merge(best: tuple[Tensor, Tensor], more: tuple[Tensor, Tensor], k: int) -> 
 
 def _search_bank(inputs: Inputs) -> tuple[Tensor, Tensor]:
     """The k nearest rows of the bank, which is on this rank: nothing is exchanged."""
-    z, bank = inputs.z, inputs.bank
+    z, bank, keys = inputs.z, inputs.bank, {}
     if bank.dtype != z.dtype:
-        wide = torch.promote_types(z.dtype, torch.float32)
-        z, bank = z.to(wide), bank.to(wide)
-    ids = (None, None) if inputs.bank_ids is None else (inputs.instance_ids, inputs.bank_ids)
-    domains = (None, None) if inputs.bank_domain is None else (inputs.domain, inputs.bank_domain)
+        z, bank = z.to(_wide_dtype(z.dtype)), bank.to(_wide_dtype(z.dtype))
+    if inputs.bank_ids is not None:
+        keys |= {"x_instance": inputs.instance_ids, "y_instance": inputs.bank_ids}
+    if inputs.bank_domain is not None:
+        keys |= {"x_domain": inputs.domain, "y_domain": inputs.bank_domain}
     outside = len(bank)  # no row of z is a row of the bank
-    return inputs.similarity.block(z, bank, outside, inputs.k, *ids, *domains)[1:]
+    return inputs.similarity.block(z, bank, diagonal=outside, k=inputs.k, **keys)[1:]
+
+
+def _sums_of_similarities(similarity: Similarity, z: Tensor, group: Groups, sums: Tensor) -> Tensor:
+    """[n]: the sum of s over the other rows of the group."""
+    out = torch.empty(len(z), dtype=torch.float64, device=z.device)
+    for part in torch.arange(len(z), device=z.device).split(CHUNK):
+        u = similarity.unit(z[part])
+        out[part] = ((sums[group.slot[part]] - u) * u).sum(dim=1)
+    return out.where(group.others > 0, 0) / similarity.tau
 
 
 def _row_loss(lse: Tensor, attraction: Tensor, weight: Tensor) -> Tensor:
@@ -242,30 +247,27 @@ def contrastive_group(*arguments):
     columns = Columns(inputs, peers)
     groups = columns.groups(inputs)
     sums = {name: z.new_zeros(z.shape, dtype=torch.float64) for name in groups}
-    n, wide, k = z.shape[0], torch.promote_types(z.dtype, torch.float32), inputs.k_batch
+    n, wide, k = z.shape[0], _wide_dtype(z.dtype), inputs.k_batch
     lse = z.new_full((n,), -torch.inf, dtype=torch.float64)
     found = z.new_empty((n, 0), dtype=wide), z.new_empty((n, 0), dtype=torch.int64)
     for first, shard in peers.shards(z, inputs.exchange):
         passing = slice(first, first + len(shard))
-        admissible = columns.admissible(passing) if k else [None] * 4
-        part, cosines, indices = similarity.block(z, shard, peers.first - first, min(k, len(shard)), *admissible)
+        part, cosines, indices = similarity.block(
+            z, shard, diagonal=peers.first - first, k=min(k, len(shard)), **(columns.admissible(passing) if k else {})
+        )
         lse = torch.logaddexp(lse, part)
         found = _merge(found, (cosines, indices.where(indices < 0, indices + first)), k)
         for name, group in groups.items():
             add_rows(sums[name], group.slots(passing), similarity, shard)
     cosines, indices = found if inputs.bank is None else _search_bank(inputs)
-    u = similarity.unit(z)
     weights = {name: group.others.double() for name, group in groups.items()}
-    mean_of = {
-        name: ((sums[name][group.slot] - u) * u).sum(dim=1).where(group.others > 0, 0) / similarity.tau
-        for name, group in groups.items()
-    }
+    attraction = {name: _sums_of_similarities(similarity, z, group, sums[name]) for name, group in groups.items()}
     if inputs.k:
-        weights["instance"] += inputs.lam * (indices >= 0).sum(dim=1)
         near = cosines.double().masked_fill(indices < 0, 0).sum(dim=1)
-        mean_of["instance"] += inputs.lam * near / similarity.tau
+        weights["instance"] += inputs.lam * (indices >= 0).sum(dim=1)
+        attraction["instance"] += inputs.lam * near / similarity.tau
     none = z.new_empty(0, dtype=torch.float64)
-    losses = [_row_loss(lse, mean_of[name], weights[name]) if name in groups else none for name in PARTS]
+    losses = [_row_loss(lse, attraction[name], weights[name]) if name in groups else none for name in PARTS]
     gathered = shard if inputs.exchange == "gather" else z.new_empty((0, z.shape[1]))
     row_weights = [weights.get(name, none.clone()) for name in PARTS]
     sizes = torch.tensor(peers.sizes)
@@ -276,7 +278,7 @@ def contrastive_group(*arguments):
 def _(*arguments):
     inputs = Inputs(*arguments)
     z, (n, d) = inputs.z, inputs.z.shape
-    wide = torch.promote_types(z.dtype, torch.float32)
+    wide = _wide_dtype(z.dtype)
     parts = [n if inputs.views else 0, n if inputs.labels is not None else 0]
     rows = torch.library.get_ctx().new_dynamic_size() if inputs.exchange == "gather" else 0
     return (
@@ -291,12 +293,11 @@ def _(*arguments):
 
 
 class Pulls(NamedTuple):
-    """What the losses of the own rows send back, doubles [n] each: to the log-sum-exp, and for each part to the mean
-    of its positives; `neighbor` of them to a neighbour."""
+    """What the losses of the own rows send back, doubles [n] each: to the log-sum-exp, and to the positives."""
 
     lse: Tensor
-    parts: dict[str, Tensor]
-    neighbor: Tensor
+    parts: dict[str, Tensor]  # to each of the other rows of the instance, of the class
+    neighbor: Tensor | None  # to each neighbour
 
     @staticmethod
     def of(inputs: Inputs, gradients: list[Tensor | None], weights: list[Tensor], lse: Tensor) -> Pulls:
@@ -308,8 +309,43 @@ class Pulls(NamedTuple):
                 received = torch.zeros_like(lse) if gradient is None else gradient.double().where(weight > 0, 0)
                 total = total + received
                 parts[name] = received / weight.where(weight > 0, 1)
-        neighbor = inputs.lam * parts["instance"] if inputs.k else torch.zeros_like(lse)
-        return Pulls(total.where(lse > -torch.inf, 0), parts, neighbor)
+        return Pulls(total.where(lse > -torch.inf, 0), parts, inputs.lam * parts["instance"] if inputs.k else None)
+
+
+class Attraction:
+    """Sums of rows of the batch, float64, from which the gradient of the positives at the own rows is made."""
+
+    def __init__(self, inputs: Inputs, columns: Columns, pulls: Pulls, choices: tuple[Tensor, ...], first: int):
+        z = inputs.z
+        self.similarity, self.pulls, self.choices, self.first = inputs.similarity, pulls, choices, first
+        self.groups, self.columns = columns.groups(inputs), columns
+        self.sums, self.pulled = ({name: _zeros(z) for name in self.groups} for _ in range(2))
+        self.near = _zeros(z) if inputs.k else None
+
+    def add(self, first: int, shard: Tensor) -> None:
+        """The rows of a shard, as positives of the own rows and as rows that the own ones are positives of."""
+        passing = slice(first, first + len(shard))
+        *all_parts, all_neighbor = self.columns.doubles[2:] + [None] * (not self.choices)
+        for (name, group), pull in zip(self.groups.items(), all_parts, strict=True):
+            slots = group.slots(passing)
+            add_rows(self.sums[name], slots, self.similarity, shard)
+            add_rows(self.pulled[name], slots, self.similarity, shard, pull[passing])
+        for mine, every in zip(self.choices, self.columns.choices, strict=True):
+            add_chosen(self.near, mine - first, self.similarity, shard, self.pulls.neighbor)
+            here = every[passing] - self.first
+            add_rows(self.near, here.where(here < len(mine), -1), self.similarity, shard, all_neighbor[passing])
+
+    def of_rows(self, rows: Tensor, u: Tensor) -> Tensor:
+        """tau times the gradient of the groups at the given own rows."""
+        total = torch.zeros_like(u)
+        for name, group in self.groups.items():
+            own, slot = self.pulls.parts[name][rows, None], group.slot[rows]
+            total += own * (self.sums[name][slot] - 2 * u) + self.pulled[name][slot]
+        return total
+
+
+def _zeros(z: Tensor) -> Tensor:
+    return z.new_zeros(z.shape, dtype=torch.float64)
 
 
 @torch.library.custom_op("ltood_fast::contrastive_group_bwd", mutates_args=(), schema=BACKWARD)
@@ -317,48 +353,47 @@ def contrastive_group_bwd(
     grad_instance, grad_class, grad_lse, lse, w_instance, w_class, indices, gathered, sizes, *rest
 ):
     inputs = Inputs(*rest)
-    z, similarity, n = inputs.z, inputs.similarity, inputs.z.shape[0]
-    group = resolve(inputs.group)
+    z, similarity, group = inputs.z, inputs.similarity, resolve(inputs.group)
     peers = Peers(inputs.op, group, group.rank(), sizes.tolist())
     pulls = Pulls.of(inputs, [grad_instance, grad_class, grad_lse], [w_instance, w_class], lse)
     choices = indices.unbind(dim=1) if inputs.k_batch else ()
-    columns = Columns(inputs, peers, choices, (lse, pulls.lse, pulls.neighbor, *pulls.parts.values()))
-    all_lse, all_weight, all_neighbor, *all_parts = columns.doubles
-    all_parts = dict(zip(pulls.parts, all_parts, strict=True))
-    groups = columns.groups(inputs)
-    sums, pulled = ({name: z.new_zeros(z.shape, dtype=torch.float64) for name in groups} for _ in range(2))
-    attraction = z.new_zeros(z.shape, dtype=torch.float64)
-    push = z.new_zeros(z.shape, dtype=torch.promote_types(z.dtype, torch.float32))
+    doubles = (lse, pulls.lse, *pulls.parts.values(), *([pulls.neighbor] if choices else []))
+    columns = Columns(inputs, peers, choices, doubles)
+    attraction = Attraction(inputs, columns, pulls, choices, peers.first)
+    push = None
     for first, shard in [(0, gathered)] if inputs.exchange == "gather" else peers.shards(z, "ring"):
         passing = slice(first, first + len(shard))
-        push += similarity.push(z, shard, peers.first - first, lse, pulls.lse, all_lse[passing], all_weight[passing])
-        for name, group in groups.items():
-            slots = group.slots(passing)
-            add_rows(sums[name], slots, similarity, shard)
-            add_rows(pulled[name], slots, similarity, shard, all_parts[name][passing])
-        for mine, every in zip(choices, columns.choices, strict=True):
-            add_chosen(attraction, mine - first, similarity, shard, pulls.neighbor)
-            chosen_here = every[passing] - peers.first
-            add_rows(attraction, chosen_here.where(chosen_here < n, -1), similarity, shard, all_neighbor[passing])
-    u = similarity.unit(z)
-    for name, group in groups.items():
-        own = pulls.parts[name][:, None]
-        attraction += own * sums[name][group.slot] + pulled[name][group.slot] - 2 * own * u
-    to_bank = torch.zeros_like(attraction)
+        y_lse, y_weight = (x[passing] for x in columns.doubles[:2])
+        part = similarity.push(
+            z, shard, diagonal=peers.first - first, x_lse=lse, x_weight=pulls.lse, y_lse=y_lse, y_weight=y_weight
+        )
+        push = part if push is None else push.add_(part)
+        attraction.add(first, shard)
     if inputs.bank is not None and inputs.k:
         for mine in indices.unbind(dim=1):
-            add_chosen(to_bank, mine, similarity, inputs.bank, pulls.neighbor)
-    in_batch, to_bank = push - attraction / similarity.tau, -to_bank / similarity.tau
-    # A similarity within the batch is in the gradients of both its rows, one with the bank in that of one.
-    along = (u * (in_batch / 2 + to_bank)).sum()
-    grad_z = similarity.gradient(z, in_batch + to_bank)
-    return grad_z.to(z.dtype), (-along / similarity.tau).to(push.dtype)
+            add_chosen(attraction.near, mine, similarity, inputs.bank, pulls.neighbor)
+    return _finish(inputs, push, attraction)
+
+
+def _finish(inputs: Inputs, push: Tensor, attraction: Attraction) -> tuple[Tensor, Tensor]:
+    """The gradients at z and at tau, from those at the unit rows."""
+    z, similarity = inputs.z, inputs.similarity
+    grad_z, along = torch.empty_like(z, memory_format=torch.contiguous_format), z.new_zeros((), dtype=torch.float64)
+    for rows in torch.arange(len(z), device=z.device).split(CHUNK):
+        u = similarity.unit(z[rows])
+        in_batch = push[rows].double() - attraction.of_rows(rows, u) / similarity.tau
+        near = torch.zeros_like(u) if attraction.near is None else attraction.near[rows] / similarity.tau
+        # A similarity within the batch is in the gradients of both its rows, one with the bank in that of one.
+        shared = 2 if inputs.bank is None else 1
+        along += (u * (in_batch / 2 - near / shared)).sum()
+        grad_z[rows] = similarity.gradient(z[rows], in_batch - near).to(z.dtype)
+    return grad_z, (-along / similarity.tau).to(push.dtype)
 
 
 @contrastive_group_bwd.register_fake
 def _(*arguments):
     z = Inputs(*arguments[9:]).z
-    return z.new_empty(z.shape), z.new_empty((), dtype=torch.promote_types(z.dtype, torch.float32))
+    return z.new_empty(z.shape), z.new_empty((), dtype=_wide_dtype(z.dtype))
 
 
 def _setup_context(ctx, inputs, output):

@@ -8,7 +8,6 @@ import torch
 from torch import Tensor
 
 from .._ext import has_kernel
-from . import _contrastive_group  # noqa: F401  (registers the op of many ranks)
 from ._group import Across
 
 

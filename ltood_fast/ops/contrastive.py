@@ -15,6 +15,7 @@ from .._ext import has_kernel
 from ..reference import contrastive as reference
 from ..reference.contrastive import Stage1Result
 from . import _check as check
+from . import _contrastive_group  # noqa: F401  (registers the operator of many ranks)
 from ._backend import use_kernel
 from ._contrastive_op import Rows, contrastive
 from ._group import Across, reduce_parts
@@ -147,7 +148,7 @@ def nt_xent(
     Views by default are rows i and i + N/2 of one rank. W ranks of N rows of D elements of b bytes, c = 8 bytes for
     each of the integers of a row that are given (ids, labels, domain) and p parts (2 for stage 1, else 1)::
 
-        received, gather:  (W - 1) (N D b + 16 + 16 p + N (2 c + 8 (2 + [k > 0] (1 + k) + p)))   bytes a rank and step
+        received, gather:  (W - 1) (N D b + 16 + 32 p + 8 N (2 c + 2 + p + k + [k > 0]))   bytes a rank and step
         received, ring:    (W - 1) N D b more
         memory, gather:    M D b kept to the backward;  ring: 2 N D b besides the N rows
         work:              3 products of N D with M columns, 6 N M D FLOP, a W-th of one process's
