@@ -84,7 +84,8 @@ def run_train(args: argparse.Namespace, overrides: dict[str, str]) -> None:
     config = open_run(args.run_dir, args.config, overrides, args.resume)
     try:
         session = train_run(config, args.run_dir)
-        print(report_run(session))
+        if session.rank == 0:
+            print(report_run(session))
     except KeyboardInterrupt:
         print(
             f"\nltood: interrupted; all finished epochs are saved, go on with: "

@@ -3,8 +3,9 @@
 kornia rather than torchvision's transforms: it draws other random numbers for every image of a batch, on any device,
 where torchvision draws once for the batch or needs a loop over images. The numbers come from torch's global CPU
 generator, also when the images are on a GPU, so that one RNG state in a checkpoint repeats them. (Only the order of the
-four colour jitters is drawn once a batch, not once an image.) The crop warps the whole batch at once: kornia's default,
-one slice and one resize an image, takes half as long again at 32x32.
+four colour jitters is drawn once a batch, not once an image.) Where a batch lies on several ranks, each draws the
+numbers of the whole batch and takes its images' ones: the views do not depend on how many ranks there are. The crop
+warps the whole batch at once: kornia's default, one slice and one resize an image, takes half as long again at 32x32.
 """
 
 from __future__ import annotations
@@ -46,15 +47,34 @@ class Color(nn.Module):
         super().__init__()
         import kornia.augmentation as K
 
-        self.rgb = nn.Sequential(
-            K.ColorJitter(strength, strength, strength, strength / 4, p=jitter_p), K.RandomGrayscale(p=gray_p)
+        self.rgb = nn.ModuleList(
+            [K.ColorJitter(strength, strength, strength, strength / 4, p=jitter_p), K.RandomGrayscale(p=gray_p)]
         )
         self.grey = K.ColorJitter(strength, strength, p=jitter_p)
 
-    def forward(self, images: Tensor) -> Tensor:
+    def forward(self, images: Tensor, first: int, batch: int) -> Tensor:
         if images.shape[1] == 1:
-            return self.grey(images.expand(-1, 3, -1, -1))[:, :1]
-        return self.rgb(images)
+            return _augment(self.grey, images.expand(-1, 3, -1, -1), first, batch)[:, :1]
+        for step in self.rgb:
+            images = _augment(step, images, first, batch)
+        return images
+
+
+OF_THE_BATCH = ("order", "forward_input_shape")  # kornia's parameters that are not one row an image
+
+
+def _augment(step: nn.Module, images: Tensor, first: int, batch: int) -> Tensor:
+    """One of kornia's steps on the images first, first + 1, ... of a batch, with the random numbers of all of it."""
+    drawn = step.forward_parameters(torch.Size((batch, *images.shape[1:])))
+    if len(images) < batch:
+        for name in drawn.keys() - set(OF_THE_BATCH):
+            if len(drawn[name]) != batch:
+                raise RuntimeError(
+                    f"augment: {name} of kornia's {type(step).__name__} must be drawn for each of {batch} images, got "
+                    f"{len(drawn[name])} numbers: this version of kornia cannot augment a part of a batch"
+                )
+            drawn[name] = drawn[name][first : first + len(images)]
+    return step(images, params=drawn)
 
 
 class Augment(nn.Module):
@@ -79,11 +99,15 @@ class Augment(nn.Module):
         if config.blur_p:
             kernel = max(3, image_size // 10 | 1)
             steps.append(K.RandomGaussianBlur((kernel, kernel), (0.1, 2.0), p=config.blur_p))
-        self.steps = nn.Sequential(*steps)
+        self.steps = nn.ModuleList(steps)
 
     @torch.no_grad()
-    def forward(self, images: Tensor) -> Tensor:
-        return _normalized(self.steps(_scaled(images)))
+    def forward(self, images: Tensor, first: int = 0, batch: int | None = None) -> Tensor:
+        """The images may be those from number `first` on of a batch of `batch`, the rest of which is elsewhere."""
+        views, batch = _scaled(images), len(images) if batch is None else batch
+        for step in self.steps:
+            views = step(views, first, batch) if isinstance(step, Color) else _augment(step, views, first, batch)
+        return _normalized(views)
 
 
 def make_augment(config: AugmentConfig, image_size: int) -> nn.Module:

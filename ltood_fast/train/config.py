@@ -76,12 +76,14 @@ class ModelConfig:
     hidden: int = _number(512, 1, 65536)  # projection head
     out: int = _number(128, 1, 65536)
     channels_last: bool = False
+    sync_batchnorm: bool = True  # [ours] on several ranks: BatchNorm over the batch of all of them
 
 
 @dataclass(frozen=True)
 class OptimConfig:
     name: str = _choice("sgd", "adamw")
-    batch_size: int = _number(512, 2)  # images; twice as many views
+    batch_size: int = _number(512, 2)  # images of all ranks; twice as many views
+    micro_batch: int = _number(0)  # [ours] images of a rank in memory at a time, see embedding_cache; 0: all
     lr: float = _number(0.5)
     momentum: float = _number(0.9, 0, 1)  # sgd
     weight_decay: float = _number(1e-4)
@@ -154,6 +156,7 @@ class RunConfig:
     precision: str = _choice("32-true", "bf16-mixed")
     threads: int = _number(0)  # 0: torch's own choice
     checkpoint_every: int = _number(1, 1)  # epochs
+    timeout: float = _number(600.0, 1)  # seconds a rank waits for another one before the run ends
     progress: bool = True
 
 

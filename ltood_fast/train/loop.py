@@ -1,7 +1,8 @@
 """The loop of a stage: epochs of batches, checks, log, and a checkpoint after each epoch.
 
 Everything random comes from RNG states that the checkpoint holds, or from (seed, epoch): a stage that is resumed goes
-through the same batches and views as one that never stopped.
+through the same batches and views as one that never stopped. Several ranks (`train.ranks`) draw the same random numbers
+and take each its part of every batch, so one RNG state serves them all, and any number of ranks goes on from it.
 """
 
 from __future__ import annotations
@@ -21,15 +22,14 @@ from torch import Tensor, nn
 from .._files import write_atomic
 from .checkpoint import load_checkpoint, restore_rng, rng_state, save_checkpoint, seed_all
 from .config import OptimConfig
+from .embedding_cache import cached_backward
 from .methods import METHODS, Method, start_from
 from .model import ContrastiveModel
+from .ranks import TrainingError, on_first_rank
 from .session import Session
+from .sync_norm import synchronised
 
 CHECK_EVERY = 10  # steps between two looks at the losses; each look waits for the device
-
-
-class TrainingError(RuntimeError):
-    """A sentence about a training run that cannot go on."""
 
 
 def make_optimizer(model: nn.Module, config: OptimConfig) -> torch.optim.Optimizer:
@@ -84,9 +84,12 @@ class Meter:
 
 
 class History:
-    """`<stage>/history.jsonl`, one line an epoch, and TensorBoard scalars of the same values."""
+    """`<stage>/history.jsonl`, one line an epoch, and TensorBoard scalars of the same values; of rank 0 alone."""
 
     def __init__(self, session: Session, stage: str, next_epoch: int):
+        self.writes = session.rank == 0
+        if not self.writes:
+            return
         from torch.utils.tensorboard import SummaryWriter
 
         self.path = session.run_dir / stage / "history.jsonl"
@@ -95,6 +98,8 @@ class History:
         self.board = SummaryWriter(str(session.run_dir / "tensorboard" / stage), purge_step=next_epoch)
 
     def add(self, line: dict[str, Any]) -> None:
+        if not self.writes:
+            return
         with open(self.path, "a", encoding="utf-8") as file:
             file.write(json.dumps(line) + "\n")
         flat = {**{key: line[key] for key in line if key != "parts"}, **line["parts"]}
@@ -105,7 +110,8 @@ class History:
         self.board.flush()
 
     def close(self) -> None:
-        self.board.close()
+        if self.writes:
+            self.board.close()
 
 
 def read_history(path: Path) -> list[dict[str, Any]]:
@@ -145,6 +151,8 @@ class Stage:
             state = load_checkpoint(session.run_dir / before / "last.pt", session.config)
             model.load_state_dict(state["model"])
         method = METHODS[name](session, model)
+        if session.ranks > 1 and session.config.model.sync_batchnorm:
+            model = synchronised(model, session.device)
         optimizer = make_optimizer(model, session.config.optim)
         network, wrapped = session.fabric.setup(model, optimizer)
         stage = cls(name, session, model, network, wrapped, method)
@@ -161,18 +169,18 @@ class Stage:
         restore_rng(state["rng"])
 
     def save(self) -> None:
-        save_checkpoint(
-            self.checkpoint,
-            self.session.config,
-            stage=self.name,
-            epoch=self.epoch,
-            finished=self.finished,
-            channels=self.session.channels,
-            model=self.model.state_dict(),
-            optimizer=self.optimizer.state_dict(),
-            rng=rng_state(),
-            method=self.method.state_dict(),
-        )
+        """Once, by rank 0: model, optimiser, method and random states are the same on all ranks."""
+        state = {
+            "stage": self.name,
+            "epoch": self.epoch,
+            "finished": self.finished,
+            "channels": self.session.channels,
+            "model": self.model.state_dict(),
+            "optimizer": self.optimizer.state_dict(),
+            "rng": rng_state(),
+            "method": self.method.state_dict(),
+        }
+        on_first_rank(lambda: save_checkpoint(self.checkpoint, self.session.config, **state))
 
     def run(self) -> None:
         """Trains the epochs that are left, with a checkpoint after each (or each few)."""
@@ -199,9 +207,7 @@ class Stage:
         self.network.train()
         for step, batch in enumerate(batches):
             lr = self._set_lr(self.epoch + step / len(batches))
-            loss, parts = self.method.loss(self.network, self.session.two_views(batch), batch, self.epoch)
-            self.optimizer.zero_grad()
-            self.session.fabric.backward(loss)
+            loss, parts = self._backward(batch)
             self.optimizer.step()
             meter.add(loss=loss, **parts)
             if step + 1 == len(batches):
@@ -224,11 +230,32 @@ class Stage:
             "resample_seconds": start_training - start,
         }
 
+    def _backward(self, batch: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
+        """The gradient of the loss of a batch, of which this rank computes its part; the loss is that of all of it."""
+        fabric, micro_batch = self.session.fabric, self.session.config.optim.micro_batch
+        size = len(batch) // self.session.ranks
+        own = batch.split(size)[self.session.rank]
+        views = self.session.two_views(own, first=self.session.rank * size, batch=len(batch))
+        self.optimizer.zero_grad()
+        if 0 < micro_batch < size:
+            return cached_backward(
+                fabric, self.network, lambda n: self.method.loss(n, views, own, self.epoch), views, micro_batch
+            )
+        loss, parts = self.method.loss(self.network, views, own, self.epoch)
+        fabric.backward(loss)
+        return loss, parts
+
     def batches(self, rows: Tensor) -> list[Tensor]:
-        """The epoch's rows in an order of (seed, epoch), in batches of one size; what does not fill one is left out."""
+        """The epoch's rows in an order of (seed, epoch), in batches of one size; what does not fill one is left out.
+
+        The batches are those of all ranks together.
+        """
         generator = torch.Generator().manual_seed(self.session.config.seed * 1_000_003 + self.epoch)
         order = rows[torch.randperm(len(rows), generator=generator)]
         size = min(self.session.config.optim.batch_size, len(rows))
+        if size % self.session.ranks:
+            key = "optim.batch_size" if size < len(rows) else f"the number of {self.name}'s images, fewer than a batch,"
+            raise TrainingError(f"train: {key} must be a multiple of the {self.session.ranks} ranks, got {size}")
         return list(order.split(size))[: len(rows) // size]
 
     def _set_lr(self, progress: float) -> float:
@@ -254,7 +281,7 @@ def _progress_bar(stage: Stage) -> Any:
         total=stage.method.epochs,
         initial=stage.epoch,
         desc=stage.name,
-        disable=not stage.session.config.run.progress,
+        disable=not stage.session.config.run.progress or stage.session.rank > 0,
         mininterval=0.5 if sys.stderr.isatty() else 15.0,
         bar_format="{desc} {percentage:3.0f}%|{bar:24}| {n:.1f}/{total} epochs [{elapsed}<{remaining}{postfix}]",
     )

@@ -15,11 +15,13 @@ from torch import Tensor, nn
 import ltood_fast
 
 from ..eval.groups import split_groups
+from ..ops._shards import add
 from ..sampling.resample import Sample, choose_ood, cluster_embeddings, density_weights
 from .checkpoint import save_tensors
 from .config import Config
 from .model import ContrastiveModel
 from .neighbors import EmbeddingQueue, NeighborBank
+from .ranks import on_first_rank
 from .session import Session
 
 Loss = tuple[Tensor, dict[str, Tensor]]
@@ -34,7 +36,10 @@ class Method(Protocol):
         """int64 rows of the epoch's images, in [0, N_id + N_ood) as `Session.images` counts them."""
 
     def loss(self, network: nn.Module, views: Tensor, rows: Tensor, epoch: int) -> Loss:
-        """views [2B, C, H, W] of the rows [B]; rows i and i + B are two views of one image."""
+        """views [2B, C, H, W] of the rows [B]; rows i and i + B are two views of one image.
+
+        On several ranks views and rows are this rank's part of the batch, the loss and its parts are those of all.
+        """
 
     def state_dict(self) -> dict[str, Any]: ...
 
@@ -48,14 +53,14 @@ class SimCLR:
 
     def __init__(self, session: Session, model: ContrastiveModel):
         self.epochs = session.config.simclr.epochs
-        self.temperature = session.config.simclr.temperature
+        self.temperature, self.group = session.config.simclr.temperature, session.group
         self.rows = torch.arange(len(session.data.train))
 
     def begin_epoch(self, epoch: int) -> Tensor:
         return self.rows
 
     def loss(self, network: nn.Module, views: Tensor, rows: Tensor, epoch: int) -> Loss:
-        return ltood_fast.nt_xent(network(views), self.temperature), {}
+        return ltood_fast.nt_xent(network(views), self.temperature, group=self.group), {}
 
     def state_dict(self) -> dict[str, Any]:
         return {}
@@ -115,27 +120,30 @@ class Stage1:
         return torch.cat([torch.arange(self.n_id), self.n_id + self.chosen])
 
     def resample(self, epoch: int) -> None:
-        """Embeds both sets, clusters the ID one, chooses OOD images, and renews what depends on the embeddings."""
-        data, options = self.session.data, self.options
-        id_features, id_z = self.session.embed(self.model, data.train.images)
+        """Embeds both sets, clusters the ID one, chooses OOD images, and renews what depends on the embeddings.
+
+        Embeddings lie on the ranks in parts; of the OOD ones only the chosen come together.
+        """
+        session, options = self.session, self.options
+        id_features, id_z = session.embed_part(self.model, session.data.train.images)
         by_features = options.cluster_space == "features"
         id_space = id_features if by_features else id_z
-        all_space, all_z = id_space, id_z
+        chosen_space, chosen_z = id_space[:0], id_z[:0]
         if options.ood_strategy != "none":
-            ood_features, ood_z = self.session.embed(self.model, data.ood.images)
+            ood_features, ood_z = session.embed_part(self.model, session.data.ood.images)
             ood_space = ood_features if by_features else ood_z
             sample = self._sample(id_space, ood_space, epoch)
             self.chosen = sample.indices.cpu()
-            all_space = torch.cat([id_space, ood_space[sample.indices]])
-            all_z = torch.cat([id_z, ood_z[sample.indices]])
-        rows = torch.cat([torch.arange(self.n_id), self.n_id + self.chosen]).to(self.session.device)
+            chosen_space, chosen_z = (session.fetch(part, sample.indices) for part in (ood_space, ood_z))
+        rows = torch.cat([torch.arange(self.n_id), self.n_id + self.chosen]).to(session.device)
         if options.neighbors == "dataset":
-            self.bank = NeighborBank(all_z, rows, (rows >= self.n_id).long())
-        if options.neighbor_weighting == "density":
-            for domain in (rows < self.n_id, rows >= self.n_id):  # a rank among the images of its own domain
-                if int(domain.sum()) > 1:
-                    weights = density_weights(all_space[domain], options.tailness_k)
-                    self.row_weight[rows[domain]] = options.neighbor_weight * weights
+            self.bank = NeighborBank(torch.cat([session.gather(id_z), chosen_z]), rows, (rows >= self.n_id).long())
+        if options.neighbor_weighting == "density":  # a rank among the images of its own domain
+            k, weight = options.tailness_k, options.neighbor_weight
+            if self.n_id > 1:
+                self.row_weight[rows[: self.n_id]] = weight * density_weights(id_space, k, group=session.group)
+            if len(chosen_space) > 1:
+                self.row_weight[rows[self.n_id :]] = weight * density_weights(chosen_space, k)
 
     def _sample(self, id_space: Tensor, ood_space: Tensor, epoch: int) -> Sample:
         options, seed = self.options, self.session.config.seed + epoch
@@ -145,6 +153,7 @@ class Stage1:
             refine_steps=options.refine_steps,
             refine_lr=options.refine_lr,
             seed=seed,
+            group=self.session.group,
         )
         sample = choose_ood(
             id_space,
@@ -155,16 +164,18 @@ class Stage1:
             temperature=options.budget_temperature,
             strategy=options.ood_strategy,
             seed=seed,
+            group=self.session.group,
         )
         tensors = {
-            "assignments": clusters.assignments,
+            "assignments": self.session.gather(clusters.assignments),
             "centroids": clusters.centroids,
             "tailness": sample.tailness,
             "indices": sample.indices,
             "index_clusters": sample.index_clusters,
         }
         path = self.session.run_dir / "stage1" / f"resample_{epoch:04d}.pt"
-        save_tensors(path, {"epoch": epoch, **{name: value.cpu() for name, value in tensors.items()}})
+        state = {"epoch": epoch, **{name: value.cpu() for name, value in tensors.items()}}
+        on_first_rank(lambda: save_tensors(path, state))
         return sample
 
     def loss(self, network: nn.Module, views: Tensor, rows: Tensor, epoch: int) -> Loss:
@@ -172,11 +183,11 @@ class Stage1:
         ids = rows.to(z.device).repeat(2)
         domain = (ids >= self.n_id).long()
         if epoch < self.options.warmup_epochs:
-            result = ltood_fast.nt_xent(z, self.options.temperature), {}
+            result = ltood_fast.nt_xent(z, self.options.temperature, group=self.session.group), {}
         else:
             result = self._psd_and_domain(z, ids, domain)
         if self.queue is not None:
-            self.queue.push(z.detach()[: len(rows)], ids[: len(rows)], domain[: len(rows)])
+            self.queue.push(*(self.session.gather(x.detach()[: len(rows)]) for x in (z, ids, domain)))
         return result
 
     def _psd_and_domain(self, z: Tensor, ids: Tensor, domain: Tensor) -> Loss:
@@ -186,6 +197,7 @@ class Stage1:
             "k": options.k,
             "neighbor_weight": self.row_weight[ids],
             "return_neighbors": True,
+            "group": self.session.group,
         }
         if bank is not None and len(bank.ids) >= options.k:
             shared |= {"bank": bank.z, "bank_ids": bank.ids, "instance_ids": ids}
@@ -200,7 +212,7 @@ class Stage1:
             )
             total = losses.total
             parts = {"psd": losses.psd, "domain": losses.domain}
-        found = shared.get("bank_ids", ids)
+        found = shared["bank_ids"] if "bank" in shared else self.session.gather(ids)
         return total, {**parts, **self._purity(ids, columns, found)}
 
     def _purity(self, ids: Tensor, columns: Tensor, found: Tensor) -> dict[str, Tensor]:
@@ -210,10 +222,10 @@ class Stage1:
         right = own == self.labels[found[columns.clamp(min=0)]]
         counted = (own >= 0) & (columns >= 0)
         few = counted & self.is_few[own.clamp(min=0)]
-        return {
-            "neighbor_purity": (right & counted).sum() / counted.sum(),
-            "neighbor_purity_few": (right & few).sum() / few.sum(),
-        }
+        sums = torch.stack([mask.sum() for mask in (right & counted, counted, right & few, few)])
+        if self.session.group is not None:
+            add(sums, self.session.group)
+        return {"neighbor_purity": sums[0] / sums[1], "neighbor_purity_few": sums[2] / sums[3]}
 
     def state_dict(self) -> dict[str, Any]:
         return {
@@ -246,16 +258,18 @@ class Stage2:
         self.guide = session.new_model()
         self.guide.load_state_dict(model.state_dict())
         self.guide.eval().requires_grad_(False)
-        self.clean = session.embed(self.guide, session.data.train.images)[1]
+        clean = session.embed_part(self.guide, session.data.train.images)[1]
         s1 = session.config.stage1
         clusters = cluster_embeddings(
-            self.clean,
+            clean,
             self.options.clusters,
             refine_steps=s1.refine_steps,
             refine_lr=s1.refine_lr,
             seed=session.config.seed,
+            group=session.group,
         )
-        self.clusters = clusters.assignments
+        self.clean = session.gather(clean)
+        self.clusters = session.gather(clusters.assignments)
         self.far = ltood_fast.farthest_cluster(clusters.centroids)
 
     def begin_epoch(self, epoch: int) -> Tensor:
@@ -265,8 +279,9 @@ class Stage2:
         options = self.options
         rows = rows.to(views.device).repeat(2)
         if options.guide_views == "augmented":
+            part = 2 * self.session.config.optim.micro_batch or len(views)
             with torch.no_grad(), self.session.fabric.autocast():
-                guide = self.guide(views).float()
+                guide = torch.cat([self.guide(some).float() for some in views.split(part)])
         else:
             guide = self.clean[rows]
         losses = ltood_fast.stage2_loss(
@@ -280,6 +295,7 @@ class Stage2:
             k=options.k,
             weighted=options.weighted,
             gamma=options.gamma,
+            group=self.session.group,
         )
         return losses.total, {"guided": losses.guided, "distill": losses.distill}
 

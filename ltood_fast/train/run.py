@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from .config import Config, differing_keys, flatten, from_dict, load_config, save_config, to_dict
+from .ranks import end_ranks, launched_ranks, lost_ranks_named
 from .session import Session
 
 if TYPE_CHECKING:
@@ -21,13 +22,16 @@ def open_run(run_dir: Path, config_name: str | None, overrides: dict[str, str], 
     """The configuration of a run: of a new one, saved in its folder, or of the one that is resumed.
 
     A resumed run keeps its configuration; `config_name` and `overrides` may only repeat it or change where it runs
-    (`run.device`, ...) and how it is evaluated (`eval.*`).
+    (`run.device`, ...) and how it is evaluated (`eval.*`). On several ranks rank 0 judges and makes the folder.
 
     Raises:
         RunError: the folder holds a run and `resume` is false; nothing to resume and no `config_name`.
         ConfigError: as `load_config`; or resuming with a configuration that differs.
     """
     saved = run_dir / "config.yaml"
+    rank, _, _ = launched_ranks()
+    if rank > 0 and config_name is not None and not (resume and saved.exists()):
+        return load_config(config_name, overrides)
     if saved.exists() and not resume:
         raise RunError(
             f"train: run-dir must be a new folder, got {run_dir}, which holds a run (--resume goes on with it)"
@@ -52,13 +56,15 @@ def train_run(config: Config, run_dir: Path) -> Session:
     """Trains the stages of the configuration, those that are finished left out."""
     from .loop import Stage
 
-    session = Session.open(config, run_dir)
-    for name in config.stages:
-        stage = Stage.open(name, session)
-        if stage.finished:
-            print(f"{name}: finished before, {stage.epoch} epochs", file=sys.stderr)
-        else:
-            stage.run()
+    with lost_ranks_named(config.run.timeout):
+        session = Session.open(config, run_dir)
+        for name in config.stages:
+            stage = Stage.open(name, session)
+            if not stage.finished:
+                stage.run()
+            elif session.rank == 0:
+                print(f"{name}: finished before, {stage.epoch} epochs", file=sys.stderr)
+    end_ranks()
     return session
 
 

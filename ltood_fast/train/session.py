@@ -4,14 +4,19 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from datetime import timedelta
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import torch
+import torch.distributed as dist
 from torch import Tensor, nn
 
+from ..ops._group import Peers
+from ..ops._shards import fetch, shards_of
 from .config import Config, RunConfig
 from .model import ContrastiveModel, make_model
+from .ranks import launched_ranks, own_part
 
 if TYPE_CHECKING:
     from lightning_fabric import Fabric
@@ -20,10 +25,11 @@ if TYPE_CHECKING:
 
 
 def make_fabric(run: RunConfig) -> Fabric:
-    """Device and precision through Lightning Fabric.
+    """Device, precision and ranks through Lightning Fabric.
 
-    Fabric rather than Accelerate or code of our own: it owns precision, device and (later) the launch of several ranks
-    and nothing else, so the loop and the state of a run stay visible here, which a bit-exact resume needs.
+    Fabric rather than Accelerate or code of our own: it owns precision, device and the joining of the ranks that
+    torchrun started (DDP; NCCL on GPUs, else gloo) and nothing else, so the loop and the state of a run stay visible
+    here, which a bit-exact resume needs.
 
     Raises:
         RuntimeError: a CUDA device was asked for and there is none.
@@ -37,7 +43,17 @@ def make_fabric(run: RunConfig) -> Fabric:
     if run.threads:
         torch.set_num_threads(run.threads)
     cuda = run.device != "cpu" and torch.cuda.is_available()
-    fabric = Fabric(accelerator="cuda" if cuda else "cpu", devices=1, precision=run.precision)
+    _, ranks, on_machine = launched_ranks()
+    options: dict[str, object] = {}
+    if ranks > 1:
+        from lightning_fabric.strategies import DDPStrategy
+
+        # Every rank's BatchNorm moves by the same statistics, or (model.sync_batchnorm off) rank 0's are taken.
+        options["strategy"] = DDPStrategy(
+            process_group_backend="nccl" if cuda else "gloo", timeout=timedelta(seconds=run.timeout)
+        )
+        options["num_nodes"] = ranks // on_machine
+    fabric = Fabric(accelerator="cuda" if cuda else "cpu", devices=on_machine, precision=run.precision, **options)
     fabric.launch()
     return fabric
 
@@ -77,6 +93,19 @@ class Session:
         return self.fabric.device
 
     @property
+    def rank(self) -> int:
+        return self.fabric.global_rank
+
+    @property
+    def ranks(self) -> int:
+        return self.fabric.world_size
+
+    @property
+    def group(self) -> dist.ProcessGroup | None:
+        """What the losses and the sampler take as `group`."""
+        return dist.group.WORLD if self.ranks > 1 else None
+
+    @property
     def channels(self) -> int:
         return self.data.train.images.shape[1]
 
@@ -93,14 +122,32 @@ class Session:
             batch[is_ood] = ood.images[rows[is_ood] - len(train)]
         return self.fabric.to_device(batch)
 
-    def two_views(self, rows: Tensor) -> Tensor:
-        """float [2B, C, H, W]: row i and row i + B are two random views of one image."""
+    def two_views(self, rows: Tensor, first: int = 0, batch: int | None = None) -> Tensor:
+        """float [2B, C, H, W]: row i and row i + B are two random views of one image.
+
+        The rows may be those from number `first` on of a batch of `batch`, whose others are on other ranks.
+        """
         images = self.images(rows)
-        return torch.cat([self.augment(images), self.augment(images)])
+        return torch.cat([self.augment(images, first, batch), self.augment(images, first, batch)])
 
     def embed(self, model: ContrastiveModel, images: Tensor) -> tuple[Tensor, Tensor]:
-        """Features and projections, see `embed`."""
+        """Features and projections of all images, see `embed`."""
         return embed(model, images, self.fabric, self.transform)
+
+    def embed_part(self, model: ContrastiveModel, images: Tensor) -> tuple[Tensor, Tensor]:
+        """The same of this rank's part of the images, which `gather` and `fetch` bring together."""
+        return self.embed(model, images[own_part(len(images))])
+
+    def gather(self, part: Tensor) -> Tensor:
+        """All rows of what lies on the ranks in parts."""
+        return part if self.group is None else self._peers(part).gather(part)
+
+    def fetch(self, part: Tensor, rows: Tensor) -> Tensor:
+        """Some rows of it, on every rank."""
+        return part[rows] if self.group is None else fetch(self._peers(part), part, rows)
+
+    def _peers(self, part: Tensor) -> Peers:
+        return shards_of("session", self.group, part)
 
 
 @torch.no_grad()

@@ -6,6 +6,7 @@ from __future__ import annotations
 import io
 import multiprocessing
 import os
+import socket
 import tempfile
 import traceback
 from collections.abc import Callable
@@ -15,7 +16,7 @@ from multiprocessing.connection import Connection
 import torch
 import torch.distributed as dist
 
-PRELOADED = ["torch", "torch.distributed", "ltood_fast"]
+PRELOADED = ["torch", "torch.distributed", "ltood_fast", "lightning_fabric", "torch.utils.tensorboard", "faiss"]
 TIMEOUT_S = 120
 
 
@@ -38,11 +39,15 @@ class Ranks:
             self.processes.append(process)
 
     def run(self, function: Callable, *arguments: object) -> list:
+        self.start(function, *arguments)
+        return [self.result(rank) for rank in range(len(self.pipes))]
+
+    def start(self, function: Callable, *arguments: object) -> None:
         for pipe in self.pipes:
             pipe.send_bytes(_packed((function, arguments)))
-        return [self._result(pipe) for pipe in self.pipes]
 
-    def _result(self, pipe: Connection) -> object:
+    def result(self, rank: int) -> object:
+        pipe = self.pipes[rank]
         if not pipe.poll(TIMEOUT_S):
             raise TimeoutError("a rank did not answer")
         try:
@@ -90,3 +95,9 @@ def _serve(pipe: Connection, rank: int, world: int, store: str, timeout_s: float
             result = type(error)(str(error)) if type(error).__module__ == "builtins" else RuntimeError(str(error))
             result.__notes__ = [traceback.format_exc()]
         pipe.send_bytes(_packed(result))
+
+
+def free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return probe.getsockname()[1]

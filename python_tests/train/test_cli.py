@@ -8,13 +8,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from made_up import SMALL
 
 from ltood_fast import cli
 from ltood_fast.cli import main, parse_overrides
 from ltood_fast.train import loop
 from ltood_fast.train.session import Session
-
-from .conftest import SMALL
 
 ROOT = Path(__file__).resolve().parents[2]
 KEYS = [text for key, value in SMALL.items() for text in (f"--{key}", value)]
@@ -70,11 +69,11 @@ def test_finished_stages_are_not_trained_again(made_up_data, tmp_path, capsys, m
 def test_ctrl_c_leaves_a_run_that_goes_on(made_up_data, tmp_path, capsys, monkeypatch):
     real, calls = Session.two_views, []
 
-    def interrupted(self, rows):
+    def interrupted(self, rows, **part):
         calls.append(rows)
         if len(calls) == 5:
             raise KeyboardInterrupt
-        return real(self, rows)
+        return real(self, rows, **part)
 
     monkeypatch.setattr(Session, "two_views", interrupted)
     with pytest.raises(SystemExit) as ended:

@@ -1,0 +1,75 @@
+"""The processes of one run: who they are by torchrun's environment, and what they do when one of them fails.
+
+All ranks go through the same epochs in the same order and draw the same random numbers; rank 0 alone writes files.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+
+import torch
+import torch.distributed as dist
+
+ERRORS = (ValueError, TypeError, RuntimeError, OSError, ImportError)
+# How torch says that another process is gone or silent: gloo in plain RuntimeErrors, with its source file in them.
+SIGNS = ("gloo", "Connection closed by peer", "Connection reset", "Timed out waiting", "did not answer in time",
+         "timeout caused pair closure")  # fmt: skip
+
+
+class TrainingError(RuntimeError):
+    """A sentence about a training run that cannot go on."""
+
+
+def launched_ranks() -> tuple[int, int, int]:
+    """(rank, ranks, ranks on this machine) as torchrun started this process; (0, 1, 1) without it."""
+    if not (dist.is_available() and dist.is_torchelastic_launched()):
+        return 0, 1, 1
+    return tuple(int(os.environ[name]) for name in ("RANK", "WORLD_SIZE", "LOCAL_WORLD_SIZE"))
+
+
+def on_first_rank(function: Callable[[], object]) -> None:
+    """Calls `function` on rank 0; the others wait for it, and what it raises is raised on all."""
+    if not (dist.is_available() and dist.is_initialized()):
+        function()
+        return
+    failure: list[Exception | None] = [None]
+    if dist.get_rank() == 0:
+        try:
+            function()
+        except ERRORS as error:
+            failure = [error]
+    dist.broadcast_object_list(failure, src=0)
+    if failure[0] is not None:
+        raise failure[0]
+
+
+@contextmanager
+def lost_ranks_named(timeout: float) -> Iterator[None]:
+    """Turns what torch raises when another rank is gone into one sentence."""
+    try:
+        yield
+    except RuntimeError as error:
+        text = str(error)
+        if not isinstance(error, dist.DistError) and not any(sign in text for sign in SIGNS):
+            raise
+        raise TrainingError(
+            f"train: another rank of the run ended, or did not answer for run.timeout = {timeout:g} s "
+            f"({text.splitlines()[0]}); the last checkpoint is kept, go on with --resume"
+        ) from error
+
+
+def end_ranks() -> None:
+    """Rank 0 may take its time for the evaluation: nobody waits for it any more."""
+    if dist.is_available() and dist.is_initialized():
+        dist.destroy_process_group()
+
+
+def own_part(n: int) -> slice:
+    """This rank's rows of n: contiguous, in rank order, the first ranks one longer where they do not divide."""
+    if not (dist.is_available() and dist.is_initialized()):
+        return slice(0, n)
+    sizes = [len(part) for part in torch.arange(n).tensor_split(dist.get_world_size())]
+    first = sum(sizes[: dist.get_rank()])
+    return slice(first, first + sizes[dist.get_rank()])
