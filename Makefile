@@ -1,4 +1,4 @@
-# make demo | test | ptx-test | lint | format | sanitize | gpu-check | clean
+# make demo | test | ptx-test | lint | format | sanitize | bench | rivals | gpu-check | clean
 # TORCH picks another torch:    make test TORCH="torch torchvision"
 # PYTHON, VENV pick the interpreter and the environment; VENV= (empty) uses PYTHON as it is and installs nothing.
 PYTHON ?= python3
@@ -21,7 +21,7 @@ CXX_FILES := $(shell find csrc -name '*.h' -o -name '*.cpp' -o -name '*.cu' -o -
 TEST_CXX_FILES := $(shell find python_tests -name '*.h' -o -name '*.cpp' -o -name '*.cu' -o -name '*.cuh')
 SOURCES := $(CXX_FILES) csrc/sources.txt setup.py pyproject.toml
 
-.PHONY: demo test ptx-test lint format sanitize gpu-check gpu-build gpu-test gpu-sanitize gpu-conformance gpu-bench clean
+.PHONY: demo test ptx-test lint format sanitize gpu-check gpu-build gpu-test gpu-sanitize gpu-conformance gpu-bench bench rivals clean
 
 demo: $(READY)
 	$(PY) -m ltood_fast train --config demo --run-dir $(RUN_DIR) $(DEMO_ARGS)
@@ -80,7 +80,16 @@ gpu-conformance: $(READY)
 	PYTHONPATH=python_tests $(PY) -m ptxsim.conformance compare $(GPU_RESULTS)/conformance.bin
 
 gpu-bench: $(READY)
-	$(PY) -m benchmarks.cuda --results $(GPU_RESULTS)
+	PYTHONPATH=$(RIVALS_DIR) $(PY) -m benchmarks run --device cuda --results $(GPU_RESULTS) $(BENCH_ARGS)
+
+# All ops against the rivals that are there, on the CPU. Pictures and a page from the JSON: python -m benchmarks plot|report
+bench: $(READY)
+	PYTHONPATH=$(RIVALS_DIR) $(PY) -m benchmarks run $(BENCH_ARGS)
+
+# Needs a network, once: the rivals' packages, in a folder that can be carried to a machine without one.
+RIVALS_DIR := build/rivals
+rivals: $(READY)
+	$(PY) -m pip install -q --no-deps --upgrade --target $(RIVALS_DIR) -r benchmarks/rivals.txt
 
 $(VENV)/.torch:
 	$(PYTHON) -m venv $(VENV)

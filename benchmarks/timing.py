@@ -1,0 +1,147 @@
+"""Clocks and memory: how one call is timed on a CPU and on a GPU.
+
+CPU: torch.utils.benchmark calibrates as pytest-benchmark does, so many calls a round that the clock costs nothing and
+rounds until a time is spent, with the threads fixed. GPU: events around single calls, warmed up, with the L2 cache
+overwritten before each. Both take their inputs in turn from several sets: none finds in a cache what it just wrote.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import gc
+import re
+import resource
+import time
+from collections.abc import Callable, Sequence
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass
+from itertools import cycle
+from pathlib import Path
+
+import torch
+from torch.utils.benchmark import Timer
+
+L2_BYTES = 256 << 20  # several times the largest L2 of any GPU
+
+
+@dataclass(frozen=True)
+class Times:
+    median_ms: float
+    p10_ms: float
+    p90_ms: float
+    min_ms: float
+    rounds: int
+
+    @classmethod
+    def of(cls, seconds: Sequence[float]) -> Times:
+        ms = 1e3 * torch.tensor(seconds, dtype=torch.float64)
+        p10, median, p90 = ms.quantile(torch.tensor([0.1, 0.5, 0.9], dtype=torch.float64)).tolist()
+        return cls(median, p10, p90, ms.min().item(), len(ms))
+
+    def columns(self) -> dict[str, float]:
+        return asdict(self)
+
+
+def time_cpu(calls: Sequence[Callable[[], object]], seconds: float, threads: int) -> Times:
+    """Quantiles over the rounds of the time of one call, the calls taken in turn; at least three rounds of a call that
+    takes less than five times `seconds`, and two of a slower one."""
+    turn = cycle(calls)
+    timer = Timer("next(turn)()", globals={"turn": turn}, num_threads=threads)
+    once = timer.timeit(1).median
+    spend = max(seconds, (2.5 if once < 5 * seconds else 1.5) * once)
+    return Times.of(timer.blocked_autorange(min_run_time=spend).times)
+
+
+def time_once(call: Callable[[], object]) -> Times:
+    """A single call on a CPU, for what takes seconds."""
+    start = time.perf_counter()
+    call()
+    return Times.of([time.perf_counter() - start])
+
+
+def time_cuda(calls: Sequence[Callable[[], object]], seconds: float) -> Times:
+    """Quantiles of single calls, by events, with a cold L2 and the calls taken in turn."""
+    scratch = torch.empty(L2_BYTES, dtype=torch.uint8, device="cuda")
+
+    def once(call: Callable[[], object]) -> float:
+        start, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
+        scratch.zero_()
+        start.record()
+        call()
+        end.record()
+        end.synchronize()
+        return 1e-3 * start.elapsed_time(end)
+
+    warm = max(once(call) for _ in range(3) for call in calls)
+    turn = cycle(calls)
+    rounds = min(200, max(10, int(seconds / max(warm, 1e-5))))
+    return Times.of([once(next(turn)) for _ in range(rounds)])
+
+
+def graphed(call: Callable[[], object]) -> Callable[[], object]:
+    """The call captured in a CUDA graph: a replay, without the host's part."""
+    stream = torch.cuda.Stream()
+    stream.wait_stream(torch.cuda.current_stream())
+    with torch.cuda.stream(stream):
+        for _ in range(3):
+            call()
+    torch.cuda.current_stream().wait_stream(stream)
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        call()
+    return graph.replay
+
+
+def _status_mib(field: str) -> float:
+    """A field of /proc/self/status in MiB, e.g. VmRSS (resident now) or VmHWM (resident at most since the reset)."""
+    match = re.search(rf"^{field}:\s+(\d+) kB", Path("/proc/self/status").read_text(), re.MULTILINE)
+    return int(match[1]) / 1024
+
+
+def peak_mib_cpu(call: Callable[[], object]) -> float:
+    """Peak growth of the process's resident set during the call, its result included. Linux only: the kernel's
+    high-water mark is reset first, and malloc gives its free pages back, so that a buffer kept by an earlier call does
+    not hide the cost of this one."""
+    gc.collect()
+    ctypes.CDLL("libc.so.6").malloc_trim(0)
+    Path("/proc/self/clear_refs").write_text("5")
+    before = _status_mib("VmRSS")
+    call()
+    return max(0.0, _status_mib("VmHWM") - before)
+
+
+def peak_mib_cuda(call: Callable[[], object]) -> float:
+    """Peak growth of what torch's allocator has given out during the call, its result included."""
+    gc.collect()
+    torch.cuda.synchronize()
+    torch.cuda.reset_peak_memory_stats()
+    before = torch.cuda.memory_allocated()
+    call()
+    torch.cuda.synchronize()
+    return (torch.cuda.max_memory_allocated() - before) / 2**20
+
+
+def peak_mib(call: Callable[[], object], device: str) -> float:
+    return (peak_mib_cuda if device == "cuda" else peak_mib_cpu)(call)
+
+
+def measure(calls: Sequence[Callable[[], object]], device: str, seconds: float, threads: int) -> Times:
+    return time_cuda(calls, seconds) if device == "cuda" else time_cpu(calls, seconds, threads)
+
+
+@contextmanager
+def memory_limit(mib: float):
+    """An allocation beyond what the process holds now and `mib` fails with an error instead of waking the kernel's
+    killer: what an implementation needs too much of becomes its message. CPU only."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_DATA)
+    resource.setrlimit(resource.RLIMIT_DATA, (int((_status_mib("VmData") + mib) * 2**20), hard))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_DATA, (soft, hard))
+
+
+def available_mib() -> float:
+    """What the machine can still give, in MiB."""
+    match = re.search(r"^MemAvailable:\s+(\d+) kB", Path("/proc/meminfo").read_text(), re.MULTILINE)
+    return int(match[1]) / 1024
