@@ -31,7 +31,6 @@ ALLOWED_INERTIA = 1e-3  # k-means: rows between two centroids may go to either
 class Options:
     seconds: float = 1.0
     """Spent on the rounds of a row."""
-    threads: int = 2
     sets: int = 4
     """Input sets taken in turn."""
     memory_mib: float = 0.0
@@ -101,7 +100,7 @@ def _timed(case: Case, implementation: Implementation, function: Callable, optio
     peak = timing.peak_mib(calls[0], case.device)
     if implementation.graphed:
         calls = [timing.graphed(each) for each in calls]
-    times = timing.measure(calls, case.device, options.seconds, options.threads)
+    times = timing.measure(calls, case.device, options.seconds)
     return {**times.columns(), "peak_mib": round(peak, 2)}
 
 

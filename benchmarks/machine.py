@@ -12,7 +12,7 @@ from pathlib import Path
 
 import torch
 
-from .timing import time_cpu, time_cuda
+from .timing import measure
 
 ROOT = Path(__file__).resolve().parent.parent
 # A product's rate depends on its shape: the best of these is the limit. The last is a tile of a similarity matrix.
@@ -64,14 +64,13 @@ def provenance() -> dict[str, object]:
     }
 
 
-def rates(device: str, threads: int, seconds: float = 0.3) -> dict[str, float]:
+def rates(device: str, seconds: float = 0.3) -> dict[str, float]:
     """What the device reaches: multiply-adds × 2 a second, float32 on a CPU and bfloat16 on a GPU, at the best of
     several shapes; bytes copied a second, read and written; exponentials a second."""
     cuda = device == "cuda"
 
     def best_seconds(call: Callable[[], object]) -> float:
-        times = time_cuda([call], seconds) if cuda else time_cpu([call], seconds, threads)
-        return 1e-3 * times.min_ms
+        return 1e-3 * measure([call], device, seconds).min_ms
 
     def product(m: int, k: int, n: int) -> float:
         dtype = torch.bfloat16 if cuda else torch.float32

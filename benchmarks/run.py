@@ -55,8 +55,8 @@ def run(
         raise ValueError(f"--only {only}: no case of this suite has that in its name")
     start = time.perf_counter()
     _fixed_threads(threads)
-    options = harness.Options(seconds=seconds or (0.2 if quick else 1.0), threads=threads)
-    measured = rates(device, threads)
+    options = harness.Options(seconds=seconds or (0.2 if quick else 1.0))
+    measured = rates(device)
     result: dict[str, Any] = {
         "machine": machine(device, threads),
         **provenance(),

@@ -1,14 +1,15 @@
 """Clocks and memory: how one call is timed on a CPU and on a GPU.
 
-CPU: torch.utils.benchmark calibrates as pytest-benchmark does, so many calls a round that the clock costs nothing and
-rounds until a time is spent, with the threads fixed. GPU: events around single calls, warmed up, with the L2 cache
-overwritten before each. Both take their inputs in turn from several sets: none finds in a cache what it just wrote.
+CPU: calibrated as pytest-benchmark does, so many calls a round that the clock costs nothing and rounds until a time is
+spent, with the threads fixed. GPU: events around single calls, warmed up, with the L2 cache overwritten before each.
+Both take their inputs in turn from several sets: none finds in a cache what it just wrote.
 """
 
 from __future__ import annotations
 
 import ctypes
 import gc
+import math
 import re
 import resource
 import time
@@ -19,8 +20,9 @@ from itertools import cycle
 from pathlib import Path
 
 import torch
-from torch.utils.benchmark import Timer
 
+ROUND_S = 1e-3  # of a round at least: a clock reading and a loop of Python are a thousandth of it
+MOST_ROUNDS = 200
 L2_BYTES = 256 << 20  # several times the largest L2 of any GPU
 
 
@@ -42,14 +44,25 @@ class Times:
         return asdict(self)
 
 
-def time_cpu(calls: Sequence[Callable[[], object]], seconds: float, threads: int) -> Times:
-    """Quantiles over the rounds of the time of one call, the calls taken in turn; at least three rounds of a call that
-    takes less than five times `seconds`, and two of a slower one."""
+def time_cpu(calls: Sequence[Callable[[], object]], seconds: float) -> Times:
+    """Quantiles over rounds of the time of one call, the calls taken in turn: as many calls a round as last ROUND_S, as
+    many rounds as fit into `seconds`, but at least five; three where a call takes longer than that, two from five times
+    that on."""
     turn = cycle(calls)
-    timer = Timer("next(turn)()", globals={"turn": turn}, num_threads=threads)
-    once = timer.timeit(1).median
-    spend = max(seconds, (2.5 if once < 5 * seconds else 1.5) * once)
-    return Times.of(timer.blocked_autorange(min_run_time=spend).times)
+
+    def one_round(loops: int) -> float:
+        start = time.perf_counter()
+        for _ in range(loops):
+            next(turn)()
+        return (time.perf_counter() - start) / loops
+
+    once = one_round(1)
+    if once < ROUND_S:  # the first may have been slow
+        once = min(once, one_round(4))
+    loops = math.ceil(ROUND_S / once)
+    least = 5 if once < seconds else 3 if once < 5 * seconds else 2
+    rounds = max(least, min(MOST_ROUNDS, int(seconds / (loops * once))))
+    return Times.of([one_round(loops) for _ in range(rounds)])
 
 
 def time_once(call: Callable[[], object]) -> Times:
@@ -74,7 +87,7 @@ def time_cuda(calls: Sequence[Callable[[], object]], seconds: float) -> Times:
 
     warm = max(once(call) for _ in range(3) for call in calls)
     turn = cycle(calls)
-    rounds = min(200, max(10, int(seconds / max(warm, 1e-5))))
+    rounds = min(MOST_ROUNDS, max(10, int(seconds / max(warm, 1e-5))))
     return Times.of([once(next(turn)) for _ in range(rounds)])
 
 
@@ -125,8 +138,8 @@ def peak_mib(call: Callable[[], object], device: str) -> float:
     return (peak_mib_cuda if device == "cuda" else peak_mib_cpu)(call)
 
 
-def measure(calls: Sequence[Callable[[], object]], device: str, seconds: float, threads: int) -> Times:
-    return time_cuda(calls, seconds) if device == "cuda" else time_cpu(calls, seconds, threads)
+def measure(calls: Sequence[Callable[[], object]], device: str, seconds: float) -> Times:
+    return (time_cuda if device == "cuda" else time_cpu)(calls, seconds)
 
 
 @contextmanager

@@ -10,7 +10,7 @@ from benchmarks.cases import BOTH, FORWARD, Case, suite
 from benchmarks.implementations import IMPLEMENTATIONS, Implementation, of_case, plain, triton_kernels
 
 CASE = Case("nt_xent", 64, D=16)
-OPTIONS = harness.Options(seconds=0.01, threads=1, sets=2)
+OPTIONS = harness.Options(seconds=0.01, sets=2)
 RATES = {"product_flop_per_s": 1e11, "copy_bytes_per_s": 1e10, "exp_per_s": 1e9}
 EAGER = IMPLEMENTATIONS["eager"]
 
@@ -96,7 +96,7 @@ def test_too_much_memory_is_a_failure_not_the_end_of_the_run():
     def hungry(z, temperature):
         return nt_xent(z, temperature) + torch.ones(1 << 28).sum() * 0
 
-    options = harness.Options(seconds=0.01, threads=1, sets=1, memory_mib=256)
+    options = harness.Options(seconds=0.01, sets=1, memory_mib=256)
     row = harness.measure(CASE, made("hungry", lambda: hungry), options)
     assert row["status"] == "failed"
     assert "memory" in row["message"]

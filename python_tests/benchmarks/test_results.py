@@ -176,6 +176,8 @@ def test_a_run_without_our_rows_still_has_a_page(result):
 
 
 def test_run_from_the_command_line(tmp_path, capsys, monkeypatch):
+    threads = []
+    monkeypatch.setattr(run, "_fixed_threads", threads.append)
     monkeypatch.setattr(run, "rates", partial(machine.rates, seconds=0.01))
     monkeypatch.setattr(
         run, "suite", lambda device, quick: [Case("knn", 500, k=3, temperature=None, direction=FORWARD)]
@@ -183,6 +185,7 @@ def test_run_from_the_command_line(tmp_path, capsys, monkeypatch):
     output = tmp_path / "out.json"
     options = ["--only", "knn", "--parts", "ops", "--seconds", "0.01", "--threads", "1", "--output", str(output)]
     assert main(["run", *options]) == 0
+    assert threads == [1]
     read = results_file.read(output)
     assert {r["implementation"] for r in read["rows"]} >= {"eager", "ours", "faiss"}
     assert all(r["status"] in ("ok", "missing") for r in read["rows"])
