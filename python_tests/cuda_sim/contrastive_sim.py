@@ -55,10 +55,37 @@ class RowGradients(C.Structure):
     ]  # fmt: skip
 
 
+class ContrastiveFactors(C.Structure):
+    _fields_ = [
+        ("u", Operand), ("exponents", Exponents), ("lse", pointer), ("weight", pointer), ("largest", pointer),
+        ("factors", pointer),
+    ]  # fmt: skip
+
+
+class ContrastivePush(C.Structure):
+    _fields_ = [
+        ("rows", Operand), ("cols", Operand), ("exponents", Exponents), ("diagonal", C.c_int),
+        ("row_factors", pointer), ("col_factors", pointer), ("splits", C.c_int), ("resident", C.c_int),
+        ("shared_bytes", C.c_int), ("out", pointer),
+    ]  # fmt: skip
+
+
+class ContrastivePushSum(C.Structure):
+    _fields_ = [("push", ContrastivePush), ("d", C.c_int), ("largest", pointer), ("out", pointer)]
+
+
+class ContrastiveBlockSums(C.Structure):
+    _fields_ = [
+        ("x", Operand), ("y", Operand), ("exponents", Exponents), ("diagonal", C.c_int), ("row_blocks", C.c_int),
+        ("splits", C.c_int), ("split_tiles", C.c_int), ("resident", C.c_int), ("shared_bytes", C.c_int),
+        ("sums", pointer), ("maxima", pointer), ("lse", pointer),
+    ]  # fmt: skip
+
+
 class ContrastiveBackward(C.Structure):
     _fields_ = [
         ("u", Operand), ("d", C.c_int), ("exponents", Exponents), ("rows", RowGradients), ("largest", pointer),
-        ("factors", pointer), ("splits", C.c_int), ("push", pointer), ("resident", C.c_int), ("shared_bytes", C.c_int),
+        ("push", ContrastivePush),
         ("instances", GroupSums), ("classes", GroupSums), ("has_views", C.c_int), ("k", C.c_int), ("indices", pointer),
         ("cosines", pointer), ("chosen_sum", pointer), ("bank", Operand), ("type", C.c_int), ("normalize", C.c_int),
         ("inv_norm", pointer), ("grad_z", pointer), ("along", pointer),
@@ -68,6 +95,28 @@ class ContrastiveBackward(C.Structure):
 def run(dev, name, params):
     error = dev.call(name, params, None)
     assert error == 0, f"{name} returned {error}: {dev.complaint}"
+
+
+def launch_push(dev, push, row_factors, col_factors, **plan):
+    """The plan, but for what `plan` says otherwise, and the launch; the buffers, which the next launches need."""
+    assert dev.call("ltood_plan_contrastive_push", push) == 0, dev.complaint
+    for name, value in plan.items():
+        setattr(push, name, value)
+    push.row_factors, push.col_factors = row_factors.ptr, col_factors.ptr
+    out = dev.empty((push.splits, push.rows.rows, 64 * push.rows.slices), np.float32)
+    push.out = out.ptr
+    run(dev, "ltood_launch_contrastive_push", push)
+    return out
+
+
+def launch_factors(dev, operand, exponents, lse, weight, largest):
+    factors = dev.empty((operand.rows, 4), np.float32)
+    run(
+        dev,
+        "ltood_launch_contrastive_factors",
+        ContrastiveFactors(operand, exponents, lse, weight, largest, factors.ptr),
+    )
+    return factors
 
 
 class Simulated:
@@ -176,13 +225,9 @@ class Simulated:
         p = ContrastiveBackward(self.u, self.d, self.exponents, self.rows)
         if self.u.is_half:
             p.largest = self.put(np.abs(dev.get(outputs[0])).max(keepdims=True))
-        assert dev.call("ltood_plan_contrastive_bwd", p) == 0, dev.complaint
-        for name, value in o.get("bwd_plan", {}).items():
-            setattr(p, name, value)
-        self.bwd = p
-        p.factors = self.empty((n, 4)).ptr
-        p.push = self.empty((p.splits, n, 64 * self.u.slices)).ptr
-        run(dev, "ltood_launch_contrastive_push", p)
+        factors = launch_factors(dev, self.u, self.exponents, self.lse.ptr, outputs[0].ptr, p.largest)
+        p.push = ContrastivePush(self.u, self.u, self.exponents)
+        self.kept += [factors, launch_push(dev, p.push, factors, factors, **o.get("bwd_plan", {}))]
         p.has_views = grad_instance is not None
         p.k = self.k if p.has_views else 0
         if p.has_views:

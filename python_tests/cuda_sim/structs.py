@@ -33,7 +33,8 @@ class SegmentSumsParams(ctypes.Structure):
 
 class TopkParams(ctypes.Structure):
     _fields_ = [
-        ("x", Operand), ("y", Operand), ("k", c_int), ("exclude_self", c_int), ("views", c_int),
+        ("x", Operand), ("y", Operand), ("k", c_int), ("exclude_self", c_int), ("diagonal", c_int),
+        ("views", c_int),
         ("x_instance", c_void_p), ("y_instance", c_void_p), ("x_domain", c_void_p), ("y_domain", c_void_p),
         ("values", c_void_p), ("indices", c_void_p), ("workspace", c_void_p),
     ]  # fmt: skip

@@ -21,7 +21,8 @@ def search(dev, x, y, k, **rules):
         name: pointer(dev, rules.get(name)) for name in ("x_instance", "y_instance", "x_domain", "y_domain")
     }  # fmt: skip
     params = TopkParams(
-        x.operand, y.operand, k, rules.get("exclude_self", 0), rules.get("views", 0), **arrays,
+        x.operand, y.operand, k, rules.get("exclude_self", 0), rules.get("diagonal", 0),
+        rules.get("views", 0), **arrays,
         values=values.ptr, indices=indices.ptr,
     )  # fmt: skip
     size = dev.call("ltood_topk_workspace", params, restype=ctypes.c_int64)
@@ -39,7 +40,7 @@ def expected(x, y, k, normalize=True, **rules):
     i, j = np.arange(len(rows))[:, None], np.arange(len(base))[None, :]
     barred = np.zeros(s.shape, bool)
     if rules.get("exclude_self"):
-        barred |= i == j
+        barred |= i + rules.get("diagonal", 0) == j
     if rules.get("views"):
         barred |= i % rules["views"] == j % rules["views"]
     if "x_instance" in rules:
@@ -113,6 +114,16 @@ def test_rows_that_search_themselves(simulate, kind):
     rng = np.random.default_rng(1)
     dev = simulate(*SOURCES, seed=2, sm_count=1)
     check_exact(dev, kind, integers(rng, 140, 17), None, 5, exclude_self=1)
+
+
+@pytest.mark.parametrize("diagonal", [-20, 15])
+def test_a_diagonal(simulate, diagonal):
+    """Each row's best column would be itself: row i and column i + diagonal are the same."""
+    rng = np.random.default_rng(1)
+    dev = simulate(*SOURCES, seed=2, sm_count=1)
+    y = integers(rng, 140, 17) * 2 + 1
+    indices = check_exact(dev, "bfloat16", np.roll(y, -diagonal, axis=0)[:130], y, 2, exclude_self=1, diagonal=diagonal)
+    assert not (indices == np.arange(130)[:, None] + diagonal).any()
 
 
 @pytest.mark.parametrize("views", [70, 7, 1])

@@ -9,17 +9,23 @@ import ltood_fast
 from python_tests.ops.contrastive_cases import CASES, extras
 from python_tests.ops.test_cluster_kl import check as check_cluster_kl
 from python_tests.ops.test_contrastive import check
+from python_tests.ops.test_contrastive_block import check as check_block
+from python_tests.ops.test_contrastive_block import rules_of
 from python_tests.tolerances import assert_gradient_close, assert_loss_close
 
 LAUNCHERS = [
-    *CONTRASTIVE, "csrc/ops/knn/knn_launch.cu", "csrc/ops/guided/guided_launch.cu", "csrc/cuda/probe.cu",
+    *CONTRASTIVE, "csrc/ops/contrastive/contrastive_block_launch.cu", "csrc/ops/knn/knn_launch.cu",
+    "csrc/ops/guided/guided_launch.cu", "csrc/cuda/probe.cu",
     "csrc/ops/cluster_kl/cluster_kl_launch.cu", "csrc/ops/cluster_kl/cluster_kl_bwd_launch.cu",
 ]  # fmt: skip
 GLUE = [
     "csrc/ops/contrastive/contrastive_cuda.cpp", "csrc/ops/guided/guided.cpp", "csrc/ops/guided/guided_cuda.cpp",
     "csrc/ops/knn/knn_cuda.cpp", "csrc/cuda/operand_torch.cpp", "csrc/ops/cluster_kl/cluster_kl_cuda.cpp",
 ]  # fmt: skip
-OPERATORS = ("contrastive", "contrastive_bwd", "guided", "guided_bwd", "knn", "cluster_kl", "cluster_kl_bwd")
+OPERATORS = (
+    "contrastive", "contrastive_bwd", "contrastive_block", "contrastive_block_push", "guided", "guided_bwd", "knn",
+    "cluster_kl", "cluster_kl_bwd",
+)  # fmt: skip
 
 
 @pytest.fixture(scope="module")
@@ -49,6 +55,25 @@ def test_contrastive(served, case, dtype):
     """A learned temperature, gradients of every output; odd N, so that instance ids are given."""
     n, d = (131, 24) if dtype == torch.float32 else (66, 70)
     check(case, torch.randn(n, d, dtype=torch.float64).to(dtype), 0.3, extras(n, d, dtype))
+
+
+@pytest.mark.parametrize(
+    ("dtype", "normalize", "temperature"),
+    [
+        (torch.float32, True, 0.3),
+        (torch.float32, False, torch.tensor(0.5)),
+        (torch.bfloat16, True, torch.tensor(0.3, dtype=torch.float64)),
+        (torch.float16, True, 0.3),
+        (torch.float16, False, 0.5),
+    ],
+)
+def test_contrastive_block(served, dtype, normalize, temperature):
+    """Both ops, all four rules of the search, with and without weights of the columns."""
+    x, y = (torch.randn(rows, 20, dtype=torch.float64) for rows in (70, 90))
+    if not normalize:
+        x, y = x / 20**0.5, y / 20**0.5
+    rules, device = rules_of(70, 90), torch.device("cpu")
+    check_block(device, x.to(dtype), y.to(dtype), temperature, normalize, 15, k=3, rules=rules, on_cuda=True)
 
 
 def test_a_fixed_temperature_and_the_default_views(served):

@@ -5,6 +5,7 @@ import torch
 import torch.nn.functional as F
 
 import ltood_fast
+from ltood_fast.ops._contrastive_block_op import contrastive_block, contrastive_block_push
 from python_tests.tolerances import assert_gradient_close, assert_loss_close
 
 pytestmark = pytest.mark.cuda
@@ -25,6 +26,7 @@ def ops(n: int, d: int, dtype: torch.dtype) -> dict:
         "stage2_loss": lambda: grad(lambda x: ltood_fast.stage2_loss(x, guide, clusters, far, 0.2).total, z),
         "cluster_kl": lambda: grad(lambda x: ltood_fast.cluster_kl(x, centroids.to(dtype)), z),
         "knn": lambda: ltood_fast.knn(z, 5),
+        "contrastive_block": lambda: rectangle(z[: n // 2], z, n // 4),
     }
 
 
@@ -34,7 +36,16 @@ def grad(loss, z):
     return value.detach(), *torch.autograd.grad(value, z)
 
 
-NAMES = ["nt_xent", "stage1_loss", "psd_loss k=3", "stage2_loss", "cluster_kl", "knn"]
+def rectangle(x, y, diagonal):
+    """Both rectangular ops: all that they return."""
+    shared = {"normalize": True, "diagonal": diagonal}
+    found = contrastive_block(x, y, 0.2, k=3, **shared)
+    of_columns = torch.linspace(4, 5, len(y), dtype=torch.float64, device="cuda")
+    weights = {"x_lse": found.lse, "x_weight": found.lse, "y_lse": of_columns, "y_weight": of_columns}
+    return *found, contrastive_block_push(x, y, 0.2, **weights, **shared)
+
+
+NAMES = ["nt_xent", "stage1_loss", "psd_loss k=3", "stage2_loss", "cluster_kl", "knn", "contrastive_block"]
 
 
 def equal(a, b) -> bool:
@@ -124,6 +135,37 @@ def test_large_batches(n, dtype):
     assert_gradient_close(gradient, expected_gradient, dtype)
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+@pytest.mark.parametrize("shards", [2, 64])
+def test_shards_of_a_large_batch(shards, dtype):
+    """The last of many ranks, all columns and one shard at a time: the rows of the square op."""
+    n = 65_536
+    rows = n // shards
+    z = torch.randn(n, 128, device="cuda").to(dtype)
+    lse, push = (x.detach() for x in lse_and_its_gradient(z))
+    start, weight = n - rows, torch.ones(n, dtype=torch.float64, device="cuda")
+    x = z[start:]
+    whole = contrastive_block(x, z, 0.2, normalize=False, diagonal=start).lse
+    assert_loss_close(whole, lse[start:], dtype)
+    weights = {"x_lse": whole, "x_weight": weight[:rows]}
+    passed = sum(
+        contrastive_block_push(
+            x, z[at : at + rows], 0.2, normalize=False, diagonal=start - at, y_lse=lse[at : at + rows].double(),
+            y_weight=weight[:rows], **weights,
+        )
+        for at in range(0, n, rows)
+    )  # fmt: skip
+    assert_gradient_close(passed, push[start:], dtype)
+
+
+def lse_and_its_gradient(z):
+    """Log-sum-exps of the square op for rows as they are, made unit rows here, and the gradient of their sum."""
+    z.copy_(F.normalize(z.float(), dim=1))
+    leaf = z.detach().requires_grad_()
+    _, lse = ltood_fast.nt_xent(leaf, 0.2, normalize=False, return_lse=True)
+    return lse, *torch.autograd.grad(lse.sum(), leaf)
+
+
 def test_memory_at_262144_rows():
     z = torch.randn(262_144, 128, device="cuda", dtype=torch.bfloat16, requires_grad=True)
     torch.cuda.reset_peak_memory_stats()
@@ -160,6 +202,15 @@ def test_the_dispatcher_accepts_the_op(name):
     k = 1 if name == "stage1_loss" else 0
     arguments = (z, 0.2, None, True, True, None, domain, k, 1.0, None, domain, None, None, None)
     torch.library.opcheck(torch.ops.ltood_fast.contrastive, arguments)
+
+
+def test_the_dispatcher_accepts_the_rectangular_ops():
+    x, y = torch.randn(40, 16, device="cuda"), torch.randn(70, 16, device="cuda")
+    ids, lse = torch.arange(70, device="cuda"), torch.rand(70, device="cuda").double()
+    block = (x, y, 0.2, None, True, 10, 2, ids[:40], ids, None, None)
+    torch.library.opcheck(torch.ops.ltood_fast.contrastive_block, block)
+    push = (x, y, 1.0, torch.tensor(0.3, device="cuda"), False, 10, lse[:40], lse[:40], lse, lse)
+    torch.library.opcheck(torch.ops.ltood_fast.contrastive_block_push, push)
 
 
 def test_compile():

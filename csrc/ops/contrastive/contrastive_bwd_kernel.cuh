@@ -1,15 +1,16 @@
 // Backward of the contrastive losses: the gradient that arrives through the log-sum-exp.
 //
-//   push_i = sum_j G_ij u_j,   G_ij = w_i exp(s_ij - lse_i) + w_j exp(s_ij - lse_j),   G_ii = 0
-// With the fixed shift G_ij = (a_i + a_j) 2^(t_ij - shift), a = w 2^(shift - lse2): one exponential an element.
+//   push_i = sum_j G_ij u_j,   G_ij = w_i exp(s_ij - lse_i) + w_j exp(s_ij - lse_j),   G_i,i+diagonal = 0
+// With the fixed shift G_ij = (a_i + a_j) 2^(t_ij - shift), a = w 2^(shift - lse2): one exponential an element. Rows
+// and columns are the N rows of a batch (diagonal 0), or n rows of it against the M columns of all or of others.
 //
 // tile      128 rows × 32 or 64 columns; a block owns 128 rows, up to 128 features of the output, a range of columns
 // warps     16-bit rows: 4, each 32 rows, 160 accumulators (S and 128 features) with 32 columns, as many fit; float32
 //           rows: 8, each 16 rows, 64 columns, as G then takes twice the registers
 // slices    64 features, 3 stages; S needs the slices of the columns, then the output takes them again (from L2) as V
 // shared    D = 128, bf16: 32 KiB rows + 24 KiB columns: two blocks (of 255 registers) on an SM
-// cost      2 N² D multiply-adds for D <= 128 (S once, G U once; times 3 for float32); S again for every further 128
-//           features of the output; N² exponentials (2 N² online)
+// cost      N = M: 2 N² D multiply-adds for D <= 128 (S once, G U once; times 3 for float32); S again for every further
+//           128 features of the output; N² exponentials (2 N² online)
 // limiter   tensor cores by mma.sync. G never leaves the registers: it is rounded to 16 bits (float32: high and low
 //           part) and is the A operand of the second product. Not yet verified on hardware.
 #pragma once
@@ -50,14 +51,14 @@ __device__ __forceinline__ float4 load_factors(const RowFactors* factors, int ro
 // Products become G_ij scale_j: the columns' operand lacks its scale. The factors of rows are read again for every tile
 // (from L1): kept in registers across the products they would spill.
 template <bool kEdge, bool kOnline, int kMI, int kNI>
-__device__ __forceinline__ void weight_tile(float (&c)[kMI][kNI][4], const RowFactors* factors, int n, int first_row,
+__device__ __forceinline__ void weight_tile(float (&c)[kMI][kNI][4], const ContrastivePush& p, int first_row,
                                             int first_col, float scale) {
   float4 row[kMI][2];
 #pragma unroll
   for (int i = 0; i < kMI; ++i) {
 #pragma unroll
     for (int h = 0; h < 2; ++h) {
-      row[i][h] = load_factors(factors, first_row + fragment_row(i, 2 * h), n);
+      row[i][h] = load_factors(p.row_factors, first_row + fragment_row(i, 2 * h), p.rows.rows);
       row[i][h].x *= scale;
     }
   }
@@ -67,7 +68,7 @@ __device__ __forceinline__ void weight_tile(float (&c)[kMI][kNI][4], const RowFa
 #pragma unroll
     for (int e = 0; e < 2; ++e) {
       const int col = first_col + fragment_col(j, e);
-      const float4 column = load_factors(factors, col, kEdge ? n : col + 1);
+      const float4 column = load_factors(p.col_factors, col, kEdge ? p.cols.rows : col + 1);
 #pragma unroll
       for (int i = 0; i < kMI; ++i) {
 #pragma unroll
@@ -81,7 +82,8 @@ __device__ __forceinline__ void weight_tile(float (&c)[kMI][kNI][4], const RowFa
             weight = (row[i][h].y + column.y) * prim::exp2_fast(t - scale);
           }
           value = weight * column.x;
-          if (kEdge && (col >= n || col == first_row + fragment_row(i, 2 * h))) value = 0;
+          const int same = first_row + fragment_row(i, 2 * h) + p.diagonal;
+          if (kEdge && (col >= p.cols.rows || col == same)) value = 0;
         }
       }
     }
@@ -89,27 +91,27 @@ __device__ __forceinline__ void weight_tile(float (&c)[kMI][kNI][4], const RowFa
 }
 
 template <typename half_t, int kParts, int kOut, bool kOnline>
-__global__ void __launch_bounds__(Shape<kParts, kOut>::kThreads) contrastive_push_kernel(const ContrastiveBackward p) {
+__global__ void __launch_bounds__(Shape<kParts, kOut>::kThreads) contrastive_push_kernel(const ContrastivePush p) {
   extern __shared__ __align__(128) unsigned char memory[];
   using S = Shape<kParts, kOut>;
   constexpr int kMI = S::kMI, kNI = S::kNI, kTileN = S::kTileN, kThreads = S::kThreads;
   constexpr int kColSliceBytes = S::kColSliceBytes;
-  const int warp_row = threadIdx.x / 32 * 16 * kMI, n = p.u.rows;
+  const int warp_row = threadIdx.x / 32 * 16 * kMI, n = p.rows.rows, m = p.cols.rows;
   const int first_row = blockIdx.x * kTileM, first_slice = blockIdx.y * kOut;
-  const int n_out = min(kOut, p.u.slices - first_slice);
-  const int col_tiles = (n + kTileN - 1) / kTileN, per_split = (col_tiles + p.splits - 1) / p.splits;
+  const int n_out = min(kOut, p.rows.slices - first_slice);
+  const int col_tiles = (m + kTileN - 1) / kTileN, per_split = (col_tiles + p.splits - 1) / p.splits;
   const int from = min(int(blockIdx.z) * per_split, col_tiles), to = min(from + per_split, col_tiles);
-  const tiles::Steps steps{p.u.slices, kParts};
+  const tiles::Steps steps{p.rows.slices, kParts};
   const int products = steps.count(), per_tile = products + kParts;
   const uint32_t rows_at = prim::shared_address(memory);
-  const uint32_t stages_at = rows_at + (p.resident ? kParts * p.u.slices * kRowSliceBytes : 0);
+  const uint32_t stages_at = rows_at + (p.resident ? kParts * p.rows.slices * kRowSliceBytes : 0);
   const int bytes = p.resident ? S::kResidentStage : S::kStreamedStage;
   const float scale = tiles::exponent_scale(p.exponents.inv_tau, p.exponents.temperature);
 
   if (p.resident) {
-    for (int s = 0; s < kParts * p.u.slices; ++s) {
+    for (int s = 0; s < kParts * p.rows.slices; ++s) {
       const uint32_t at = rows_at + s * kRowSliceBytes;
-      tiles::load_slice<kTileM, kThreads>(at, p.u, s / p.u.slices, s % p.u.slices, first_row);
+      tiles::load_slice<kTileM, kThreads>(at, p.rows, s / p.rows.slices, s % p.rows.slices, first_row);
     }
   }
   float out[kOut][kMI][kSlice / 8][4];
@@ -124,13 +126,13 @@ __global__ void __launch_bounds__(Shape<kParts, kOut>::kThreads) contrastive_pus
       for (int o = 0; o < kOut; ++o) {
         if (o >= n_out) continue;
         const uint32_t slice_at = at + o * kColSliceBytes;
-        tiles::load_slice<kTileN, kThreads>(slice_at, p.u, step - products, first_slice + o, first_col);
+        tiles::load_slice<kTileN, kThreads>(slice_at, p.cols, step - products, first_slice + o, first_col);
       }
       return;
     }
-    tiles::load_slice<kTileN, kThreads>(at, p.u, steps.part_b(step), steps.slice(step), first_col);
+    tiles::load_slice<kTileN, kThreads>(at, p.cols, steps.part_b(step), steps.slice(step), first_col);
     if (p.resident) return;
-    tiles::load_slice<kTileM, kThreads>(at + kColSliceBytes, p.u, steps.part_a(step), steps.slice(step), first_row);
+    tiles::load_slice<kTileM, kThreads>(at + kColSliceBytes, p.rows, steps.part_a(step), steps.slice(step), first_row);
   };
   // Step by step of a kind, so that S and the packed weights are never alive together (but while one becomes the
   // other).
@@ -140,14 +142,14 @@ __global__ void __launch_bounds__(Shape<kParts, kOut>::kThreads) contrastive_pus
     tiles::clear(c);
     for (int step = 0; step < products; ++step) {
       const uint32_t at = stages_at + stages.next() * bytes;
-      const uint32_t resident = rows_at + (steps.part_a(step) * p.u.slices + steps.slice(step)) * kRowSliceBytes;
+      const uint32_t resident = rows_at + (steps.part_a(step) * p.rows.slices + steps.slice(step)) * kRowSliceBytes;
       tiles::multiply_slice<half_t>(c, p.resident ? resident : at + kColSliceBytes, at, warp_row, 0);
     }
-    const int row0 = first_row + warp_row, col0 = tile * kTileN;
-    if (col0 + kTileN > n || (col0 < row0 + 16 * kMI && row0 < col0 + kTileN)) {
-      weight_tile<true, kOnline>(c, p.factors, n, row0, col0, scale);
+    const int row0 = first_row + warp_row, col0 = tile * kTileN, same = row0 + p.diagonal;
+    if (col0 + kTileN > m || (col0 < same + 16 * kMI && same < col0 + kTileN)) {
+      weight_tile<true, kOnline>(c, p, row0, col0, scale);
     } else {
-      weight_tile<false, kOnline>(c, p.factors, n, row0, col0, scale);
+      weight_tile<false, kOnline>(c, p, row0, col0, scale);
     }
     uint32_t high[kMI][kNI / 2][4], low[kMI][kNI / 2][4];  // low: of two parts only
     tiles::pack_weights<half_t>(high, c);
@@ -168,7 +170,7 @@ __global__ void __launch_bounds__(Shape<kParts, kOut>::kThreads) contrastive_pus
   }
   stages.drain();
 
-  const int width = kSlice * p.u.slices;
+  const int width = kSlice * p.rows.slices;
 #pragma unroll
   for (int o = 0; o < kOut; ++o) {
     if (o >= n_out) continue;
@@ -178,7 +180,7 @@ __global__ void __launch_bounds__(Shape<kParts, kOut>::kThreads) contrastive_pus
       for (int h = 0; h < 2; ++h) {
         const int row = first_row + warp_row + fragment_row(i, 2 * h);
         if (row >= n) continue;
-        float* line = p.push + (size_t(blockIdx.z) * n + row) * width + (first_slice + o) * kSlice;
+        float* line = p.out + (size_t(blockIdx.z) * n + row) * width + (first_slice + o) * kSlice;
 #pragma unroll
         for (int j = 0; j < kSlice / 8; ++j) {
           const float2 pair{out[o][i][j][2 * h], out[o][i][j][2 * h + 1]};

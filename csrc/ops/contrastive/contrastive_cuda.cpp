@@ -16,6 +16,7 @@
 #include "cuda/operand_torch.h"
 #include "cuda/segment_sums.h"
 #include "ops/contrastive/contrastive.h"
+#include "ops/contrastive/contrastive_block.h"
 #include "ops/contrastive/contrastive_launch.h"
 #include "ops/knn/topk_torch.h"
 
@@ -236,21 +237,38 @@ void launch_row_gradients(Backward& b) {
   check_launch(kOp, ltood_launch_contrastive_row_gradients(&b.p.rows, b.stream()));
 }
 
-// The N² part; returns [splits, N, D padded to slices].
-at::Tensor launch_push(Backward& b) {
-  const int64_t n = b.u.view.rows;
-  const auto floats = b.u.scale.options();
+// Factors of rows [n, 4] from their log-sum-exp and the gradient that arrives at it.
+at::Tensor launch_factors(const OperandTensors& u, const Exponents& exponents, const double* lse, const float* weight,
+                          const float* largest) {
+  const at::Tensor factors = at::empty({u.view.rows, 4}, u.scale.options());
+  static_assert(sizeof(RowFactors) == 4 * sizeof(float));
+  const ContrastiveFactors params{u.view, exponents, lse,
+                                  weight, largest,   reinterpret_cast<RowFactors*>(factors.mutable_data_ptr<float>())};
+  check_launch(kOp, ltood_launch_contrastive_factors(&params, current_stream(u.scale)));
+  return factors;
+}
+
+// The N² part; returns [splits, rows, D padded to slices].
+at::Tensor launch_push(ContrastivePush& push, const at::Tensor& row_factors, const at::Tensor& col_factors) {
+  check_launch(kOp, ltood_plan_contrastive_push(&push));
+  push.row_factors = reinterpret_cast<const RowFactors*>(row_factors.const_data_ptr<float>());
+  push.col_factors = reinterpret_cast<const RowFactors*>(col_factors.const_data_ptr<float>());
+  const at::Tensor out =
+      at::empty({push.splits, push.rows.rows, int64_t(kSlice) * push.rows.slices}, row_factors.options());
+  push.out = out.mutable_data_ptr<float>();
+  check_launch(kOp, ltood_launch_contrastive_push(&push, current_stream(row_factors)));
+  return out;
+}
+
+// The rows against themselves.
+at::Tensor launch_square_push(Backward& b) {
   if (b.u.view.is_half) {
     b.largest = at::amax(at::abs(b.row(0)));
     b.p.largest = b.largest.const_data_ptr<float>();
   }
-  check_launch(kOp, ltood_plan_contrastive_bwd(&b.p));
-  const at::Tensor factors = at::empty({n, 4}, floats);
-  const at::Tensor push = at::empty({b.p.splits, n, int64_t(kSlice) * b.u.view.slices}, floats);
-  b.p.factors = reinterpret_cast<RowFactors*>(factors.mutable_data_ptr<float>());
-  b.p.push = push.mutable_data_ptr<float>();
-  check_launch(kOp, ltood_launch_contrastive_push(&b.p, b.stream()));
-  return push;
+  b.p.push = {b.u.view, b.u.view, b.p.exponents};
+  const at::Tensor factors = launch_factors(b.u, b.p.exponents, b.p.rows.lse, b.p.rows.lse_grad, b.p.largest);
+  return launch_push(b.p.push, factors, factors);
 }
 
 // The positives and the normalisation; returns (grad_z, the sum of <u_i, dL/du_i>).
@@ -316,11 +334,95 @@ std::tuple<at::Tensor, at::Tensor> contrastive_bwd_cuda(
   b.p.d = static_cast<int>(z.size(1));
   b.p.exponents = tau.exponents;
   launch_row_gradients(b);
-  const at::Tensor push = launch_push(b);
+  const at::Tensor push = launch_square_push(b);
   const auto [grad_z, along] = launch_finish(b);
   const at::Tensor doubled =
       temperature_tensor ? along.div(temperature_tensor->to(at::kDouble)) : along.div(temperature);
   return {grad_z, doubled.mul(-0.5).to(at::kFloat)};
+}
+
+// The rectangular form: rows and columns prepared alike.
+struct Rectangle {
+  c10::DeviceGuard guard;
+  OperandTensors x, y;
+  Temperature tau;
+  int diagonal;
+
+  Rectangle(const char* op, const ContrastiveBlock& in)
+      : guard(in.x.device()),
+        x(prepare_rows(op, "x", in.x, in.normalize, /*half_parts=*/in.normalize)),
+        y(prepare_rows(op, "y", in.y, in.normalize, /*half_parts=*/in.normalize)),
+        tau(in.temperature, in.temperature_tensor, in.normalize),
+        diagonal(static_cast<int>(bounded_diagonal(in))) {}
+};
+
+void launch_block_search(const Rectangle& block, const ContrastiveBlockSearch& search, const at::Tensor& cosines,
+                         const at::Tensor& indices) {
+  TopkParams params{};
+  params.x = block.x.view;
+  params.y = block.y.view;
+  params.k = static_cast<int>(search.k);
+  params.exclude_self = 1;
+  params.diagonal = block.diagonal;
+  params.x_instance = indices_of(search.x_instance);
+  params.y_instance = indices_of(search.y_instance);
+  params.x_domain = indices_of(search.x_domain);
+  params.y_domain = indices_of(search.y_domain);
+  params.values = cosines.mutable_data_ptr<float>();
+  params.indices = indices.mutable_data_ptr<int64_t>();
+  launch_topk("contrastive_block", params, block.x.scale);
+}
+
+std::tuple<at::Tensor, at::Tensor, at::Tensor> contrastive_block_cuda(
+    const at::Tensor& x, const at::Tensor& y, double temperature, const OptionalTensor& temperature_tensor,
+    bool normalize, int64_t diagonal, int64_t k, const OptionalTensor& x_instance, const OptionalTensor& y_instance,
+    const OptionalTensor& x_domain, const OptionalTensor& y_domain) {
+  const char* op = "contrastive_block";
+  const ContrastiveBlock in{x, y, temperature, temperature_tensor, normalize, diagonal};
+  const ContrastiveBlockSearch search{k, dense(x_instance), dense(y_instance), dense(x_domain), dense(y_domain)};
+  check_contrastive_block_search(in, search);
+  const Rectangle block(op, in);
+  const int64_t n = x.size(0);
+  const auto floats = block.x.scale.options();
+  ContrastiveBlockSums sums{block.x.view, block.y.view, block.tau.exponents, block.diagonal};
+  check_launch(op, ltood_plan_contrastive_block(&sums));
+  const at::Tensor parts = at::empty({1 + block.tau.exponents.online, sums.splits, n}, floats);
+  const at::Tensor lse = at::empty({n}, floats.dtype(at::kDouble));
+  sums.sums = parts.mutable_data_ptr<float>();
+  sums.maxima = sums.sums + (block.tau.exponents.online ? sums.splits * n : 0);
+  sums.lse = lse.mutable_data_ptr<double>();
+  check_launch(op, ltood_launch_contrastive_block(&sums, current_stream(x)));
+  const at::Tensor cosines = at::empty({n, k}, floats), indices = at::empty({n, k}, floats.dtype(at::kLong));
+  if (k > 0) launch_block_search(block, search, cosines, indices);
+  return {lse, cosines, indices};
+}
+
+at::Tensor contrastive_block_push_cuda(const at::Tensor& x, const at::Tensor& y, double temperature,
+                                       const OptionalTensor& temperature_tensor, bool normalize, int64_t diagonal,
+                                       const at::Tensor& x_lse, const at::Tensor& x_weight, const OptionalTensor& y_lse,
+                                       const OptionalTensor& y_weight) {
+  const char* op = "contrastive_block_push";
+  const ContrastiveBlock in{x, y, temperature, temperature_tensor, normalize, diagonal};
+  const ContrastiveBlockWeights weights{x_lse.contiguous(), x_weight.contiguous(), dense(y_lse), dense(y_weight)};
+  check_contrastive_block_push(in, weights);
+  const Rectangle block(op, in);
+  const Exponents& exponents = block.tau.exponents;
+  const at::Tensor of_rows = weights.x_weight->to(at::kFloat);
+  const at::Tensor of_cols = weights.y_weight ? weights.y_weight->to(at::kFloat) : at::Tensor();
+  at::Tensor largest;
+  if (block.x.view.is_half) largest = at::amax(at::abs(weights.y_weight ? at::cat({of_rows, of_cols}) : of_rows));
+  const float* unit = largest.defined() ? largest.const_data_ptr<float>() : nullptr;
+  const at::Tensor row_factors = launch_factors(block.x, exponents, weights.x_lse->const_data_ptr<double>(),
+                                                of_rows.const_data_ptr<float>(), unit);
+  const at::Tensor col_factors =
+      launch_factors(block.y, exponents, weights.y_lse ? weights.y_lse->const_data_ptr<double>() : nullptr,
+                     weights.y_lse ? of_cols.const_data_ptr<float>() : nullptr, unit);
+  ContrastivePush push{block.x.view, block.y.view, exponents, block.diagonal};
+  const at::Tensor splits = launch_push(push, row_factors, col_factors);
+  const at::Tensor out = at::empty({x.size(0), x.size(1)}, block.x.scale.options());
+  const ContrastivePushSum sum{push, static_cast<int>(x.size(1)), unit, out.mutable_data_ptr<float>()};
+  check_launch(op, ltood_launch_contrastive_push_sum(&sum, current_stream(x)));
+  return out;
 }
 
 }  // namespace
@@ -329,4 +431,6 @@ std::tuple<at::Tensor, at::Tensor> contrastive_bwd_cuda(
 TORCH_LIBRARY_IMPL(ltood_fast, CUDA, m) {
   m.impl("contrastive", &ltood::contrastive_cuda);
   m.impl("contrastive_bwd", &ltood::contrastive_bwd_cuda);
+  m.impl("contrastive_block", &ltood::contrastive_block_cuda);
+  m.impl("contrastive_block_push", &ltood::contrastive_block_push_cuda);
 }

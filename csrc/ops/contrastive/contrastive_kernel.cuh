@@ -125,6 +125,21 @@ __device__ __forceinline__ void add_fixed(float (&c)[kMI][kNI][4], RowState<kOnl
   }
 }
 
+// A row's exponents of one tile, in the elements 2 h and 2 h + 1 of its fragments: the maximum is that of the quad that
+// holds the row, the sum that of the lane.
+template <int NI>
+__device__ __forceinline__ void add_row_online(const float (&c)[NI][4], int h, float& max, float& sum) {
+  float top = minus_infinity();
+#pragma unroll
+  for (int j = 0; j < NI; ++j) top = fmaxf(top, fmaxf(c[j][2 * h], c[j][2 * h + 1]));
+  top = prim::warp_max<4, 1>(top);
+  const float base = fmaxf(top, max), safe = base == minus_infinity() ? 0.f : base;
+  sum *= prim::exp2_fast(max - safe);
+#pragma unroll
+  for (int j = 0; j < NI; ++j) sum += prim::exp2_fast(c[j][2 * h] - safe) + prim::exp2_fast(c[j][2 * h + 1] - safe);
+  max = base;
+}
+
 // Online: running maxima, shared by the quad that holds a row and by the eight lanes that hold a column.
 template <bool kOnline, bool kNearest>
 __device__ __forceinline__ void add_online(float (&c)[kMI][kNI][4], RowState<kOnline, kNearest>& rows,
@@ -132,20 +147,7 @@ __device__ __forceinline__ void add_online(float (&c)[kMI][kNI][4], RowState<kOn
 #pragma unroll
   for (int i = 0; i < kMI; ++i) {
 #pragma unroll
-    for (int h = 0; h < 2; ++h) {
-      float top = minus_infinity();
-#pragma unroll
-      for (int j = 0; j < kNI; ++j) top = fmaxf(top, fmaxf(c[i][j][2 * h], c[i][j][2 * h + 1]));
-      top = prim::warp_max<4, 1>(top);
-      const float base = fmaxf(top, rows.max[i][h]), safe = base == minus_infinity() ? 0.f : base;
-      float sum = rows.sum[i][h] * prim::exp2_fast(rows.max[i][h] - safe);
-#pragma unroll
-      for (int j = 0; j < kNI; ++j) {
-        sum += prim::exp2_fast(c[i][j][2 * h] - safe) + prim::exp2_fast(c[i][j][2 * h + 1] - safe);
-      }
-      rows.sum[i][h] = sum;
-      rows.max[i][h] = base;
-    }
+    for (int h = 0; h < 2; ++h) add_row_online(c[i], h, rows.max[i][h], rows.sum[i][h]);
   }
   if (diagonal) return;
 #pragma unroll

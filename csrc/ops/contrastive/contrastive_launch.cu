@@ -1,4 +1,5 @@
 #include <algorithm>
+#include <type_traits>
 
 #include "cuda/launch.cuh"
 #include "ops/contrastive/contrastive_bwd_kernel.cuh"
@@ -53,27 +54,30 @@ void plan_triangle(ContrastiveForward& p, const cuda::DeviceLimits& limits) {
 }
 
 struct PushLaunch {
-  void (*kernel)(ContrastiveBackward);
+  void (*kernel)(ContrastivePush);
   int threads, tile_cols, resident_stage, streamed_stage;
 };
 
+// Two bfloat16 parts are those of rows as they are: always online.
 template <typename half_t, int kParts, int kOut>
 PushLaunch push_launch(bool online) {
   using S = contrastive::bwd::Shape<kParts, kOut>;
-  const auto kernel = online ? contrastive::bwd::contrastive_push_kernel<half_t, kParts, kOut, true>
-                             : contrastive::bwd::contrastive_push_kernel<half_t, kParts, kOut, false>;
+  auto kernel = contrastive::bwd::contrastive_push_kernel<half_t, kParts, kOut, true>;
+  if constexpr (std::is_same_v<half_t, __half> || kParts == 1) {
+    if (!online) kernel = contrastive::bwd::contrastive_push_kernel<half_t, kParts, kOut, false>;
+  }
   return {kernel, S::kThreads, S::kTileN, S::kResidentStage, S::kStreamedStage};
 }
 
 template <typename half_t, int kParts>
-PushLaunch push_launch(const ContrastiveBackward& p) {
+PushLaunch push_launch(const ContrastivePush& p) {
   const bool online = p.exponents.online;
-  return p.u.slices > 1 ? push_launch<half_t, kParts, 2>(online) : push_launch<half_t, kParts, 1>(online);
+  return p.rows.slices > 1 ? push_launch<half_t, kParts, 2>(online) : push_launch<half_t, kParts, 1>(online);
 }
 
-PushLaunch push_launch(const ContrastiveBackward& p) {
-  if (p.u.is_half) return p.u.parts == 2 ? push_launch<__half, 2>(p) : push_launch<__half, 1>(p);
-  return p.u.parts == 2 ? push_launch<__nv_bfloat16, 2>(p) : push_launch<__nv_bfloat16, 1>(p);
+PushLaunch push_launch(const ContrastivePush& p) {
+  if (p.rows.is_half) return p.rows.parts == 2 ? push_launch<__half, 2>(p) : push_launch<__half, 1>(p);
+  return p.rows.parts == 2 ? push_launch<__nv_bfloat16, 2>(p) : push_launch<__nv_bfloat16, 1>(p);
 }
 
 template <typename half_t>
@@ -121,32 +125,41 @@ int ltood_launch_contrastive_row_gradients(const RowGradients* params, void* str
   return cuda::launch(kernel, ceil_div(params->n, kRowThreads), kRowThreads, 0, *params, stream);
 }
 
-// N = 4,096 is 32 blocks of rows for 264 places: 8 ranges of columns fill them. push takes N D floats a range.
-int ltood_plan_contrastive_bwd(ContrastiveBackward* params) {
+int ltood_launch_contrastive_factors(const ContrastiveFactors* params, void* stream) {
+  const auto kernel = contrastive::contrastive_factors_kernel;
+  return cuda::launch(kernel, ceil_div(params->u.rows, kRowThreads), kRowThreads, 0, *params, stream);
+}
+
+// N = 4,096 is 32 blocks of rows for 264 places: 8 ranges of columns fill them. push takes N D floats a range. Few rows
+// against many columns, 512 against 4,096, are cut into 64: the floats are those of 264 blocks of rows at most.
+int ltood_plan_contrastive_push(ContrastivePush* params) {
   using namespace contrastive::bwd;
   cuda::DeviceLimits limits;
   if (const cudaError_t error = cuda::device_limits(limits)) return error;
-  ContrastiveBackward& p = *params;
+  ContrastivePush& p = *params;
   const PushLaunch push = push_launch(p);
-  const int rows = p.u.parts * p.u.slices * kRowSliceBytes;
+  const int rows = p.rows.parts * p.rows.slices * kRowSliceBytes;
   p.shared_bytes = rows + kStages * push.resident_stage;
-  p.resident = p.u.parts * p.u.slices <= 4 && p.shared_bytes <= limits.shared_bytes;
+  p.resident = p.rows.parts * p.rows.slices <= 4 && p.shared_bytes <= limits.shared_bytes;
   if (!p.resident) p.shared_bytes = kStages * push.streamed_stage;
-  const int row_blocks = ceil_div(p.u.rows, kTileM) * ceil_div(p.u.slices, 2);
-  const int wanted = 2 * limits.multiprocessors / row_blocks;
-  p.splits = std::max(1, std::min({wanted, 8, ceil_div(p.u.rows, push.tile_cols)}));
+  const int row_blocks = ceil_div(p.rows.rows, kTileM) * ceil_div(p.rows.slices, 2);
+  const int wanted = 2 * limits.multiprocessors / row_blocks, most = 8 * ceil_div(p.cols.rows, p.rows.rows);
+  p.splits = std::max(1, std::min({wanted, most, ceil_div(p.cols.rows, push.tile_cols)}));
   return cudaSuccess;
 }
 
-int ltood_launch_contrastive_push(const ContrastiveBackward* params, void* stream) {
+int ltood_launch_contrastive_push(const ContrastivePush* params, void* stream) {
   using namespace contrastive::bwd;
-  const ContrastiveBackward& p = *params;
-  const cudaError_t error =
-      cuda::launch(contrastive::contrastive_factors_kernel, ceil_div(p.u.rows, kRowThreads), kRowThreads, 0, p, stream);
-  if (error) return error;
+  const ContrastivePush& p = *params;
   const PushLaunch push = push_launch(p);
-  const dim3 grid(ceil_div(p.u.rows, kTileM), ceil_div(p.u.slices, p.u.slices > 1 ? 2 : 1), p.splits);
+  const dim3 grid(ceil_div(p.rows.rows, kTileM), ceil_div(p.rows.slices, p.rows.slices > 1 ? 2 : 1), p.splits);
   return cuda::launch(push.kernel, grid, push.threads, p.shared_bytes, p, stream);
+}
+
+int ltood_launch_contrastive_push_sum(const ContrastivePushSum* params, void* stream) {
+  const int blocks = ceil_div(params->push.rows.rows, contrastive::kRowWarps);
+  const auto kernel = contrastive::contrastive_push_sum_kernel;
+  return cuda::launch(kernel, blocks, 32 * contrastive::kRowWarps, 0, *params, stream);
 }
 
 int ltood_launch_contrastive_finish(const ContrastiveBackward* params, void* stream) {

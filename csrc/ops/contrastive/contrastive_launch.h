@@ -106,17 +106,35 @@ struct RowFactors {
   float unused;
 };
 
+struct ContrastiveFactors {
+  Operand u;
+  Exponents exponents;
+  const double* lse;     // null: no weights, as they are of columns that push nothing
+  const float* weight;   // the gradient that arrives at lse
+  const float* largest;  // 0-d: the largest |weight| of rows and columns, for float16; null: 1
+  RowFactors* factors;
+};
+
+// The rows against the columns: the same operand, or two that were prepared alike.
+struct ContrastivePush {
+  Operand rows, cols;
+  Exponents exponents;
+  int diagonal;                   // row i and column i + diagonal are the same embedding: G is 0 there
+  const RowFactors* row_factors;  // of as many rows as the operand
+  const RowFactors* col_factors;
+  int splits;        // ranges of columns
+  int resident;      // as in TrianglePlan
+  int shared_bytes;  // of a block
+  float* out;        // [splits, rows, 64 * slices], in units of largest / 8192 where there is one
+};
+
 struct ContrastiveBackward {
   Operand u;
   int d;
   Exponents exponents;
   RowGradients rows;     // its outputs
-  const float* largest;  // 0-d: max |lse_grad|, for float16; null: 1
-  RowFactors* factors;
-  int splits;        // ranges of columns
-  float* push;       // [splits, N, 64 * slices]
-  int resident;      // as in TrianglePlan
-  int shared_bytes;  // of a block
+  const float* largest;  // as in ContrastiveFactors
+  ContrastivePush push;  // of the rows against themselves
   GroupSums instances, classes;
   int has_views;
   int k;
@@ -131,6 +149,28 @@ struct ContrastiveBackward {
   float* along;  // <u_i, dL/du_i>, twice the bank's part: dL/dtau = -(1 / 2 tau) of their sum
 };
 
+// out = (1 / tau) * (sum over the splits of push)
+struct ContrastivePushSum {
+  ContrastivePush push;
+  int d;
+  const float* largest;  // as in ContrastiveFactors
+  float* out;            // [rows, D]
+};
+
+// Log-sum-exp of a rectangle: rows against the columns of another operand that was prepared alike.
+struct ContrastiveBlockSums {
+  Operand x, y;
+  Exponents exponents;
+  int diagonal;    // row i and column i + diagonal are the same embedding, a pair left out
+  int row_blocks;  // the plan: blocks of rows, ranges of columns, tiles of a range
+  int splits, split_tiles;
+  int resident;      // as in TrianglePlan
+  int shared_bytes;  // of a block
+  float* sums;       // [splits, n]
+  float* maxima;     // the same, online only, in units of log2
+  double* lse;       // [n]
+};
+
 extern "C" {
 // Fills `plan` from u, exponents and nearest; clears `nearest` where a block's shared memory has no room for it (slices
 // that are streamed, online, 100 KiB), which leaves the search to the top-k kernel.
@@ -138,8 +178,12 @@ int ltood_plan_contrastive(ContrastiveForward* params);
 int ltood_launch_contrastive_tiles(const ContrastiveForward* params, void* stream);
 int ltood_launch_contrastive_rows(const ContrastiveRows* params, void* stream);
 int ltood_launch_contrastive_row_gradients(const RowGradients* params, void* stream);
-int ltood_plan_contrastive_bwd(ContrastiveBackward* params);  // fills splits, resident, shared_bytes
-int ltood_launch_contrastive_push(const ContrastiveBackward* params, void* stream);
+int ltood_launch_contrastive_factors(const ContrastiveFactors* params, void* stream);
+int ltood_plan_contrastive_push(ContrastivePush* params);  // fills splits, resident, shared_bytes
+int ltood_launch_contrastive_push(const ContrastivePush* params, void* stream);
+int ltood_launch_contrastive_push_sum(const ContrastivePushSum* params, void* stream);
+int ltood_plan_contrastive_block(ContrastiveBlockSums* params);
+int ltood_launch_contrastive_block(const ContrastiveBlockSums* params, void* stream);
 int ltood_launch_contrastive_finish(const ContrastiveBackward* params, void* stream);
 }
 

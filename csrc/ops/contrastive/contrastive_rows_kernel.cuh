@@ -159,16 +159,33 @@ __global__ void contrastive_row_gradients_kernel(const RowGradients p) {
 // most 2 * 2 in units of the largest, stays below 2^15.
 __device__ inline float weight_unit(const float* largest) { return largest && *largest > 0 ? *largest / 8192.f : 1.f; }
 
-__global__ void contrastive_factors_kernel(const ContrastiveBackward p) {
+__global__ void contrastive_factors_kernel(const ContrastiveFactors p) {
   const int row = blockIdx.x * blockDim.x + threadIdx.x;
   if (row >= p.u.rows) return;
   const float scale = tiles::exponent_scale(p.exponents.inv_tau, p.exponents.temperature);
-  const double lse2 = p.rows.lse[row] / prim::kLn2;
-  const float weight = p.rows.lse_grad[row] / weight_unit(p.largest);
-  const bool alone = isinf(lse2) && lse2 < 0;
+  const double lse2 = p.lse ? p.lse[row] / prim::kLn2 : 0.0;
+  const bool alone = !p.lse || (isinf(lse2) && lse2 < 0);
+  const float weight = alone ? 0.f : p.weight[row] / weight_unit(p.largest);
   const float shifted = alone ? 0.f : weight * static_cast<float>(exp2(double(scale) - lse2));
   const float lse2_float = alone ? 0.f : static_cast<float>(lse2);
   p.factors[row] = {p.u.scale[row], p.exponents.online ? weight : shifted, lse2_float, 0.f};
+}
+
+// Element j of push_i, summed over the splits.
+__device__ __forceinline__ float summed_push(const ContrastivePush& p, int row, int j) {
+  const size_t width = size_t(kSlice) * p.rows.slices, split = p.rows.rows * width;
+  float sum = 0;
+  for (int s = 0; s < p.splits; ++s) sum += p.out[s * split + row * width + j];
+  return sum;
+}
+
+__global__ void __launch_bounds__(32 * kRowWarps) contrastive_push_sum_kernel(const ContrastivePushSum p) {
+  const int row = blockIdx.x * kRowWarps + threadIdx.x / 32;
+  if (row >= p.push.rows.rows) return;
+  const Exponents& exponents = p.push.exponents;
+  const float inv_tau = exponents.temperature ? 1.f / *exponents.temperature : exponents.inv_tau;
+  const float factor = weight_unit(p.largest) * inv_tau;
+  for (int j = threadIdx.x % 32; j < p.d; j += 32) p.out[size_t(row) * p.d + j] = factor * summed_push(p.push, row, j);
 }
 
 // sum over the group's other rows of (pull_i + pull_j) u_j, element j.
@@ -204,13 +221,10 @@ __global__ void __launch_bounds__(32 * kRowWarps) contrastive_finish_kernel(cons
   if (row >= p.u.rows) return;
   const float inv_tau = p.exponents.temperature ? 1.f / *p.exponents.temperature : p.exponents.inv_tau;
   const float unit = weight_unit(p.largest);
-  const size_t width = size_t(kSlice) * p.u.slices, split = p.u.rows * width;
-  float* line = p.push + row * width;
+  float* line = p.push.out + row * size_t(kSlice) * p.u.slices;
   float radial = 0;
   for (int j = lane; j < p.d; j += 32) {
-    float grad = 0;
-    for (int s = 0; s < p.splits; ++s) grad += line[s * split + j];
-    grad *= unit;
+    float grad = unit * summed_push(p.push, row, j);
     const float u = element<half_t>(p.u, row, j);
     if (p.has_views) grad -= group_pull<half_t>(p, p.instances, p.rows.instance_pull, row, u, j);
     if (p.k > 0) grad -= neighbor_pull<half_t>(p, row, j);

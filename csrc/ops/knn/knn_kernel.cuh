@@ -87,7 +87,7 @@ __device__ __forceinline__ void replace_root(Key* heap, unsigned size, Key key) 
 }
 
 __device__ __forceinline__ bool admissible(const TopkParams& p, int row, int column) {
-  if (column >= p.y.rows || (p.exclude_self && row == column)) return false;
+  if (column >= p.y.rows || (p.exclude_self && row + p.diagonal == column)) return false;
   if (p.views > 0 && row % p.views == column % p.views) return false;
   if (p.x_instance && p.x_instance[row] == p.y_instance[column]) return false;
   return !p.x_domain || p.x_domain[row] == p.y_domain[column];

@@ -12,7 +12,8 @@ struct TopkParams {
   Operand x;  // [N] rows that search
   Operand y;  // [Q] rows that are searched; x itself, or as many slices and parts of the same type as x
   int k;
-  int exclude_self;           // column i is no candidate of row i
+  int exclude_self;  // column i + diagonal is no candidate of row i
+  int diagonal;
   int views;                  // > 0: rows i and j with i % views == j % views are no candidates of each other
   const int64_t* x_instance;  // [N] or null: rows of equal instance are no candidates of each other
   const int64_t* y_instance;  // [Q] or null, as x_instance

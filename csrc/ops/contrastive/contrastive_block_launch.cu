@@ -1,0 +1,57 @@
+#include <algorithm>
+
+#include "cuda/launch.cuh"
+#include "ops/contrastive/contrastive_block_kernel.cuh"
+
+namespace ltood {
+namespace {
+
+namespace block = contrastive::block;
+
+using BlockKernel = void (*)(ContrastiveBlockSums);
+
+template <typename half_t>
+BlockKernel block_kernel(bool resident, bool online) {
+  if (online) {
+    return resident ? block::contrastive_block_kernel<half_t, true, true>
+                    : block::contrastive_block_kernel<half_t, false, true>;
+  }
+  return resident ? block::contrastive_block_kernel<half_t, true, false>
+                  : block::contrastive_block_kernel<half_t, false, false>;
+}
+
+}  // namespace
+
+extern "C" {
+
+// 1,024 rows are 8 blocks for 264 places: 33 ranges of columns fill them. A range of fewer than 8 tiles spends more on
+// its rows than on products; 256 of them make n KiB of sums, which one thread a row adds up.
+int ltood_plan_contrastive_block(ContrastiveBlockSums* params) {
+  constexpr int kLeastTiles = 8, kMaxSplits = 256;
+  cuda::DeviceLimits limits;
+  if (const cudaError_t error = cuda::device_limits(limits)) return error;
+  ContrastiveBlockSums& p = *params;
+  p.row_blocks = cuda::ceil_div(p.x.rows, block::kBlockM);
+  const int tiles = cuda::ceil_div(p.y.rows, block::kBlockN);
+  const int wanted = std::min(cuda::ceil_div(2 * limits.multiprocessors, p.row_blocks), kMaxSplits);
+  p.split_tiles = cuda::ceil_div(tiles, std::clamp(wanted, 1, std::max(tiles / kLeastTiles, 1)));
+  p.splits = cuda::ceil_div(tiles, p.split_tiles);
+  const int64_t resident = row_sweep::shared_bytes(p.x, true);
+  p.resident = resident <= limits.shared_bytes;
+  p.shared_bytes = static_cast<int>(p.resident ? resident : row_sweep::shared_bytes(p.x, false));
+  return cudaSuccess;
+}
+
+int ltood_launch_contrastive_block(const ContrastiveBlockSums* params, void* stream) {
+  constexpr int kRowThreads = 128;
+  const ContrastiveBlockSums& p = *params;
+  const BlockKernel kernel = p.x.is_half ? block_kernel<__half>(p.resident, p.exponents.online)
+                                         : block_kernel<__nv_bfloat16>(p.resident, p.exponents.online);
+  const int blocks = p.row_blocks * p.splits;
+  if (const cudaError_t error = cuda::launch(kernel, blocks, block::kThreads, p.shared_bytes, p, stream)) return error;
+  return cuda::launch(block::contrastive_block_lse_kernel, cuda::ceil_div(p.x.rows, kRowThreads), kRowThreads, 0, p,
+                      stream);
+}
+}
+
+}  // namespace ltood
