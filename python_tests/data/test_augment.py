@@ -130,3 +130,27 @@ def test_evaluation_is_the_plain_image_scaled():
     images = torch.tensor([0, 51, 255], dtype=torch.uint8).view(1, 1, 1, 3)
     views = make_eval_transform(3)(images)
     assert torch.allclose(views.flatten(), torch.tensor([BLACK, (0.2 - 0.5) / 0.25, WHITE]))
+
+
+@pytest.mark.parametrize("batch", [4, 7])  # 4: as many as colour jitters in an order and numbers in a shape
+@pytest.mark.parametrize("channels", [1, 3])
+def test_parts_of_a_batch_get_the_views_of_the_whole(channels, batch):
+    augment, images = make_augment(ALL, 16), pictures(batch, channels)
+    torch.manual_seed(3)
+    whole = augment(images)
+    after, parts = torch.get_rng_state(), []
+    for first, last in ((0, 3), (3, batch)):
+        torch.manual_seed(3)
+        parts.append(augment(images[first:last], first, batch))
+        assert torch.equal(torch.get_rng_state(), after)
+    assert torch.allclose(torch.cat(parts), whole, atol=1e-5)
+
+
+def test_a_kornia_that_draws_for_other_images_than_those_of_the_batch_is_refused(monkeypatch):
+    import kornia.augmentation as K
+
+    real = K.RandomHorizontalFlip.forward_parameters
+    short = lambda self, shape: {**real(self, shape), "batch_prob": torch.ones(1)}  # noqa: E731
+    monkeypatch.setattr(K.RandomHorizontalFlip, "forward_parameters", short)
+    with pytest.raises(RuntimeError, match="batch_prob of kornia's RandomHorizontalFlip must be drawn for each of 6"):
+        make_augment(only(flip=0.5), 16)(pictures(3), 3, 6)

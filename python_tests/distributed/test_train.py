@@ -8,7 +8,7 @@ from tolerances import relative_error
 
 from ltood_fast.train.checkpoint import load_checkpoint
 
-from . import train_cases
+from . import norm_cases, train_cases
 from .ranks import Ranks, free_port
 
 WORLD = 2
@@ -87,3 +87,14 @@ def test_a_lost_rank_ends_the_run_with_a_sentence(name, timeout, tmp_path):
     assert f"ltood: error: train: {sentence} (" in errors
     assert errors.strip().endswith("the last checkpoint is kept, go on with --resume")
     assert load_checkpoint(tmp_path / "simclr" / "last.pt")["epoch"] == 1
+
+
+@pytest.mark.parametrize("images", [False, True])
+def test_batch_norm_of_all_ranks_is_that_of_one_process(images, groups):
+    """Far from 0, so that a variance from sums of squares would fail; 3 rows on one rank and 5 on the other."""
+    of_ranks = groups(WORLD).results(norm_cases.on_ranks, images)
+    expected = norm_cases.outcome(norm_cases.network(images), norm_cases.rows(images))
+    for name, value in expected.items():
+        parts = [found[name] for found in of_ranks]
+        found = torch.cat(parts) if name in ("y", "x", "eval") else parts[0]
+        assert relative_error(found, value) < 1e-5, name
