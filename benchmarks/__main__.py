@@ -1,4 +1,4 @@
-"""python -m benchmarks run | compare | plot | report | table: see `python -m benchmarks --help`."""
+"""python -m benchmarks run | compare | plot | report | table | scaling: see `python -m benchmarks --help`."""
 
 from __future__ import annotations
 
@@ -77,6 +77,8 @@ def _table(arguments: argparse.Namespace) -> int:
 
 
 def parser() -> argparse.ArgumentParser:
+    from . import scaling
+
     top = argparse.ArgumentParser(prog="python -m benchmarks", description="ltood_fast's ops against everybody else's.")
     commands = top.add_subparsers(dest="command", required=True)
 
@@ -110,6 +112,8 @@ def parser() -> argparse.ArgumentParser:
             command.add_argument("--output", type=Path, help=output)
         else:
             command.add_argument("--summary", action="store_true", help="a line a case")
+
+    scaling.add_parser(commands)
     return top
 
 

@@ -105,7 +105,7 @@ def graphed(call: Callable[[], object]) -> Callable[[], object]:
     return graph.replay
 
 
-def _status_mib(field: str) -> float:
+def status_mib(field: str) -> float:
     """A field of /proc/self/status in MiB, e.g. VmRSS (resident now) or VmHWM (resident at most since the reset)."""
     match = re.search(rf"^{field}:\s+(\d+) kB", Path("/proc/self/status").read_text(), re.MULTILINE)
     return int(match[1]) / 1024
@@ -118,9 +118,9 @@ def peak_mib_cpu(call: Callable[[], object]) -> float:
     gc.collect()
     ctypes.CDLL("libc.so.6").malloc_trim(0)
     Path("/proc/self/clear_refs").write_text("5")
-    before = _status_mib("VmRSS")
+    before = status_mib("VmRSS")
     call()
-    return max(0.0, _status_mib("VmHWM") - before)
+    return max(0.0, status_mib("VmHWM") - before)
 
 
 def peak_mib_cuda(call: Callable[[], object]) -> float:
@@ -147,7 +147,7 @@ def memory_limit(mib: float):
     """An allocation beyond what the process holds now and `mib` fails with an error instead of waking the kernel's
     killer: what an implementation needs too much of becomes its message. CPU only."""
     soft, hard = resource.getrlimit(resource.RLIMIT_DATA)
-    resource.setrlimit(resource.RLIMIT_DATA, (int((_status_mib("VmData") + mib) * 2**20), hard))
+    resource.setrlimit(resource.RLIMIT_DATA, (int((status_mib("VmData") + mib) * 2**20), hard))
     try:
         yield
     finally:

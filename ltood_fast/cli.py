@@ -111,9 +111,13 @@ def run_embed(args: argparse.Namespace, overrides: dict[str, str]) -> None:
 
 
 def run_sample_ood(args: argparse.Namespace, overrides: dict[str, str]) -> None:
+    import numpy as np
+    import torch
+
     from .sampling.resample import choose_ood, cluster_embeddings
 
-    candidates, id_embeddings = load_embeddings(args.candidates), load_embeddings(args.id)
+    candidates = load_embeddings(args.candidates)  # stays in its file
+    id_embeddings = torch.from_numpy(np.ascontiguousarray(load_embeddings(args.id), dtype=np.float32))
     clusters = cluster_embeddings(id_embeddings, args.clusters, seed=args.seed)
     sample = choose_ood(
         id_embeddings,
@@ -147,18 +151,17 @@ def run_info(args: argparse.Namespace, overrides: dict[str, str]) -> None:
 
 
 def load_embeddings(path: Path):
-    """float32 [N, F] of a .npy file."""
+    """float [N, F] of a .npy file, mapped into memory."""
     import numpy as np
-    import torch
 
     try:
-        array = np.load(path, allow_pickle=False)
+        array = np.load(path, allow_pickle=False, mmap_mode="r")
     except (ValueError, EOFError) as error:
         raise ValueError(f"sample-ood: {path} must be a .npy array, got something else ({error})") from error
     if getattr(array, "ndim", 0) != 2 or array.dtype.kind != "f":
         got = f"{array.dtype} {array.shape}" if hasattr(array, "dtype") else "an archive"
         raise ValueError(f"sample-ood: {path} must hold a float matrix [N, F], got {got}")
-    return torch.from_numpy(np.ascontiguousarray(array, dtype=np.float32))
+    return array
 
 
 def save_array(path: Path, array) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -75,7 +76,7 @@ def cluster_embeddings(
 
 def choose_ood(
     id_embeddings: Tensor,
-    ood_embeddings: Tensor,
+    ood_embeddings: Tensor | np.ndarray,
     clusters: Clusters,
     budget: int,
     *,
@@ -89,7 +90,7 @@ def choose_ood(
 
     Args:
         id_embeddings: float [N, F], what `clusters` were made of.
-        ood_embeddings: float [M, F], M >= budget.
+        ood_embeddings: float [M, F], M >= budget; an array is read a block at a time, see `sample_ood`.
         clusters: of `cluster_embeddings`.
         budget: images to choose.
         tailness_k: neighbours of the density, cut to N - 1 on smaller sets.
