@@ -20,11 +20,11 @@ from torch import Tensor
 from ..reference import contrastive as reference
 from ._contrastive_block_op import contrastive_block, contrastive_block_push
 from ._contrastive_op import _wide_dtype
-from ._group import Peers, resolve
+from ._group import Peers, operator, resolve
 
 PARTS = ("instance", "class")
 NORM_EPS = 1e-12
-CHUNK = 1024  # rows that are widened to float64 at a time
+CHUNK = 256  # rows that are widened to float64 at a time: a small part of the memory
 
 
 class Inputs(NamedTuple):
@@ -240,7 +240,7 @@ def _row_loss(lse: Tensor, attraction: Tensor, weight: Tensor) -> Tensor:
     return torch.where(weight > 0, lse - attraction / weight.where(weight > 0, 1), 0)
 
 
-@torch.library.custom_op("ltood_fast::contrastive_group", mutates_args=(), schema=FORWARD)
+@operator("contrastive_group", FORWARD)
 def contrastive_group(*arguments):
     inputs = Inputs(*arguments)
     z, similarity, peers = inputs.z, inputs.similarity, _agree(inputs)
@@ -274,7 +274,7 @@ def contrastive_group(*arguments):
     return *(x.to(wide) for x in losses), lse, *row_weights, cosines.contiguous(), indices.contiguous(), gathered, sizes
 
 
-@contrastive_group.register_fake
+@torch.library.register_fake("ltood_fast::contrastive_group")
 def _(*arguments):
     inputs = Inputs(*arguments)
     z, (n, d) = inputs.z, inputs.z.shape
@@ -348,7 +348,7 @@ def _zeros(z: Tensor) -> Tensor:
     return z.new_zeros(z.shape, dtype=torch.float64)
 
 
-@torch.library.custom_op("ltood_fast::contrastive_group_bwd", mutates_args=(), schema=BACKWARD)
+@operator("contrastive_group_bwd", BACKWARD)
 def contrastive_group_bwd(
     grad_instance, grad_class, grad_lse, lse, w_instance, w_class, indices, gathered, sizes, *rest
 ):
@@ -368,6 +368,7 @@ def contrastive_group_bwd(
             z, shard, diagonal=peers.first - first, x_lse=lse, x_weight=pulls.lse, y_lse=y_lse, y_weight=y_weight
         )
         push = part if push is None else push.add_(part)
+        del part  # not beside that of the next shard
         attraction.add(first, shard)
     if inputs.bank is not None and inputs.k:
         for mine in indices.unbind(dim=1):
@@ -390,7 +391,7 @@ def _finish(inputs: Inputs, push: Tensor, attraction: Attraction) -> tuple[Tenso
     return grad_z, (-along / similarity.tau).to(push.dtype)
 
 
-@contrastive_group_bwd.register_fake
+@torch.library.register_fake("ltood_fast::contrastive_group_bwd")
 def _(*arguments):
     z = Inputs(*arguments[9:]).z
     return z.new_empty(z.shape), z.new_empty((), dtype=_wide_dtype(z.dtype))
@@ -425,5 +426,5 @@ def _refuse_double_backward(ctx, *_):
     raise RuntimeError("contrastive: double backward is not supported")
 
 
-contrastive_group.register_autograd(_backward, setup_context=_setup_context)
-contrastive_group_bwd.register_autograd(_refuse_double_backward)
+torch.library.register_autograd("ltood_fast::contrastive_group", _backward, setup_context=_setup_context)
+torch.library.register_autograd("ltood_fast::contrastive_group_bwd", _refuse_double_backward)

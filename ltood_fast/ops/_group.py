@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import NamedTuple
 
@@ -74,12 +74,12 @@ class Peers(NamedTuple):
         headers = gather_even(op, group, header).tolist()
         sizes = [size for size, _ in headers]
         if min(sizes) < 0 or len({digest for _, digest in headers}) > 1:
-            length = 1024
+            length = 4096
             encoded = text.encode()[:length].ljust(length, b"\0")
             row = torch.frombuffer(bytearray(encoded), dtype=torch.uint8).to(header.device)
             texts = gather_even(op, group, row[None]).cpu()
             texts = [bytes(text.tolist()).rstrip(b"\0").decode(errors="replace") for text in texts]
-            raise _disagreement(op, [size < 0 for size in sizes], texts)
+            raise _disagreement([size < 0 for size in sizes], texts)
         return Peers(op, group, dist.get_rank(group), sizes)
 
     @property
@@ -129,13 +129,13 @@ class Peers(NamedTuple):
         if exchange == "gather":
             yield 0, self.gather(x)
             return
-        ranks = len(self.sizes)
-        shard = x.contiguous()
+        ranks, shard = len(self.sizes), x.contiguous()
+        buffers = [x.new_empty(max(self.sizes), *x.shape[1:]) for _ in range(min(2, ranks - 1))]
         for step in range(ranks):
             source = (self.rank - step) % ranks
-            coming, works = None, []
+            coming, works = shard, []
             if step + 1 < ranks:
-                coming = x.new_empty(self.sizes[source - 1], *x.shape[1:])
+                coming = buffers[step % 2][: self.sizes[source - 1]]
                 with _named(self.op):
                     works = self._shift(shard, coming)
             yield self.offset(source), shard
@@ -185,7 +185,7 @@ def _named(op: str) -> Iterator[None]:
         raise RuntimeError(f"{op}: a rank of the group failed or did not answer in time ({cause})") from error
 
 
-def _disagreement(op: str, refused: list[bool], texts: list[str]) -> Exception:
+def _disagreement(refused: list[bool], texts: list[str]) -> Exception:
     """The one sentence that every rank raises, of the first rank that refused, or of the first that differs."""
     if any(refused):
         rank = refused.index(True)
@@ -195,9 +195,10 @@ def _disagreement(op: str, refused: list[bool], texts: list[str]) -> Exception:
     facts = [json.loads(text) for text in texts]
     rank = next(rank for rank, fact in enumerate(facts) if fact != facts[0])
     name = next(name for name in {**facts[0], **facts[rank]} if facts[0].get(name) != facts[rank].get(name))
+    first, other = facts[0].get(name), facts[rank].get(name)
     return ValueError(
-        f"{op}: {name} must be the same on all ranks of the group, got {facts[0].get(name)} on rank 0 and "
-        f"{facts[rank].get(name)} on rank {rank}"
+        f"{facts[0]['call']}: {name} must be the same on all ranks of the group, got {first} on rank 0 and {other} on "
+        f"rank {rank}"
     )
 
 
@@ -221,26 +222,38 @@ def gather_rows(group: dist.ProcessGroup, *tensors: Tensor) -> tuple[Tensor, ...
     return tuple(peers.gather(x) for x in tensors)
 
 
-@torch.library.custom_op("ltood_fast::sum_over_ranks", mutates_args=(), schema="(Tensor x, str group) -> Tensor")
-def _sum_over_ranks(x: Tensor, group: str) -> Tensor:
-    parts = gather_even("sum_over_ranks", resolve(group), x[None])
-    return parts.sum(dim=0)
+def operator(name: str, schema: str) -> Callable[[Callable], Callable]:
+    """Makes a function that exchanges rows ``torch.ops.ltood_fast.<name>``, opaque to torch.compile: other ranks' sizes
+    and errors are read on the host. (`torch.library.custom_op` would import torch._dynamo, seconds, at the first call.)
+    """
+
+    def register(function: Callable) -> Callable:
+        torch.library.define(f"ltood_fast::{name}", schema)
+        torch.library.impl(f"ltood_fast::{name}", "default", function)
+        return function
+
+    return register
 
 
-@_sum_over_ranks.register_fake
-def _(x, group):
+@operator("sum_over_ranks", "(Tensor x, str op, str group) -> Tensor")
+def sum_over_ranks(x: Tensor, op: str, group: str) -> Tensor:
+    return gather_even(op, resolve(group), x[None]).sum(dim=0)
+
+
+@torch.library.register_fake("ltood_fast::sum_over_ranks")
+def _(x, op, group):
     return torch.empty_like(x)
 
 
 def _sum_backward(ctx, gradient):
-    return _sum_over_ranks(gradient, ctx.group), None
+    return torch.ops.ltood_fast.sum_over_ranks(gradient, *ctx.names), None, None
 
 
 def _sum_context(ctx, inputs, output):
-    ctx.group = inputs[1]
+    ctx.names = inputs[1:]
 
 
-_sum_over_ranks.register_autograd(_sum_backward, setup_context=_sum_context)
+torch.library.register_autograd("ltood_fast::sum_over_ranks", _sum_backward, setup_context=_sum_context)
 
 
 def reduce_parts(parts: list[tuple[Tensor, Tensor]], reduction: str, across: Across) -> list[Tensor]:
@@ -249,7 +262,7 @@ def reduce_parts(parts: list[tuple[Tensor, Tensor]], reduction: str, across: Acr
         return [reduce_rows(rows, has_positive, reduction) for rows, has_positive in parts]
     sums = [rows.sum(dtype=torch.float64) for rows, _ in parts]
     counts = [has_positive.sum().to(torch.float64) for _, has_positive in parts]
-    totals = _sum_over_ranks(torch.stack(sums + counts), across.name)
+    totals = torch.ops.ltood_fast.sum_over_ranks(torch.stack(sums + counts), across.op, across.name)
     losses, counts = totals.split(len(parts))
     if reduction == "mean":
         losses = losses / counts.detach().clamp(min=1)

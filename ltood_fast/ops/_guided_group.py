@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from . import _check as check
-from ._group import Across, Peers, resolve
+from ._group import Across, Peers, operator, resolve
 from ._shards import fingerprint
 
 
@@ -64,7 +64,7 @@ GATHER = (
 )
 
 
-@torch.library.custom_op("ltood_fast::gather_batch", mutates_args=(), schema=GATHER)
+@operator("gather_batch", GATHER)
 def gather_batch(z, guide, far, clusters, instance_ids, pos_idx, op, facts, group):
     n, device = z.shape[0], z.device
     same = {
@@ -90,7 +90,7 @@ def gather_batch(z, guide, far, clusters, instance_ids, pos_idx, op, facts, grou
     return peers.gather(z), peers.gather(guide), keys, own, torch.tensor(peers.sizes)
 
 
-@gather_batch.register_fake
+@torch.library.register_fake("ltood_fast::gather_batch")
 def _(z, guide, far, clusters, instance_ids, pos_idx, op, facts, group):
     rows = torch.library.get_ctx().new_dynamic_size()
     width = 2 if pos_idx is None else 2 + pos_idx.shape[1]
@@ -106,13 +106,13 @@ def _(z, guide, far, clusters, instance_ids, pos_idx, op, facts, group):
 SCATTER = "(Tensor gradient, Tensor sizes, SymInt n, str op, str group) -> Tensor"
 
 
-@torch.library.custom_op("ltood_fast::scatter_batch", mutates_args=(), schema=SCATTER)
+@operator("scatter_batch", SCATTER)
 def scatter_batch(gradient, sizes, n, op, group):
     peers = resolve(group)
     return Peers(op, peers, peers.rank(), sizes.tolist()).scatter_sum(gradient)
 
 
-@scatter_batch.register_fake
+@torch.library.register_fake("ltood_fast::scatter_batch")
 def _(gradient, sizes, n, op, group):
     return gradient.new_empty((n, gradient.shape[1]))
 
@@ -130,7 +130,7 @@ def _backward(ctx, gradient, *_):
     if gradient is None:
         return None, *nothing
     (sizes,) = ctx.saved_tensors
-    return scatter_batch(gradient, sizes, ctx.n, ctx.op, ctx.group), *nothing
+    return torch.ops.ltood_fast.scatter_batch(gradient, sizes, ctx.n, ctx.op, ctx.group), *nothing
 
 
-gather_batch.register_autograd(_backward, setup_context=_setup_context)
+torch.library.register_autograd("ltood_fast::gather_batch", _backward, setup_context=_setup_context)

@@ -145,13 +145,15 @@ def nt_xent(
     and neighbours are of this rank's rows, neighbours' indices number the whole batch. The backward gives the gradient
     of the sum of what all ranks return, so that the average over ranks that DDP and FSDP take is the gradient of one
     process with the whole batch, also of a learnt temperature (open_clip's ``local_loss`` with ``gather_with_grad``).
-    Views by default are rows i and i + N/2 of one rank. W ranks of N rows of D elements of b bytes, c = 8 bytes for
-    each of the integers of a row that are given (ids, labels, domain) and p parts (2 for stage 1, else 1)::
+    Views by default are rows i and i + N/2 of one rank; a bank is the same on all ranks. What the ranks must agree on
+    is compared first, and an error of one is raised by all. For W ranks of N rows (M in all) of D elements of b bytes,
+    w = 4 (8 for float64), p parts (2 in stage 1, else 1), c integers of a row that are given (ids, labels, a domain
+    that neighbours are searched in) and k neighbours searched in the batch, in bytes a rank and step on the CPU::
 
-        received, gather:  (W - 1) (N D b + 16 + 32 p + 8 N (2 c + 2 + p + k + [k > 0]))   bytes a rank and step
-        received, ring:    (W - 1) N D b more
-        memory, gather:    M D b kept to the backward;  ring: 2 N D b besides the N rows
-        work:              3 products of N D with M columns, 6 N M D FLOP, a W-th of one process's
+        received, gather:  (W - 1) (N D b + 16 + 32 p + 8 N (2 c + 2 + p + k + [k > 0])),  ring:  (W - 1) N D b more
+        peak, gather:      M D (b + 2 w) + N D (3 w + 16 p + 8 [k > 0])
+        peak, ring:        N D (2 b + 6 w + 16 p + 8 [k > 0])
+        work:              6 N M D FLOP, 4 of the 6 in the backward
 
     Raises:
         ValueError: shapes, ranges or devices that do not fit (an odd N without ``instance_ids``, N = 0, tau <= 0, ...).

@@ -16,7 +16,15 @@ from multiprocessing.connection import Connection
 import torch
 import torch.distributed as dist
 
-PRELOADED = ["torch", "torch.distributed", "ltood_fast", "lightning_fabric", "torch.utils.tensorboard", "faiss"]
+PRELOADED = [
+    "torch",
+    "torch.distributed",
+    "torch._dynamo",
+    "ltood_fast",
+    "lightning_fabric",
+    "torch.utils.tensorboard",
+    "faiss",
+]
 TIMEOUT_S = 120
 
 

@@ -1,0 +1,139 @@
+"""The losses over a group as a trainer uses them: compiled, under DDP, as Modules, beside open_clip's convention."""
+
+import pytest
+import torch
+import torch.distributed as dist
+import torch.nn.functional as F
+from torch import nn
+from torch.nn.parallel import DistributedDataParallel
+
+import ltood_fast
+from python_tests.distributed.group_cases import SIZES, batch, local
+from python_tests.tolerances import assert_gradient_close
+
+
+def compiled(rank: int, world: int, exchange: str) -> None:
+    """Uneven batches; both stages in one graph where the exchange serves both."""
+    own = local(batch(sum(SIZES[2]["uneven"]), torch.float32), SIZES[2]["uneven"], rank)
+    group, z, tau = dist.group.WORLD, own["z"].requires_grad_(), torch.tensor(0.3, requires_grad=True)
+
+    def loss(z, tau):
+        first, lse = ltood_fast.stage1_loss(z, own["domain"], tau, k=2, group=group, exchange=exchange, return_lse=True)
+        if exchange == "ring":
+            return first.total + lse.sum()
+        return (
+            first.total + ltood_fast.stage2_loss(z, own["guide"], own["clusters"], own["far"], tau, group=group).total
+        )
+
+    eager = loss(z, tau)
+    in_one_graph = torch.compile(loss, fullgraph=True, backend="aot_eager")(z, tau)
+    torch.testing.assert_close(in_one_graph, eager)
+    gradients = [torch.autograd.grad(value, (z, tau)) for value in (eager, in_one_graph)]
+    torch.testing.assert_close(*gradients)
+
+
+@pytest.mark.parametrize("exchange", ["gather", "ring"])
+def test_compiles_in_one_graph(groups, exchange):
+    groups(2).results(compiled, exchange)
+
+
+class GatherWithGrad(torch.autograd.Function):
+    """open_clip's gather_with_grad: all rows, and the sum over the ranks of the gradients that come back."""
+
+    @staticmethod
+    def forward(ctx, x):
+        rows = [torch.empty_like(x) for _ in range(dist.get_world_size())]
+        dist.all_gather(rows, x)
+        return torch.cat(rows)
+
+    @staticmethod
+    def backward(ctx, gradient):
+        gradient = gradient.contiguous()
+        dist.all_reduce(gradient)
+        return gradient.chunk(dist.get_world_size())[dist.get_rank()]
+
+
+def beside_open_clip(rank: int, world: int) -> None:
+    """local_loss: the loss of the own rows, whose mean over ranks is that of the batch."""
+    own = local(batch(sum(SIZES[3]["even"]), torch.float64), SIZES[3]["even"], rank)["z"]
+    n = len(own)
+    gradients = []
+    for name in ("open_clip", "ours"):
+        z, scale = own.clone().requires_grad_(), torch.tensor(5.0, dtype=torch.float64, requires_grad=True)
+        if name == "ours":
+            ltood_fast.nt_xent(z, 1 / scale, group=dist.group.WORLD).backward()
+        else:
+            u = F.normalize(z, dim=1)
+            rows = torch.arange(n)
+            logits = scale * u @ GatherWithGrad.apply(u).T
+            logits[rows, rank * n + rows] = -torch.inf
+            F.cross_entropy(logits, rank * n + rows.roll(n // 2)).backward()
+        dist.all_reduce(scale.grad)
+        gradients.append((z.grad, scale.grad))
+    torch.testing.assert_close(*gradients)
+
+
+def test_the_convention_of_open_clip(groups):
+    groups(3).results(beside_open_clip)
+
+
+def under_ddp(rank: int, world: int) -> list[torch.Tensor]:
+    """A step of stage 1 with uneven batches and a learnt temperature: the gradients of the parameters."""
+    sizes = SIZES[world]["uneven"]
+    own = local(batch(sum(sizes), torch.float64), sizes, rank)
+    model, loss = trained_parts()
+    model = DistributedDataParallel(model)
+    loss.shared["group"] = dist.group.WORLD
+    loss(model(own["z"]), own["domain"], instance_ids=own["instance_ids"]).total.backward()
+    temperature = loss.temperature.grad
+    dist.all_reduce(temperature)
+    return [p.grad for p in model.parameters()] + [temperature / world]
+
+
+def trained_parts() -> tuple[nn.Module, ltood_fast.nn.Stage1Loss]:
+    torch.manual_seed(5)
+    model = nn.Sequential(nn.Linear(12, 16), nn.ReLU(), nn.Linear(16, 8)).double()
+    return model, ltood_fast.nn.Stage1Loss(nn.Parameter(torch.tensor(0.3, dtype=torch.float64)), k=2)
+
+
+def test_the_step_of_ddp_is_that_of_one_process(groups):
+    whole = batch(sum(SIZES[3]["uneven"]), torch.float64)
+    model, loss = trained_parts()
+    loss(model(whole["z"]), whole["domain"], instance_ids=whole["instance_ids"]).total.backward()
+    expected = [p.grad for p in model.parameters()] + [loss.temperature.grad]
+    for result in groups(3).results(under_ddp):
+        for actual, truth in zip(result, expected, strict=True):
+            assert_gradient_close(actual, truth, torch.float64)
+
+
+def modules(rank: int, world: int) -> None:
+    own = local(batch(16, torch.float64), [10, 6], rank)
+    group = dist.group.WORLD
+    z, guide, clusters, far, domain, labels = map(own.get, ("z", "guide", "clusters", "far", "domain", "labels"))
+    shared = {"group": group, "exchange": "ring"}
+    pairs = [
+        (ltood_fast.nn.NTXentLoss(**shared)(z), ltood_fast.nt_xent(z, **shared)),
+        (ltood_fast.nn.SupConLoss(**shared)(z, labels), ltood_fast.supcon(z, labels, **shared)),
+        (ltood_fast.nn.DomainLoss(**shared)(z, domain), ltood_fast.domain_loss(z, domain, **shared)),
+        (ltood_fast.nn.PSDLoss(k=2, **shared)(z), ltood_fast.psd_loss(z, k=2, **shared)),
+        (ltood_fast.nn.Stage1Loss(**shared)(z, domain), ltood_fast.stage1_loss(z, domain, **shared)),
+        (
+            ltood_fast.nn.GuidedContrastiveLoss(group=group)(z, guide, clusters, far),
+            ltood_fast.guided_contrastive(z, guide, clusters, far, group=group),
+        ),
+        (
+            ltood_fast.nn.RelationalDistillLoss(group=group)(z, guide),
+            ltood_fast.relational_distill(z, guide, group=group),
+        ),
+        (
+            ltood_fast.nn.Stage2Loss(group=group)(z, guide, clusters, far),
+            ltood_fast.stage2_loss(z, guide, clusters, far, group=group),
+        ),
+    ]
+    for actual, expected in pairs:
+        torch.testing.assert_close(actual, expected, rtol=0, atol=0)
+    assert f"group={group.group_name!r}" in repr(ltood_fast.nn.NTXentLoss(group=group))
+
+
+def test_modules_pass_their_group_on(groups):
+    groups(2).results(modules)
