@@ -89,7 +89,7 @@ def parser() -> argparse.ArgumentParser:
     run.add_argument("--parts", nargs="+", choices=PARTS, default=PARTS, help="default: all")
     run.add_argument("--only", help="only cases whose name contains this")
     run.add_argument("--threads", type=int, default=2, help="CPU threads (default 2)")
-    run.add_argument("--seconds", type=float, help="spent on the rounds of a row (default 1, quick 0.2)")
+    run.add_argument("--seconds", type=float, help="spent on the rounds of a row (default 0.6, quick 0.2)")
     run.add_argument("--results", type=Path, default=RESULTS, help="folder of <device>.json")
     run.add_argument("--output", type=Path, help="the JSON itself")
 

@@ -45,9 +45,11 @@ class Times:
 
 
 def time_cpu(calls: Sequence[Callable[[], object]], seconds: float) -> Times:
-    """Quantiles over rounds of the time of one call, the calls taken in turn: as many calls a round as last ROUND_S, as
-    many rounds as fit into `seconds`, but at least five; three where a call takes longer than that, two from five times
-    that on."""
+    """Quantiles over rounds of the time of one call, the calls taken in turn.
+
+    A round has as many calls as last ROUND_S, and there are as many rounds as fit into `seconds`, but at least five;
+    three of a call that takes longer than `seconds`, one of a call that takes five times as long.
+    """
     turn = cycle(calls)
 
     def one_round(loops: int) -> float:
@@ -57,11 +59,12 @@ def time_cpu(calls: Sequence[Callable[[], object]], seconds: float) -> Times:
         return (time.perf_counter() - start) / loops
 
     once = one_round(1)
+    if once > seconds:
+        return Times.of([once] + [one_round(1) for _ in range(2 if once < 5 * seconds else 0)])
     if once < ROUND_S:  # the first may have been slow
         once = min(once, one_round(4))
     loops = math.ceil(ROUND_S / once)
-    least = 5 if once < seconds else 3 if once < 5 * seconds else 2
-    rounds = max(least, min(MOST_ROUNDS, int(seconds / (loops * once))))
+    rounds = min(MOST_ROUNDS, max(5, int(seconds / (loops * once))))
     return Times.of([one_round(loops) for _ in range(rounds)])
 
 
