@@ -202,4 +202,6 @@ def test_ivf_finds_most_of_the_exact_sample(monkeypatch):
     assert exact["recall"] == 1
     assert one["recall"] <= every["recall"]
     assert every["recall"] > 0.9
+    chosen = resampling.by_ivf(resampling.make_data(small), small, 16, {})
+    assert len(chosen) == len(chosen.unique()) == small.budget
     assert exact["total_s"] == pytest.approx(exact["tailness_s"] + exact["search_s"])
