@@ -196,7 +196,7 @@ def test_run_from_the_command_line(tmp_path, capsys, monkeypatch):
 
 def test_ivf_finds_most_of_the_exact_sample(monkeypatch):
     pytest.importorskip("faiss")
-    small = resampling.Setup(id_rows=500, candidates=3000, D=16, K=5, budget=200, lists=16, probes=(1, 16))
+    small = resampling.Setup(id_rows=500, candidates=3000, D=16, K=5, budget=1500, lists=16, probes=(1, 16))
     monkeypatch.setattr(resampling, "QUICK", small)
     exact, one, every = resampling.run(quick=True)["rows"]
     assert exact["recall"] == 1
