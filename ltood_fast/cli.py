@@ -99,7 +99,9 @@ def run_eval(args: argparse.Namespace, overrides: dict[str, str]) -> None:
     from .train.run import report_run, saved_config
     from .train.session import Session
 
-    print(report_run(Session.open(saved_config(args.run_dir, overrides), args.run_dir)))
+    session = Session.open(saved_config(args.run_dir, overrides), args.run_dir)
+    if session.rank == 0:
+        print(report_run(session))
 
 
 def run_embed(args: argparse.Namespace, overrides: dict[str, str]) -> None:

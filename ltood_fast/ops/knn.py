@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
+import torch.distributed as dist
 from torch import Tensor
 from torch.distributed import ProcessGroup
 
@@ -92,7 +95,8 @@ def knn_density(
         n_lists: "ivf" only: lists that the rows are filed into, 4 sqrt(N) by default.
         n_probes: "ivf" only: lists that are searched for a row, an eighth of them by default. A row for which they hold
             fewer than k others is searched in all lists.
-        group: as in `knn`; "exact" only.
+        group: as in `knn`. With "ivf" each rank files its own rows and searches all ranks' rows in its file, and the
+            best of all files are merged; n_lists and n_probes are of each file, cut to what it has.
         backend: "auto", "reference", "cpu" or "cuda"; "ivf" always runs in FAISS on the CPU.
 
     Returns:
@@ -104,6 +108,8 @@ def knn_density(
         ImportError: method="ivf" without FAISS.
         RuntimeError: backend="cpu" or "cuda" in a build without that kernel.
     """
+    if group is not None and method == "ivf":
+        return _ivf_shards(x, k, n_lists, n_probes, group)
     if group is not None:
         cosines, _ = _knn_shards("knn_density", x, k, None, True, group, backend, method)
         return (1 - cosines).mean(dim=1)
@@ -196,9 +202,8 @@ def _check_shard(
         _check.same_width(op, "y", y, "x", x, allow_empty=True)
     _check.count(op, "k", k, 1)
     _check.choice(op, "method", method, METHODS)
-    _check.require(method == "exact", op, "method", "exact with a group", repr(method))
     use_kernel("knn", backend, x, y)
-    return {"k": k, "normalize": normalize, "y": "none" if y is None else "a tensor"}
+    return {"k": k, "method": method, "normalize": normalize, "y": "none" if y is None else "a tensor"}
 
 
 def _tailness_shards(
@@ -221,7 +226,7 @@ def _tailness_shards(
 
     shards_of(op, group, x, check)
     if density is None:
-        density = knn_density(x, k, group=group, backend=backend)
+        density = knn_density(x, k, method=method, group=group, backend=backend)
     sums = density.new_zeros(2, n_clusters, dtype=torch.float64)
     sums[0].index_add_(0, assignments.long(), density.double())
     sums[1].index_add_(0, assignments.long(), torch.ones_like(density, dtype=torch.float64))
@@ -257,27 +262,76 @@ def _check_density(op: str, x: Tensor, k: int, method: str) -> None:
 
 def _ivf_density(x: Tensor, k: int, n_lists: int | None, n_probes: int | None) -> Tensor:
     """FAISS searches k + 1 rows, since a row finds itself; its own entry, or the last one, is dropped."""
-    op, n = "knn_density", len(x)
+    rows = _unit_on_cpu(x)
+    index = _ivf_index(rows, n_lists, n_probes)
+    cosines, indices = _ivf_search(index, rows, k + 1)
+    own = indices == torch.arange(len(x))[:, None]
+    own[:, -1] |= ~own.any(dim=1)
+    rho = (1 - cosines[~own].view(len(x), k)).mean(dim=1)
+    return rho.to(device=x.device, dtype=common_dtype(x, x))
+
+
+def _ivf_shards(x: Tensor, k: int, n_lists: int | None, n_probes: int | None, group: ProcessGroup) -> Tensor:
+    """The rows of one rank after another pass by; what each rank's file holds for them goes back to their rank."""
+    op = "knn_density"
+
+    def check() -> dict[str, object]:
+        for name, value in (("n_lists", n_lists), ("n_probes", n_probes)):
+            if value is not None:
+                _check.count(op, name, value, 1)
+        return {**_check_shard(op, x, k, None, "ivf", "auto", True), "n_lists": n_lists, "n_probes": n_probes}
+
+    peers = shards_of(op, group, x, check)
+    _check.count(op, "k", k, 1, peers.total - 1)
+    rows, index = _unit_on_cpu(x), None
+    if len(x):
+        n_lists = min(len(x), n_lists or int(4 * len(x) ** 0.5))
+        index = _ivf_index(rows, n_lists, min(n_lists, n_probes or max(1, n_lists // 8)))
+    rho = x.new_empty(0, dtype=common_dtype(x, x))
+    for first, passed in passing(peers, rows.to(x.device)):
+        owner = next(rank for rank, size in enumerate(peers.sizes) if size and peers.offset(rank) == first)
+        best = torch.full((len(passed), k), -torch.inf)
+        if index is not None:
+            cosines, indices = _ivf_search(index, passed.cpu(), min(k + 1, len(x)))
+            if owner == peers.rank:
+                cosines[indices == torch.arange(len(x))[:, None]] = -torch.inf
+            best = torch.cat([best, cosines], dim=1).topk(k, dim=1).values
+        best = best.to(x.device)
+        of_ranks = [torch.empty_like(best) for _ in peers.sizes] if owner == peers.rank else None
+        dist.gather(best, of_ranks, group=group, group_dst=owner)
+        if of_ranks is not None:
+            rho = (1 - torch.cat(of_ranks, dim=1).topk(k, dim=1).values).mean(dim=1).to(rho.dtype)
+    return rho
+
+
+def _unit_on_cpu(x: Tensor) -> Tensor:
+    return torch.nn.functional.normalize(x.detach().float(), dim=1).cpu().contiguous()
+
+
+def _ivf_index(rows: Tensor, n_lists: int | None, n_probes: int | None) -> Any:
+    op, n = "knn_density", len(rows)
     n_lists = min(n, int(4 * n**0.5)) if n_lists is None else n_lists
     _check.count(op, "n_lists", n_lists, 1, n)
     n_probes = max(1, n_lists // 8) if n_probes is None else n_probes
     _check.count(op, "n_probes", n_probes, 1, n_lists)
     faiss = load_faiss(op)
-    rows = torch.nn.functional.normalize(x.detach().float(), dim=1).cpu().contiguous().numpy()
     index = faiss.index_factory(rows.shape[1], f"IVF{n_lists},Flat", faiss.METRIC_INNER_PRODUCT)
     index.cp.min_points_per_centroid = 1
-    index.train(rows)
-    index.add(rows)
+    index.train(rows.numpy())
+    index.add(rows.numpy())
     index.nprobe = n_probes
-    cosines, indices = map(torch.from_numpy, index.search(rows, k + 1))
-    short = (indices < 0).any(dim=1)
+    return index
+
+
+def _ivf_search(index: Any, rows: Tensor, k: int) -> tuple[Tensor, Tensor]:
+    """(cosines, indices); rows for which the probed lists hold fewer than k are searched in all lists."""
+    cosines, indices = map(torch.from_numpy, index.search(rows.numpy(), k))
+    short, probed = (indices < 0).any(dim=1), index.nprobe
     if short.any():
-        index.nprobe = n_lists
-        cosines[short], indices[short] = map(torch.from_numpy, index.search(rows[short.numpy()], k + 1))
-    own = indices == torch.arange(n)[:, None]
-    own[:, -1] |= ~own.any(dim=1)
-    rho = (1 - cosines[~own].view(n, k)).mean(dim=1)
-    return rho.to(device=x.device, dtype=torch.float64 if x.dtype == torch.float64 else torch.float32)
+        index.nprobe = index.nlist
+        cosines[short], indices[short] = map(torch.from_numpy, index.search(rows[short].numpy(), k))
+        index.nprobe = probed
+    return cosines, indices
 
 
 @torch.library.register_fake("ltood_fast::knn")

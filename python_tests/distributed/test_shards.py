@@ -43,6 +43,7 @@ def calls(part, group):
         "knn y ties": lambda: ltood_fast.knn(part(ties(120)), 20, y=part(ties(300)), **few),
         "knn y": lambda: ltood_fast.knn(x, 60, y=pool, normalize=False, **few),
         "density": lambda: ltood_fast.knn_density(x, 5, **few),
+        "density ivf": lambda: ltood_fast.knn_density(x.float(), 5, method="ivf", n_lists=9, n_probes=9, **few),
         "tailness": lambda: ltood_fast.cluster_tailness(x, part(assignments), N_CLUSTERS, k=4, **few),
         "refine": lambda: ltood_fast.refine_centroids(x, sampling[0], steps=9, lr=0.5, **few),
         "refine stops": lambda: ltood_fast.refine_centroids(x, sampling[0], steps=60, lr=0.5, tol=0.05, **few),
@@ -72,7 +73,7 @@ def resample(x, pool, group):
 # Which results lie on the ranks as the rows do; the others are the same on all of them.
 OF_ROWS = {
     "knn": (0, 1), "knn float32": (0, 1), "knn y": (0, 1), "knn ties": (0, 1), "knn y ties": (0, 1),
-    "density": (0,), "refine": (1,), "refine stops": (1,),
+    "density": (0,), "density ivf": (0,), "refine": (1,), "refine stops": (1,),
     "kmeans": (1,), "kmeans flat": (1,), "kmeans of every row": (1,), "kmeans empty": (1,), "resample": (0,),
 }  # fmt: skip
 
@@ -87,7 +88,9 @@ ERRORS = {
     "few candidates": lambda x, r, g: ltood_fast.sample_ood(x[:2], torch.eye(2, 9), torch.ones(2), 7, group=g),
     "many clusters": lambda x, r, g: kmeans(x[:2], 7, group=g),
     "nothing at all": lambda x, r, g: ltood_fast.refine_centroids(x[:0], torch.eye(2, 9), group=g),
-    "ivf": lambda x, r, g: ltood_fast.knn_density(x, 3, method="ivf", group=g),
+    "a rank's method": lambda x, r, g: ltood_fast.cluster_tailness(
+        x, torch.arange(10), 10, method="ivf" if r else "exact", group=g
+    ),
 }
 SENTENCES = {
     "a rank's NaN": "sample_ood: candidates must be finite, got NaN or Inf in row 0, on rank 1",
@@ -100,7 +103,7 @@ SENTENCES = {
     "few candidates": "sample_ood: candidates must be at least as many rows as the budget 7, got 6 rows",
     "many clusters": "kmeans: n_clusters must be in [1, 6], got 7",
     "nothing at all": "refine_centroids: z must be non-empty on a rank at least, got 0 rows",
-    "ivf": "knn_density: method must be exact with a group, got 'ivf', on rank 0",
+    "a rank's method": "cluster_tailness: method must be the same on all ranks of the group, got exact on rank 0 and ",
 }
 
 
