@@ -38,9 +38,9 @@ def dense(x, y, tau, normalize, diagonal):
 def dense_push(x, y, tau, normalize, diagonal, x_lse, x_weight, y_lse=None, y_weight=None):
     s, u = dense(x, y, tau, normalize, diagonal)
     pushed = (s - x_lse[:, None]).exp() * x_weight[:, None]
-    pushed[(x_lse == -math.inf) & (x_weight == 0)] = 0
+    pushed[x_lse == -math.inf] = 0  # no column: nothing to push away from
     if y_lse is not None:
-        pushed = pushed + torch.where(y_weight == 0, 0.0, (s - y_lse).exp() * y_weight)
+        pushed = pushed + torch.where(y_lse == -math.inf, 0.0, (s - y_lse).exp() * y_weight)
     return pushed @ u / float(tau)
 
 
@@ -219,9 +219,9 @@ def test_a_row_without_a_column(device):
         assert torch.equal(push, torch.zeros(1, 6))
     x, y = draw(20, 30, 6, torch.float32)
     x_lse, x_weight = torch.full((20,), 3.0).double(), torch.ones(20).double()
-    x_lse[4], x_weight[4] = -math.inf, 0
+    x_lse[4], x_weight[4] = -math.inf, 2
     y_lse, y_weight = torch.full((30,), 3.0).double(), torch.ones(30).double()
-    y_lse[5], y_weight[5] = -math.inf, 0
+    y_lse[5], y_weight[5] = -math.inf, 2
     for weights in ((x_lse, x_weight), (x_lse, x_weight, y_lse, y_weight)):
         push = run_push(device, x, y, 0.3, True, 50, *weights)
         assert_gradient_close(push, dense_push(x, y, 0.3, True, 50, *weights), torch.float32)

@@ -1,4 +1,4 @@
-"""The CPU kernel of stage 2 against the float64 reference, and its manners under PyTorch's machinery."""
+"""The kernels of stage 2 against the float64 reference, and its manners under PyTorch's machinery."""
 
 import math
 
@@ -11,6 +11,7 @@ import ltood_fast as lt
 from ltood_fast.nn import Stage2Loss
 from python_tests.tolerances import assert_gradient_close, assert_loss_close
 
+CPU = torch.device("cpu")
 DTYPES = [torch.float64, torch.float32, torch.bfloat16, torch.float16]
 SHAPES = [  # (N, D, Dg)
     (2, 1, 1),  # a lone pair; every cosine is 1 or -1
@@ -33,20 +34,28 @@ def problem(n, d=16, dg=8, k=4, dtype=torch.float64):
 
 
 def outcome(function, z, *arguments, backend, temperature=0.2, **options):
-    """(losses and extras, grad z, grad temperature) with a different weight on every output."""
-    z = z.clone().requires_grad_()
-    tau = torch.tensor(temperature, dtype=z.dtype if z.dtype == torch.float64 else torch.float32, requires_grad=True)
+    """(losses and extras, grad z, grad temperature) with a different weight on every output; back on the CPU."""
+    device = "cuda" if backend == "cuda" else "cpu"
+    arguments = [x.to(device) for x in arguments]
+    options = {name: x.to(device) if isinstance(x, torch.Tensor) else x for name, x in options.items()}
+    z = z.detach().clone().to(device).requires_grad_()
+    wide = z.dtype if z.dtype == torch.float64 else torch.float32
+    tau = torch.tensor(temperature, dtype=wide, device=device, requires_grad=True)
     losses, lse = function(z, *arguments, tau, backend=backend, reduction="none", return_lse=True, **options)
     losses = [losses] if isinstance(losses, torch.Tensor) else list(losses[1:])
     shown = [*losses, lse]
-    total = sum((x.where(x.isfinite(), 0) * torch.linspace(1, 2, len(x)) / (n + 1)).sum() for n, x in enumerate(shown))
-    return shown, *torch.autograd.grad(total, (z, tau))
+    weight = torch.linspace(1, 2, len(z), device=device)
+    total = sum((x.where(x.isfinite(), 0) * weight / (n + 1)).sum() for n, x in enumerate(shown))
+    gradients = torch.autograd.grad(total, (z, tau))
+    return [x.cpu() for x in shown], *(x.cpu() for x in gradients)
 
 
-def assert_like_reference(function, z, guide, *rest, dtype=None, **options):
+def assert_like_reference(function, z, guide, *rest, device=CPU, **options):
     """The kernel's losses, lse and gradients are those of the reference fed the same values in float64."""
-    dtype = dtype or z.dtype
-    actual = outcome(function, z, guide, *rest, backend="cpu", **options)
+    if device.type == "cuda" and z.dtype == torch.float64:
+        pytest.skip("there is no float64 kernel for CUDA")
+    dtype = z.dtype
+    actual = outcome(function, z, guide, *rest, backend=device.type, **options)
     expected = outcome(function, z.double(), guide.double(), *rest, backend="reference", **options)
     for x, y in zip(actual[0], expected[0], strict=True):
         assert x.dtype == (torch.float64 if z.dtype == torch.float64 else torch.float32)
@@ -60,18 +69,18 @@ def assert_like_reference(function, z, guide, *rest, dtype=None, **options):
 
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("shape", SHAPES, ids=str)
-def test_losses_and_gradients(shape, dtype):
+def test_losses_and_gradients(device, shape, dtype):
     z, guide, clusters, far, ids = problem(*shape, dtype=dtype)
     k = min(5, shape[0] - 1)
-    assert_like_reference(lt.stage2_loss, z, guide, clusters, far, k=k, **ids)
+    assert_like_reference(lt.stage2_loss, z, guide, clusters, far, device=device, k=k, **ids)
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
-def test_each_function_alone(dtype):
+def test_each_function_alone(device, dtype):
     z, guide, clusters, far, _ = problem(200, dtype=dtype)
-    assert_like_reference(lt.guided_contrastive, z, guide, clusters, far)
-    assert_like_reference(lt.relational_distill, z, guide)
-    assert_like_reference(lt.relational_distill, z, guide, teacher_temperature=0.05)
+    assert_like_reference(lt.guided_contrastive, z, guide, clusters, far, device=device)
+    assert_like_reference(lt.relational_distill, z, guide, device=device)
+    assert_like_reference(lt.relational_distill, z, guide, device=device, teacher_temperature=0.05)
 
 
 OPTIONS = {
@@ -97,16 +106,16 @@ OPTIONS = {
 
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32])
 @pytest.mark.parametrize("options", OPTIONS.values(), ids=OPTIONS.keys())
-def test_options(options, dtype):
+def test_options(device, options, dtype):
     z, guide, clusters, far, _ = problem(150, dtype=dtype)
-    assert_like_reference(lt.stage2_loss, z, guide, clusters, far, **options)
+    assert_like_reference(lt.stage2_loss, z, guide, clusters, far, device=device, **options)
 
 
 @pytest.mark.parametrize("temperature", [0.01, 0.05, 1.0, 10.0])
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16])
-def test_temperatures(temperature, dtype):
+def test_temperatures(device, temperature, dtype):
     z, guide, clusters, far, _ = problem(150, dtype=dtype)
-    assert_like_reference(lt.stage2_loss, z, guide, clusters, far, temperature=temperature)
+    assert_like_reference(lt.stage2_loss, z, guide, clusters, far, device=device, temperature=temperature)
 
 
 CLUSTERINGS = {  # clusters of N = 600 rows, far
@@ -123,12 +132,12 @@ CLUSTERINGS = {  # clusters of N = 600 rows, far
 
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32])
 @pytest.mark.parametrize("clustering", CLUSTERINGS.values(), ids=CLUSTERINGS.keys())
-def test_clusterings(clustering, dtype):
+def test_clusterings(device, clustering, dtype):
     z, guide, _, _, _ = problem(600, dtype=dtype)
     pos_idx = torch.randint(-1, 600, (600, 3))
     pos_idx[:590:3, 0] = 596 + torch.arange(197) % 4  # positives inside the small far cluster of the last clustering
-    assert_like_reference(lt.guided_contrastive, z, guide, *clustering, k=3)
-    assert_like_reference(lt.stage2_loss, z, guide, *clustering, pos_idx=pos_idx)
+    assert_like_reference(lt.guided_contrastive, z, guide, *clustering, device=device, k=3)
+    assert_like_reference(lt.stage2_loss, z, guide, *clustering, device=device, pos_idx=pos_idx)
 
 
 def test_rows_whose_negatives_are_all_positives_fall_back():
