@@ -2,8 +2,10 @@
 
 import pytest
 import torch
+import torch.distributed as dist
 
-from python_tests.distributed.group_cases import ALL_CASES, CASES, SIZES, Outcome, of_one_process, on_a_rank
+import ltood_fast
+from python_tests.distributed.group_cases import ALL_CASES, CASES, SIZES, Outcome, batch, of_one_process, on_a_rank
 from python_tests.tolerances import assert_gradient_close, assert_loss_close
 
 SPREAD = [(world, shape) for world, shapes in SIZES.items() for shape in shapes]
@@ -50,3 +52,76 @@ def test_reductions_in_the_dtypes_of_training(groups, dtype, reduction, exchange
             arguments = (case, sizes, dtype, reduction)
             outcomes = groups(world).results(on_a_rank, *arguments, exchange, "auto")
             check(outcomes, of_one_process(*arguments), reduction, dtype)
+
+
+@pytest.mark.parametrize("exchange", ["gather", "ring"])
+def test_the_reference_where_there_is_no_kernel(groups, exchange):
+    for case in ("psd domain k3", "psd bank", "stage1", "supcon"):
+        arguments = (case, SIZES[3]["uneven"], torch.float64, "none")
+        check(
+            groups(3).results(on_a_rank, *arguments, exchange, "reference"),
+            of_one_process(*arguments),
+            "none",
+            torch.float64,
+        )
+
+
+def ties(n: int) -> torch.Tensor:
+    """Rows of norm 2 of which many are equal: their cosines are exact."""
+    return torch.tensor([[1.0, 1, 1, 1], [1, -1, 1, -1], [1, 1, -1, -1]])[torch.arange(n) % 3]
+
+
+def nearest(rank: int, world: int, sizes: list[int], exchange: str) -> tuple[torch.Tensor, torch.Tensor]:
+    first, n = sum(sizes[:rank]), sizes[rank]
+    options = {"instance_ids": first + torch.arange(n), "return_neighbors": True, "group": dist.group.WORLD}
+    *_, indices = ltood_fast.psd_loss(ties(sum(sizes))[first : first + n], k=4, exchange=exchange, **options)
+    *_, again = ltood_fast.psd_loss(ties(sum(sizes))[first : first + n], k=4, exchange=exchange, **options)
+    return indices, again
+
+
+@pytest.mark.parametrize("exchange", ["gather", "ring"])
+def test_equal_neighbours_go_to_the_lower_row_of_the_batch(groups, exchange):
+    """A ring brings the shards in another order on every rank, some with fewer rows than neighbours are wanted."""
+    sizes = [3, 7, 2, 6]
+    indices, again = (torch.cat(x) for x in zip(*groups(4).results(nearest, sizes, exchange), strict=True))
+    equal = [[j for j in range(18) if j % 3 == i % 3 and j != i][:4] for i in range(18)]
+    assert indices.tolist() == equal
+    assert torch.equal(indices, again)
+
+
+def bits(rank: int, world: int, exchange: str) -> list[torch.Tensor]:
+    torch.manual_seed(rank)
+    z, domain = torch.randn(300, 24), torch.randint(0, 2, (300,))
+    results = []
+    for threads in (1, 1, 2):
+        torch.set_num_threads(threads)
+        z = z.detach().requires_grad_()
+        temperature = torch.tensor(0.2, requires_grad=True)
+        options = {"k": 2, "exchange": exchange, "group": dist.group.WORLD}
+        total = ltood_fast.stage1_loss(z, domain, temperature, **options).total
+        total.backward()
+        results.append([total.detach(), z.grad, temperature.grad])
+    torch.set_num_threads(1)
+    return results
+
+
+@pytest.mark.parametrize("exchange", ["gather", "ring"])
+def test_the_same_inputs_give_the_same_bits(groups, exchange):
+    for first, *others in groups(2).results(bits, exchange):
+        assert all(torch.equal(a, b) for other in others for a, b in zip(first, other, strict=True))
+
+
+def opchecks(rank: int, world: int) -> None:
+    whole, group = batch(12, torch.float32), dist.group.WORLD.group_name
+    z, temperature = whole["z"].requires_grad_(), torch.tensor(0.3, requires_grad=True)
+    searched = (whole["instance_ids"], whole["labels"], 2, 1.0, None, whole["domain"], None, None, None)
+    for exchange in ("gather", "ring"):
+        arguments = (z, 1.0, temperature, True, True, *searched, True, "stage1_loss", "none", exchange, group)
+        torch.library.opcheck(torch.ops.ltood_fast.contrastive_group.default, arguments)
+    torch.library.opcheck(torch.ops.ltood_fast.sum_over_ranks.default, (z.detach()[0].requires_grad_(), "sum", group))
+    keys = (whole["far"], whole["clusters"], None, whole["pos_idx"])
+    torch.library.opcheck(torch.ops.ltood_fast.gather_batch.default, (z, whole["guide"], *keys, "stage2", "", group))
+
+
+def test_opcheck(groups):
+    groups(1).results(opchecks)
