@@ -76,7 +76,7 @@ def contrastive(
         _int64(bank_ids),
         _int64(bank_domain),
     )
-    if not across:
+    if across is None or not across.many:
         return Rows(*torch.ops.ltood_fast.contrastive(*arguments))
     options = (kernel, across.op, across.reduction, across.exchange, across.name)
     *rows, _, _ = torch.ops.ltood_fast.contrastive_group(*arguments, *options)

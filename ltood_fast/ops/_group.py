@@ -30,16 +30,14 @@ class Across:
     def __init__(self, op: str, group: object, reduction: str = "mean", exchange: str = "gather"):
         check.choice(op, "exchange", exchange, EXCHANGES)
         self.op, self.reduction, self.exchange = op, reduction, exchange
-        self.name = "" if group is None else group_name(op, group)
-
-    def __bool__(self) -> bool:
-        return self.name != ""
+        self.many = group is not None
+        self.name = group_name(op, group) if self.many else ""
 
     def __enter__(self) -> Across:
         return self
 
     def __exit__(self, kind, error, trace) -> None:
-        if error is not None and self and isinstance(error, (ValueError, TypeError, RuntimeError)):
+        if self.many and isinstance(error, (ValueError, TypeError, RuntimeError)):
             Peers.of(self.op, self.name, 0, {}, refusal=f"{type(error).__name__}: {error}")
 
 
@@ -258,7 +256,7 @@ torch.library.register_autograd("ltood_fast::sum_over_ranks", _sum_backward, set
 
 def reduce_parts(parts: list[tuple[Tensor, Tensor]], reduction: str, across: Across) -> list[Tensor]:
     """`reduce_rows` of each (rows, has_positive) over all ranks: 16 bytes a part and rank, summed in one order."""
-    if not across or reduction == "none":
+    if not across.many or reduction == "none":
         return [reduce_rows(rows, has_positive, reduction) for rows, has_positive in parts]
     sums = [rows.sum(dtype=torch.float64) for rows, _ in parts]
     counts = [has_positive.sum().to(torch.float64) for _, has_positive in parts]

@@ -42,7 +42,7 @@ def batch_of(
     **same: object,
 ) -> Batch:
     """The rows that the call is about. `same`: arguments that must be the same on all ranks."""
-    if not across:
+    if not across.many:
         return Batch(z, guide, clusters, instance_ids, pos_idx)
     same = {**same, "reduction": across.reduction}
     facts = "\n".join([f"{name}={'a tensor' if isinstance(x, Tensor) else x}" for name, x in same.items()])

@@ -69,7 +69,7 @@ def _check_neighbors(
     if bank is None:
         for name, value in (("bank_ids", bank_ids), ("bank_domain", bank_domain)):
             check.require(value is None, op, name, "None when there is no bank", "a tensor")
-        if across:  # the rows of all ranks are counted when they are known
+        if across.many:  # the rows of all ranks are counted when they are known
             check.count(op, "k", k, 1)
         else:
             allowed = "at least 2 rows, to find neighbours in the batch"
@@ -92,7 +92,7 @@ def _check_neighbors(
 def _kernel(op: str, backend: str, across: Across, *inputs: Tensor | None) -> bool:
     """Whether the kernel runs: for many ranks that of blocks of rows and columns."""
     kernel = use_kernel(op, backend, *inputs)
-    return kernel and (not across or has_kernel("contrastive_block", inputs[0].device.type))
+    return kernel and (not across.many or has_kernel("contrastive_block", inputs[0].device.type))
 
 
 def _with_extras(loss, rows: Rows, return_lse: bool, return_neighbors: bool = False):
@@ -165,7 +165,7 @@ def nt_xent(
         _check_common(op, z, temperature, reduction)
         _check_views(op, z, instance_ids)
         kernel = _kernel(op, backend, across, z)
-    if kernel or across:
+    if kernel or across.many:
         rows = contrastive(z, temperature, normalize=normalize, instance_ids=instance_ids, across=across, kernel=kernel)
         (loss,) = reduce_parts([rows.instance], reduction, across)
         return _with_extras(loss, rows, return_lse)
@@ -220,7 +220,7 @@ def supcon(
         _check_common(op, z, temperature, reduction)
         check.integers(op, "labels", labels, z.shape[0], z)
         kernel = _kernel(op, backend, across, z)
-    if kernel or across:
+    if kernel or across.many:
         rows = contrastive(
             z, temperature, normalize=normalize, views=False, labels=labels, across=across, kernel=kernel
         )
@@ -308,7 +308,7 @@ def psd_loss(
         "bank_domain": bank_domain,
         "normalize": normalize,
     }
-    if kernel or across:
+    if kernel or across.many:
         rows = contrastive(z, temperature, across=across, kernel=kernel, **options)
         (loss,) = reduce_parts([rows.instance], reduction, across)
         return _with_extras(loss, rows, return_lse, return_neighbors)
@@ -367,13 +367,13 @@ def domain_loss(
         for name, value in (("weight", weight), ("bias", bias)):
             check.require(kind == "bce" or value is None, op, name, "None for kind='supcon'", "a tensor")
         kernel = kind == "supcon" and _kernel(op, backend, across, z)
-    if kernel or (across and kind == "supcon"):
+    if kernel or (across.many and kind == "supcon"):
         rows = contrastive(
             z, temperature, normalize=normalize, views=False, labels=domain, across=across, kernel=kernel
         )
         (loss,) = reduce_parts([rows.classes], reduction, across)
         return _with_extras(loss, rows, return_lse)
-    if across:
+    if across.many:
         losses = reference.domain_loss(
             z, domain, kind=kind, weight=weight, bias=bias, normalize=normalize, reduction="none"
         )
@@ -481,7 +481,7 @@ def stage1_loss(
         "bank_domain": bank_domain,
         "normalize": normalize,
     }
-    if kernel or across:
+    if kernel or across.many:
         rows = contrastive(z, temperature, labels=domain, domain=own_domain, across=across, kernel=kernel, **options)
         psd, separation = reduce_parts([rows.instance, rows.classes], reduction, across)
         result = Stage1Result(psd + alpha * separation, psd, separation)

@@ -360,10 +360,10 @@ def _check_selection(
     check.nonnegative_number(op, "gamma", gamma)
     _check_views(op, z, instance_ids)
     if pos_idx is None:  # across ranks, k and pos_idx are held against the rows of all ranks when these are known
-        check.count(op, "k", k, 1, None if across else n - 1)
+        check.count(op, "k", k, 1, None if across.many else n - 1)
     else:
         check.integer_tensor(op, "pos_idx", pos_idx, z)
         matrix = pos_idx.dim() == 2 and pos_idx.shape[0] == n
         check.require(matrix, op, "pos_idx", f"of shape [{n}, k]", f"shape {tuple(pos_idx.shape)}")
-        if not across:
+        if not across.many:
             check.index_range(op, "pos_idx", pos_idx, -1, n)
