@@ -233,34 +233,39 @@ def operator(name: str, schema: str) -> Callable[[Callable], Callable]:
     return register
 
 
-@operator("sum_over_ranks", "(Tensor x, str op, str group) -> Tensor")
-def sum_over_ranks(x: Tensor, op: str, group: str) -> Tensor:
+@operator("sum_over_ranks", "(Tensor x, str op, str same, str group) -> Tensor")
+def sum_over_ranks(x: Tensor, op: str, same: str, group: str) -> Tensor:
+    """`same`: what the ranks have to agree on first, "" where they have done so."""
+    if same:
+        Peers.of(op, group, 1, {"arguments": same})
     return gather_even(op, resolve(group), x[None]).sum(dim=0)
 
 
 @torch.library.register_fake("ltood_fast::sum_over_ranks")
-def _(x, op, group):
+def _(x, op, same, group):
     return torch.empty_like(x)
 
 
 def _sum_backward(ctx, gradient):
-    return torch.ops.ltood_fast.sum_over_ranks(gradient, *ctx.names), None, None
+    return torch.ops.ltood_fast.sum_over_ranks(gradient, ctx.op, "", ctx.group), None, None, None
 
 
 def _sum_context(ctx, inputs, output):
-    ctx.names = inputs[1:]
+    _, ctx.op, _, ctx.group = inputs
 
 
 torch.library.register_autograd("ltood_fast::sum_over_ranks", _sum_backward, setup_context=_sum_context)
 
 
-def reduce_parts(parts: list[tuple[Tensor, Tensor]], reduction: str, across: Across) -> list[Tensor]:
-    """`reduce_rows` of each (rows, has_positive) over all ranks: 16 bytes a part and rank, summed in one order."""
+def reduce_parts(parts: list[tuple[Tensor, Tensor]], reduction: str, across: Across, same: str = "") -> list[Tensor]:
+    """`reduce_rows` of each (rows, has_positive) over all ranks: 16 bytes a part and rank, summed in one order. `same`:
+    what the ranks have to agree on, where nothing before made them."""
+    if across.many and (same or reduction != "none"):
+        sums = [rows.sum(dtype=torch.float64) for rows, _ in parts]
+        counts = [has_positive.sum().to(torch.float64) for _, has_positive in parts]
+        totals = torch.ops.ltood_fast.sum_over_ranks(torch.stack(sums + counts), across.op, same, across.name)
     if not across.many or reduction == "none":
         return [reduce_rows(rows, has_positive, reduction) for rows, has_positive in parts]
-    sums = [rows.sum(dtype=torch.float64) for rows, _ in parts]
-    counts = [has_positive.sum().to(torch.float64) for _, has_positive in parts]
-    totals = torch.ops.ltood_fast.sum_over_ranks(torch.stack(sums + counts), across.op, across.name)
     losses, counts = totals.split(len(parts))
     if reduction == "mean":
         losses = losses / counts.detach().clamp(min=1)

@@ -377,7 +377,7 @@ def domain_loss(
         losses = reference.domain_loss(
             z, domain, kind=kind, weight=weight, bias=bias, normalize=normalize, reduction="none"
         )
-        return reduce_parts([(losses, torch.ones_like(losses))], reduction, across)[0]
+        return reduce_parts([(losses, torch.ones_like(losses))], reduction, across, f"bce, {reduction}")[0]
     return reference.domain_loss(
         z,
         domain,

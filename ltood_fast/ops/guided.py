@@ -211,7 +211,7 @@ def feature_distill(
         check.same_width(op, "guide", guide, "z", z)
         use_kernel(op, backend, z, guide)
     rows = reference.feature_distill(z, guide, reduction="none")
-    return reduce_parts([(rows, torch.ones_like(rows, dtype=torch.bool))], reduction, across)[0]
+    return reduce_parts([(rows, torch.ones_like(rows, dtype=torch.bool))], reduction, across, reduction)[0]
 
 
 def stage2_loss(

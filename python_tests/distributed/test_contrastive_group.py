@@ -118,7 +118,9 @@ def opchecks(rank: int, world: int) -> None:
     for exchange in ("gather", "ring"):
         arguments = (z, 1.0, temperature, True, True, *searched, True, "stage1_loss", "none", exchange, group)
         torch.library.opcheck(torch.ops.ltood_fast.contrastive_group.default, arguments)
-    torch.library.opcheck(torch.ops.ltood_fast.sum_over_ranks.default, (z.detach()[0].requires_grad_(), "sum", group))
+    torch.library.opcheck(
+        torch.ops.ltood_fast.sum_over_ranks.default, (z.detach()[0].requires_grad_(), "sum", "", group)
+    )
     keys = (whole["far"], whole["clusters"], None, whole["pos_idx"])
     torch.library.opcheck(torch.ops.ltood_fast.gather_batch.default, (z, whole["guide"], *keys, "stage2", "", group))
 

@@ -75,6 +75,37 @@ def test_stage_2_is_held_to_one_batch_too(groups):
             raise result
 
 
+def row_by_row(rank: int, world: int, loss: str, reduction: str) -> None:
+    """Losses that exchange nothing but two numbers; rank 1's rows do not fit."""
+    z, domain, options = torch.randn(N, D), torch.zeros(N).long(), {"reduction": reduction, "group": dist.group.WORLD}
+    head = {"kind": "bce", "weight": torch.zeros(D), "bias": torch.zeros(())}
+    if loss == "feature_distill":
+        ltood_fast.feature_distill(z, z[: N - rank], **options)
+    else:
+        ltood_fast.domain_loss(z, domain[: N - rank], **head, **options)
+
+
+@pytest.mark.parametrize("reduction", ["mean", "none"])
+@pytest.mark.parametrize("loss", ["feature_distill", "domain_loss"])
+def test_losses_of_single_rows_fail_together_too(groups, loss, reduction):
+    for result in groups(2).run(row_by_row, loss, reduction):
+        with pytest.raises(ValueError, match=rf"{loss}: .* got shape \(5.*\), on rank 1"):
+            raise result
+
+
+def other_reduction(rank: int, world: int) -> None:
+    z = torch.randn(N, D)
+    ltood_fast.feature_distill(z, z, reduction=("mean", "sum")[rank], group=dist.group.WORLD)
+
+
+def test_single_rows_of_other_reductions(groups):
+    for result in groups(2).run(other_reduction):
+        with pytest.raises(
+            ValueError, match="arguments must be the same on all ranks of the group, got mean on rank 0"
+        ):
+            raise result
+
+
 def with_a_nan(rank: int, world: int, exchange: str) -> tuple[bool, bool]:
     z = torch.randn(N, D)
     if rank == 1:

@@ -137,3 +137,21 @@ def modules(rank: int, world: int) -> None:
 
 def test_modules_pass_their_group_on(groups):
     groups(2).results(modules)
+
+
+def in_a_part_of_the_world(rank: int, world: int) -> None:
+    """Ranks 0 and 2; rank 1, which is in no such group, has none to name."""
+    group, whole = dist.new_group([0, 2]), batch(16, torch.float64)
+    if rank == 1:
+        with pytest.raises(TypeError, match="nt_xent: group must be a torch.distributed.ProcessGroup or None, got"):
+            ltood_fast.nt_xent(whole["z"], group=group)
+        return
+    own = local(whole, [10, 6], rank // 2)
+    expected = ltood_fast.stage1_loss(whole["z"], whole["domain"], instance_ids=whole["instance_ids"])
+    for exchange in ("gather", "ring"):
+        options = {"instance_ids": own["instance_ids"], "group": group, "exchange": exchange}
+        torch.testing.assert_close(ltood_fast.stage1_loss(own["z"], own["domain"], **options), expected)
+
+
+def test_a_group_of_some_ranks(groups):
+    groups(3).results(in_a_part_of_the_world)
