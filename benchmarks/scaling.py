@@ -1,7 +1,7 @@
 """python -m benchmarks scaling: the losses and the sampler on several ranks, measured small and modelled large.
 
 Measured on the CPU, gloo over the loopback interface, a thread a rank: time, bytes and memory of nt_xent forward and
-backward with 1, 2 and 4 ranks. Bytes are those of the interface, counted by the kernel: nothing else may use it.
+backward with 1, 2 and 4 ranks. Bytes are those that the kernel counts as written by a process, to its sockets.
 Modelled for 8 to 1,024 GPUs, none of which has been measured: a step is its products at an assumed rate and its
 exchange over assumed links, one after the other. The same formulas with this machine's rates stand beside what was
 measured.
@@ -36,7 +36,7 @@ from .timing import peak_mib_cpu, status_mib
 RESULTS = Path(__file__).resolve().parent / "results"
 WIDTH = 128
 RANKS = (1, 2, 4)
-ROWS = {"strong": 4096, "weak": 2048}  # of all ranks; of each
+ROWS = {"strong": 2048, "weak": 1024}  # of all ranks; of each
 EXCHANGES = ("gather", "ring")
 GPUS = (8, 16, 32, 64, 128, 256, 512, 1024)
 GPU_ROWS = {"strong": 65536, "weak": 1024}
@@ -44,7 +44,7 @@ STEPS = 5
 ROW_DOUBLES = 3  # a row's log-sum-exp, its weight and its pull on the other views, gathered by the backward of nt_xent
 CANDIDATES = (100_000, 200_000, 400_000)
 PLANNED = 10_000_000
-CLUSTERS, BUDGET = 100, 10_000
+CLUSTERS, BUDGET = 50, 10_000
 
 
 @dataclass(frozen=True)
@@ -67,9 +67,9 @@ def rows_a_rank(kind: str, ranks: int, rows: dict[str, int] = ROWS) -> int:
     return max(1, rows[kind] // ranks) if kind == "strong" else rows[kind]
 
 
-def received_bytes(ranks: int, rows: int, itemsize: int, exchange: str) -> int:
-    """Of one rank in a step, `rows` being those of each: every other rank's embeddings once (twice in a ring, whose
-    backward lets them pass again), and three doubles a row."""
+def exchanged_bytes(ranks: int, rows: int, itemsize: int, exchange: str) -> int:
+    """Sent by one rank in a step, and received, `rows` being those of each: every other rank's embeddings once (twice
+    in a ring, whose backward lets them pass again), and three doubles a row."""
     times = 1 if exchange == "gather" else 2
     return (ranks - 1) * rows * (times * WIDTH * itemsize + 8 * ROW_DOUBLES)
 
@@ -90,14 +90,13 @@ def step_seconds(machine: Machine, ranks: int, rows: int, exchange: str) -> tupl
     """(products, exchange): nothing overlaps; exponentials and memory traffic are left out."""
     bandwidth = machine.bytes_per_s if ranks <= machine.node else machine.network_bytes_per_s
     hops = (ranks - 1) * (2 if exchange == "gather" else 3)
-    transfer = received_bytes(ranks, rows, machine.itemsize, exchange) / bandwidth
+    transfer = exchanged_bytes(ranks, rows, machine.itemsize, exchange) / bandwidth
     return products_flop(ranks, rows) / machine.flop_per_s, hops * machine.latency_s + transfer
 
 
-def loopback_bytes() -> int:
-    """Sent over the loopback interface since it is up."""
-    line = re.search(r"^\s*lo:(.+)$", Path("/proc/net/dev").read_text(), re.MULTILINE)
-    return int(line[1].split()[8])
+def written_bytes() -> int:
+    """By this process since it began, to sockets and files: what gloo sends, with its headers."""
+    return int(re.search(r"^wchar: (\d+)$", Path("/proc/self/io").read_text(), re.MULTILINE)[1])
 
 
 def peak_anonymous_mib(call: Callable[[], object]) -> float:
@@ -144,14 +143,13 @@ def _measure(rank: int, ranks: int, n: int, exchange: str) -> dict[str, object]:
     step()
     peak = peak_mib_cpu(step)
     dist.barrier()
-    sent = loopback_bytes()
+    sent, spent = written_bytes(), time.process_time()
     slowest = torch.tensor([_seconds(step) for _ in range(STEPS)] + [peak], dtype=torch.float64)
-    dist.barrier()
-    counted = (loopback_bytes() - sent) / STEPS / ranks
+    sent, spent = (written_bytes() - sent) / STEPS, (time.process_time() - spent) / STEPS
     dist.all_reduce(slowest, op=dist.ReduceOp.MAX)
     return {
         "ranks": ranks, "rows_a_rank": n, "exchange": exchange, "ms": 1e3 * float(slowest[:-1].median()),
-        "received_bytes": counted, "formula_bytes": received_bytes(ranks, n, 4, exchange),
+        "cpu_ms": 1e3 * spent, "sent_bytes": sent, "formula_bytes": exchanged_bytes(ranks, n, 4, exchange),
         "gflop": products_flop(ranks, n) / 1e9, "peak_mib": float(slowest[-1]),
         "embeddings_mib": embeddings_bytes(ranks, n, 4, exchange) / 2**20,
     }  # fmt: skip
@@ -227,9 +225,12 @@ def measure_sampler() -> dict[str, object]:
 
             rows.append({"candidates": count, "peak_mib": peak_anonymous_mib(sample), "seconds": seconds[0]})
     counts = [row["candidates"] for row in rows]
-    lines = {name: np.polyfit(counts, [row[name] for row in rows], 1) for name in ("seconds", "peak_mib")}
-    planned = {name: float(np.polyval(line, PLANNED)) for name, line in lines.items()}
-    return {"clusters": CLUSTERS, "budget": BUDGET, "width": WIDTH, "rows": rows, "planned": PLANNED, **planned}
+    seconds, memory = (np.polyfit(counts, [row[name] for row in rows], 1) for name in ("seconds", "peak_mib"))
+    return {
+        "clusters": CLUSTERS, "budget": BUDGET, "rows": rows, "candidates": PLANNED,
+        "seconds": float(np.polyval(seconds, PLANNED)), "peak_mib": max(row["peak_mib"] for row in rows),
+        "mib_per_million": 1e6 * float(memory[0]),
+    }  # fmt: skip
 
 
 def model(machine: Machine) -> list[dict[str, object]]:
@@ -241,7 +242,7 @@ def model(machine: Machine) -> list[dict[str, object]]:
                 products, transfer = step_seconds(machine, ranks, n, exchange)
                 rows.append({
                     "kind": kind, "ranks": ranks, "rows_a_rank": n, "exchange": exchange,
-                    "received_mib": received_bytes(ranks, n, machine.itemsize, exchange) / 2**20,
+                    "exchanged_mib": exchanged_bytes(ranks, n, machine.itemsize, exchange) / 2**20,
                     "gflop": products_flop(ranks, n) / 1e9, "products_ms": 1e3 * products,
                     "exchange_ms": 1e3 * transfer,
                     "embeddings_mib": embeddings_bytes(ranks, n, machine.itemsize, exchange) / 2**20,
@@ -272,15 +273,16 @@ def text(result: dict) -> str:
     too_many = "".join(f"; {ranks} ranks oversubscribe them" for ranks in RANKS if ranks > cores)
     common = {"ranks": "{ranks}", "rows a rank": "{rows_a_rank}", "exchange": "{exchange}"}
     measured = [
-        {**row, **{f"{name}_mib": row[f"{name}_bytes"] / 2**20 for name in ("received", "formula")}}
+        {**row, **{f"{name}_mib": row[f"{name}_bytes"] / 2**20 for name in ("sent", "formula")}}
         for row in result["measured"]
     ]
     return "\n".join([
         f"nt_xent forward and backward, D={WIDTH}, float32, gloo on {cores} cores, a thread a rank{too_many}",
+        f"load {result['load']:.1f} when it began: far from 0, ms are those of a busy machine, CPU ms less so",
         *table(measured, {
-            **common, "ms": "{ms:.1f}", "model ms": "{model_ms:.1f}", "received MiB": "{received_mib:.3f}",
-            "formula MiB": "{formula_mib:.3f}", "GFLOP": "{gflop:.2f}", "peak MiB": "{peak_mib:.1f}",
-            "of which rows MiB": "{embeddings_mib:.1f}",
+            **common, "ms": "{ms:.1f}", "CPU ms": "{cpu_ms:.1f}", "model ms": "{model_ms:.1f}",
+            "sent MiB": "{sent_mib:.3f}", "formula MiB": "{formula_mib:.3f}", "GFLOP": "{gflop:.2f}",
+            "peak MiB": "{peak_mib:.1f}", "of which rows MiB": "{embeddings_mib:.1f}",
         }),
         "",
         f"a model, not measured: {gpu['flop_per_s'] / 1e12:.0f} TFLOP/s, {gpu['bytes_per_s'] / 1e9:.0f} GB/s in nodes "
@@ -288,16 +290,17 @@ def text(result: dict) -> str:
         f"{1e6 * gpu['latency_s']:.0f} us a hop, {gpu['itemsize']}-byte numbers,",
         "exchange and products one after the other, the encoder left out",
         *table(result["modelled"], {
-            "": "{kind}", **common, "received MiB": "{received_mib:.2f}", "GFLOP": "{gflop:.1f}",
+            "": "{kind}", **common, "sent MiB": "{exchanged_mib:.2f}", "GFLOP": "{gflop:.1f}",
             "products ms": "{products_ms:.3f}", "exchange ms": "{exchange_ms:.3f}", "rows MiB": "{embeddings_mib:.1f}",
         }),
         "",
         f"sample_ood from a file, D={WIDTH}, K={CLUSTERS}, budget {BUDGET}, one process, one thread",
         *table(
-            [*sampler["rows"], {"candidates": PLANNED, **sampler}],
+            [*sampler["rows"], sampler],
             {"candidates": "{candidates:,}", "s": "{seconds:.2f}", "peak MiB": "{peak_mib:.1f}"},
         ),
-        "(the last row is the line through the others, extrapolated; a rank of R reads 1/R of the candidates)",
+        f"The last row is a plan: s on the line through the others, MiB the most, as block and budget bound it "
+        f"(their line: {sampler['mib_per_million']:+.1f} MiB a million). A rank of R reads 1/R of them.",
     ])  # fmt: skip
 
 
@@ -314,14 +317,14 @@ def draw(result: dict, path: Path) -> None:
             several = [row for row in result["measured"] if row["exchange"] == exchange and row["ranks"] > 1]
             points = [row for row in several if row["rows_a_rank"] == rows_a_rank(kind, row["ranks"])]
             measured = [point["ranks"] for point in points]
-            line = [received_bytes(r, rows_a_rank(kind, r), 4, exchange) / 2**20 for r in ranks[1:]]
+            line = [exchanged_bytes(r, rows_a_rank(kind, r), 4, exchange) / 2**20 for r in ranks[1:]]
             bytes_axis.plot(ranks[1:], line, style, color=color, label=f"{kind}, {exchange}")
-            bytes_axis.plot(measured, [p["received_bytes"] / 2**20 for p in points], marker, color=color)
+            bytes_axis.plot(measured, [p["sent_bytes"] / 2**20 for p in points], marker, color=color)
             line = [1e3 * sum(step_seconds(gpu, r, rows_a_rank(kind, r, GPU_ROWS), exchange)) for r in GPUS]
             time_axis.plot(GPUS, line, style, color=color, label=f"{kind}, {exchange}")
             time_axis.plot(measured, [p["model_ms"] for p in points], style, color=color, alpha=0.5)
             time_axis.plot(measured, [p["ms"] for p in points], marker, color=color)
-    bytes_axis.set(title="received by a rank in a step", ylabel="MiB (points: measured, CPU and gloo)")
+    bytes_axis.set(title="sent by a rank in a step", ylabel="MiB (points: measured, CPU and gloo)")
     time_axis.set(title="a step: this CPU, and the assumed GPUs", ylabel="ms (points: measured, lines: model)")
     for axis in (bytes_axis, time_axis):
         axis.set(xscale="log", yscale="log", xlabel="ranks")
@@ -333,6 +336,7 @@ def draw(result: dict, path: Path) -> None:
 
 
 def run(results: Path) -> dict:
+    load = os.getloadavg()[0]
     found = measure_ranks()
     machines = this_machine(found)
     measured = [row for part in found for row in part["rows"]]
@@ -340,7 +344,8 @@ def run(results: Path) -> dict:
         seconds = step_seconds(machines[row["ranks"]], row["ranks"], row["rows_a_rank"], row["exchange"])
         row["model_ms"] = 1e3 * sum(seconds)
     result = {
-        **provenance(), "machine": machine("cpu", 1), "cores": os.cpu_count(), "width": WIDTH,
+        **provenance(), "machine": machine("cpu", 1), "cores": os.cpu_count(), "load": load,
+        "width": WIDTH,
         "machines": {ranks: asdict(constants) for ranks, constants in machines.items()}, "measured": measured,
         "assumptions": asdict(GPU), "modelled": model(GPU), "sampler": measure_sampler(),
     }  # fmt: skip

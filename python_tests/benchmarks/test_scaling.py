@@ -10,9 +10,9 @@ from benchmarks.__main__ import parser
 
 def test_bytes_are_those_of_the_other_ranks_rows():
     width = scaling.WIDTH
-    assert scaling.received_bytes(1, 100, 4, "gather") == 0
-    assert scaling.received_bytes(4, 100, 4, "gather") == 3 * 100 * (4 * width + 24)
-    assert scaling.received_bytes(4, 100, 2, "ring") == 3 * 100 * (2 * 2 * width + 24)
+    assert scaling.exchanged_bytes(1, 100, 4, "gather") == 0
+    assert scaling.exchanged_bytes(4, 100, 4, "gather") == 3 * 100 * (4 * width + 24)
+    assert scaling.exchanged_bytes(4, 100, 2, "ring") == 3 * 100 * (2 * 2 * width + 24)
 
 
 def test_flop_are_three_products_of_own_rows_and_all_rows():
@@ -31,16 +31,17 @@ def test_a_ring_that_leaves_the_node_runs_at_the_networks_rate():
 def made_up():
     measured = [
         {
-            "ranks": ranks, "rows_a_rank": scaling.rows_a_rank(kind, ranks), "exchange": exchange, "ms": 10.0,
-            "model_ms": 9.0, "received_bytes": 2**20, "formula_bytes": 2**20, "gflop": 1.5, "peak_mib": 7.0,
-            "embeddings_mib": 2.0,
+            "ranks": ranks, "rows_a_rank": scaling.rows_a_rank(kind, ranks), "exchange": exchange,
+            "ms": 10.0, "cpu_ms": 8.0, "model_ms": 9.0, "sent_bytes": 2**20, "formula_bytes": 2**20,
+            "gflop": 1.5, "peak_mib": 7.0, "embeddings_mib": 2.0,
         }
         for ranks in scaling.RANKS for kind in scaling.ROWS for exchange in scaling.EXCHANGES
     ]  # fmt: skip
     rows = [{"candidates": count, "seconds": count / 1e5, "peak_mib": 20.0} for count in scaling.CANDIDATES]
     return {
-        "cores": 2, "measured": measured, "assumptions": asdict(scaling.GPU), "modelled": scaling.model(scaling.GPU),
-        "sampler": {"rows": rows, "seconds": 100.0, "peak_mib": 20.0},
+        "cores": 2, "load": 0.1, "measured": measured, "assumptions": asdict(scaling.GPU),
+        "modelled": scaling.model(scaling.GPU),
+        "sampler": {"rows": rows, "candidates": 10**7, "seconds": 100.0, "peak_mib": 20.0, "mib_per_million": 0.5},
     }  # fmt: skip
 
 
