@@ -137,8 +137,9 @@ def floor_ms(case: Case, rates: dict[str, float]) -> float:
     """
     flop, exps, moved = OPS[case.op].work.amounts(case)
     passes = 3 if case.device == "cuda" and case.dtype == "float32" else 1
+    product_rate = rates.get(f"product_{case.dtype}_flop_per_s", rates["product_flop_per_s"])
     seconds = (
-        passes * flop / rates["product_flop_per_s"],
+        passes * flop / product_rate,
         exps / rates["exp_per_s"],
         moved / rates["copy_bytes_per_s"],
     )

@@ -65,15 +65,14 @@ def provenance() -> dict[str, object]:
 
 
 def rates(device: str, seconds: float = 0.3) -> dict[str, float]:
-    """What the device reaches: multiply-adds × 2 a second, float32 on a CPU and bfloat16 on a GPU, at the best of
-    several shapes; bytes copied a second, read and written; exponentials a second."""
+    """What the device reaches: multiply-adds × 2 a second, in float32 and bfloat16 on a CPU, bfloat16 on a GPU, at the
+    best of several shapes; bytes copied a second, read and written; exponentials a second."""
     cuda = device == "cuda"
 
     def best_seconds(call: Callable[[], object]) -> float:
         return 1e-3 * measure([call], device, seconds).min_ms
 
-    def product(m: int, k: int, n: int) -> float:
-        dtype = torch.bfloat16 if cuda else torch.float32
+    def product(m: int, k: int, n: int, dtype: torch.dtype = torch.bfloat16) -> float:
         a, b = torch.randn(m, k, device=device).to(dtype), torch.randn(k, n, device=device).to(dtype)
         out = torch.empty(m, n, device=device, dtype=dtype)
         return 2 * m * k * n / best_seconds(lambda: torch.mm(a, b, out=out))
@@ -81,8 +80,15 @@ def rates(device: str, seconds: float = 0.3) -> dict[str, float]:
     source, target = torch.randn(2, (1 << 28) if cuda else (1 << 25), device=device)
     x = torch.randn(1 << 26 if cuda else 1 << 18, device=device)
     out = torch.empty_like(x)
+    if cuda:
+        products = {"product_flop_per_s": max(product(*shape) for shape in CUDA_PRODUCTS)}
+    else:
+        products = {
+            "product_flop_per_s": max(product(*shape, torch.float32) for shape in CPU_PRODUCTS),
+            "product_bfloat16_flop_per_s": max(product(*shape) for shape in CPU_PRODUCTS),
+        }
     return {
-        "product_flop_per_s": max(product(*shape) for shape in (CUDA_PRODUCTS if cuda else CPU_PRODUCTS)),
+        **products,
         "copy_bytes_per_s": 2 * source.nbytes / best_seconds(lambda: target.copy_(source)),
         "exp_per_s": x.numel() / best_seconds(lambda: torch.exp(x, out=out)),
     }

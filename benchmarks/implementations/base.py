@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from importlib import metadata
 from pathlib import Path
 from types import ModuleType
@@ -35,8 +35,8 @@ class Implementation:
     """Larger cases are left out: `settings` says why."""
     graphed: bool = False
     """Replay the whole call from a CUDA graph."""
-    tested_on: str = field(default="cpu")
-    """Where its adapter has run: results of an untested one are to be looked at twice."""
+    tested_on: str = "cpu"
+    """Where its adapter has run: "cpu", "interpreter" (Triton's), "nowhere". Look twice at what another device says."""
 
     def serves(self, case: Case) -> bool:
         return (
