@@ -1,5 +1,5 @@
-"""Fused losses in Triton, for CUDA alone. None of these adapters has run on a GPU yet. Loss and gradients agree with the
-reference in Triton's interpreter on the CPU, checks for CUDA tensors and inline PTX taken out for that.
+"""Fused losses in Triton, for CUDA alone. None of these adapters has run on a GPU yet. Loss and gradients agree with
+the reference in Triton's interpreter on the CPU, checks for CUDA tensors and inline PTX taken out for that.
 
 Rows are normalised outside, where a training loop would do it, in the dtype of the inputs.
 """
