@@ -85,17 +85,21 @@ def _network_row(setup: Setup, n: int, options: harness.Options, device: str) ->
     try:
         network_step(setup, 16, device)()  # thread pools, cuDNN
         step = network_step(setup, n, device)
+        if device == "cuda":
+            return {
+                **row,
+                "network_mib": timing.peak_mib(step, device),
+                "network_ms": timing.time_cuda([step], options.seconds).median_ms,
+            }
         spent: list[timing.Times] = []
-
-        def timed() -> None:
-            spent.append(timing.time_once(step) if device == "cpu" else timing.time_cuda([step], options.seconds))
-
-        peak = timing.peak_mib(timed, device)
-        return {**row, "network_ms": spent[0].median_ms, "network_mib": peak}
+        peak = timing.peak_mib(lambda: spent.append(timing.time_once(step)), device)
+        return {**row, "network_mib": peak, "network_ms": spent[0].median_ms}
     except (RuntimeError, ImportError) as failure:  # out of memory, no torchvision
         return {**row, "status": harness.FAILED, "message": harness.message_of(failure)}
     finally:
         gc.collect()
+        if device == "cuda":
+            torch.cuda.empty_cache()
 
 
 def _steps(setup: Setup, n: int, options: harness.Options, device: str, rates: dict) -> list[dict]:
