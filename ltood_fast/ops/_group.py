@@ -222,7 +222,8 @@ def gather_rows(group: dist.ProcessGroup, *tensors: Tensor) -> tuple[Tensor, ...
 
 def operator(name: str, schema: str) -> Callable[[Callable], Callable]:
     """Makes a function that exchanges rows ``torch.ops.ltood_fast.<name>``, opaque to torch.compile: other ranks' sizes
-    and errors are read on the host. (`torch.library.custom_op` would import torch._dynamo, seconds, at the first call.)
+    and errors are read on the host, which a CUDA graph cannot capture. (`torch.library.custom_op` would import
+    torch._dynamo, which takes seconds, at the first call.)
     """
 
     def register(function: Callable) -> Callable:
