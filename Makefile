@@ -7,6 +7,7 @@ VENV ?= .venv
 TORCH ?= torch==2.14.1 torchvision==0.29.1
 EXTRAS ?= train,dev
 RUN_DIR ?= runs/demo
+TEST_JOBS ?= 2
 
 ifeq ($(VENV),)
 BIN :=
@@ -26,12 +27,13 @@ SOURCES := $(CXX_FILES) csrc/sources.txt setup.py pyproject.toml
 demo: $(READY)
 	$(PY) -m ltood_fast train --config demo --run-dir $(RUN_DIR) $(DEMO_ARGS)
 
+# Files are shared out among processes: most of the time goes into simulated kernels, which use one core each.
 test: $(READY)
-	$(PY) -m pytest --cov --cov-report=term $(PYTEST_ARGS)
+	$(PY) -m pytest -n $(TEST_JOBS) --dist loadfile --cov --cov-report=term $(PYTEST_ARGS)
 
 # The CUDA kernels, executed on the CPU from their PTX: needs nvcc, no GPU.
 ptx-test: $(READY)
-	$(PY) -m pytest python_tests/ptxsim python_tests/cuda_sim $(PYTEST_ARGS)
+	$(PY) -m pytest -n $(TEST_JOBS) --dist loadfile python_tests/ptxsim python_tests/cuda_sim $(PYTEST_ARGS)
 
 lint: $(READY)
 	$(PY) -m ruff check .
@@ -56,7 +58,8 @@ sanitize: $(READY)
 	  $(SANITIZE_PY) -m pytest python_tests/ops -k 'not compile and not export and not opcheck' $(PYTEST_ARGS)
 
 # On a machine with a GPU, nvcc and a CUDA build of torch, without a network: make gpu-check VENV=
-# Every piece is a target of its own, meant to take less than ten minutes. None has run on hardware yet.
+# Every piece is a target of its own, meant to take less than ten minutes. None has run on hardware yet. Tests and
+# sanitizer go over both paths: the kernels for sm_80, and where they exist and the device is one, those for Hopper.
 GPU_RESULTS ?= benchmarks/results
 GPU_SMALL := python_tests/ops/test_cuda_device.py -k same_bits
 gpu-check: gpu-build gpu-test gpu-sanitize gpu-conformance gpu-bench
@@ -66,12 +69,12 @@ gpu-build: $(READY)
 	$(PY) -m ltood_fast info
 
 gpu-test: $(READY)
-	$(PY) -m pytest -q python_tests/ops -m cuda --durations=10
+	for path in sm80 sm90; do LTOOD_CUDA_PATH=$$path $(PY) -m pytest -q python_tests/ops -m cuda --durations=10 || exit 1; done
 
 gpu-sanitize: $(READY)
-	for tool in memcheck racecheck initcheck synccheck; do \
-	  PYTORCH_NO_CUDA_MEMORY_CACHING=1 compute-sanitizer --tool $$tool --error-exitcode 1 \
-	    $(PY) -m pytest -q $(GPU_SMALL) || exit 1; done
+	for path in sm80 sm90; do for tool in memcheck racecheck initcheck synccheck; do \
+	  LTOOD_CUDA_PATH=$$path PYTORCH_NO_CUDA_MEMORY_CACHING=1 compute-sanitizer --tool $$tool --error-exitcode 1 \
+	    $(PY) -m pytest -q $(GPU_SMALL) || exit 1; done; done
 
 gpu-conformance: $(READY)
 	mkdir -p build $(GPU_RESULTS)

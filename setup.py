@@ -104,6 +104,8 @@ class BuildExtensionWithNvcc(BuildExtension):
     def _compile_cuda(self, source: str) -> str:
         target = Path(self.build_temp) / (source.replace("/", "_") + ".o")
         flags = ["-O3", "-std=c++17", "-lineinfo", "--expt-relaxed-constexpr", "-Xcompiler=-fPIC", f"-I{ROOT / 'csrc'}"]
+        if "9.0a" in ARCH_LIST:
+            flags.append("-DLTOOD_SM90A=1")
         command = [CUDA_HOME / "bin/nvcc", *flags, *gencode_flags(ARCH_LIST), "-c", ROOT / source, "-o", target]
         print(" ".join(map(str, command)), flush=True)
         subprocess.run(list(map(str, command)), check=True)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from importlib import metadata
 from typing import Any
 
@@ -53,6 +54,24 @@ def check_torch_version(built_for: str, running: str) -> None:
 check_torch_version(_C.build_info()["torch"], torch.__version__)
 
 
+def cuda_path(asked: str | None, archs: str) -> str:
+    """Which CUDA kernels a device of compute capability 9.0 runs: "sm80", or "sm90" where LTOOD_CUDA_PATH asks for it.
+
+    The Hopper kernels (wgmma, TMA) of the contrastive family and of knn are not yet verified on hardware, so they must
+    be asked for. What they do not take runs on the others: small temperatures, rows as they are, large D.
+    """
+    if asked not in (None, "", "sm80", "sm90"):
+        raise ImportError(f"LTOOD_CUDA_PATH must be sm80 or sm90, got {asked!r}")
+    if asked == "sm90" and "9.0a" not in archs:
+        raise ImportError(
+            f"LTOOD_CUDA_PATH=sm90 needs a build with TORCH_CUDA_ARCH_LIST containing 9.0a, got {archs or 'no CUDA'}"
+        )
+    return asked or "sm80"
+
+
+cuda_path(os.environ.get("LTOOD_CUDA_PATH"), _C.build_info().get("cuda_archs", ""))
+
+
 # Asked once: the dispatcher cannot be asked while torch.compile traces.
 _KERNELS = frozenset(
     (op, device)
@@ -73,11 +92,14 @@ def build_info() -> dict[str, Any]:
 
     Returns:
         A dict of plain values: ``version``; ``torch`` (built for) and ``torch_running``; ``compiler``; ``cuda``
-        (whether the CUDA kernels were compiled), ``cuda_reason``, ``cuda_archs``, ``cuda_runtime``; ``cuda_devices``
+        (whether the CUDA kernels were compiled), ``cuda_reason``, ``cuda_archs``, ``cuda_runtime``, ``cuda_path`` (see
+        `cuda_path`); ``cuda_devices``
         (names of the devices at hand); ``kernels``: for every public function and device type, ``"kernel"`` or
         ``"reference"``, which is what ``backend="auto"`` runs.
     """
     info = {"version": metadata_version(), **_C.build_info(), "torch_running": torch.__version__}
+    if info["cuda"]:
+        info["cuda_path"] = cuda_path(os.environ.get("LTOOD_CUDA_PATH"), info["cuda_archs"])
     info["cuda_devices"] = [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())]
     info["kernels"] = {
         function: {device: "kernel" if has_kernel(op, device) else "reference" for device in ("cpu", "cuda")}

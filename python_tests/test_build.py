@@ -41,6 +41,15 @@ def test_a_build_for_another_torch_is_refused():
         _ext.check_torch_version("2.11.0", "2.14.1")
 
 
+def test_the_path_of_the_cuda_kernels():
+    assert _ext.cuda_path(None, "8.0+PTX 9.0a") == _ext.cuda_path("sm80", "8.0") == "sm80"
+    assert _ext.cuda_path("sm90", "8.0+PTX 9.0a") == "sm90"
+    with pytest.raises(ImportError, match="LTOOD_CUDA_PATH must be sm80 or sm90, got 'fast'"):
+        _ext.cuda_path("fast", "8.0+PTX 9.0a")
+    with pytest.raises(ImportError, match=r"needs a build with TORCH_CUDA_ARCH_LIST containing 9.0a, got 8.0"):
+        _ext.cuda_path("sm90", "8.0")
+
+
 @pytest.mark.parametrize(
     ("settings", "sentence"),
     [

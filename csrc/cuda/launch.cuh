@@ -5,6 +5,8 @@
 
 #include <cstddef>
 #include <cstdint>
+#include <cstdlib>
+#include <cstring>
 
 namespace ltood::cuda {
 
@@ -26,6 +28,20 @@ inline cudaError_t device_limits(DeviceLimits& limits) {
     return error;
   }
   return cudaDeviceGetAttribute(&limits.shared_bytes, cudaDevAttrMaxSharedMemoryPerBlockOptin, device);
+}
+
+// Whether to take the Hopper kernels: LTOOD_CUDA_PATH=sm90 asks for them, the device has compute capability 9.0, and
+// this build has code for sm_90a (LTOOD_SM90A). Not yet verified on hardware, hence never by themselves.
+inline bool take_sm90() {
+#ifdef LTOOD_SM90A
+  const char* path = std::getenv("LTOOD_CUDA_PATH");
+  int device = 0, major = 0, minor = 0;
+  return path && std::strcmp(path, "sm90") == 0 && !cudaGetDevice(&device) &&
+         !cudaDeviceGetAttribute(&major, cudaDevAttrComputeCapabilityMajor, device) &&
+         !cudaDeviceGetAttribute(&minor, cudaDevAttrComputeCapabilityMinor, device) && major == 9 && minor == 0;
+#else
+  return false;
+#endif
 }
 
 // Lets a kernel have more dynamic shared memory than the 48 KiB that need no asking.

@@ -18,7 +18,7 @@ class NeighborRules(C.Structure):
 
 
 class TrianglePlan(C.Structure):
-    _names = "tiles row_tiles col_tiles groups chunks units blocks resident shared_bytes"
+    _names = "tiles row_tiles col_tiles groups chunks units blocks resident shared_bytes stages"
     _fields_ = [(name, C.c_int) for name in _names.split()]
 
 
@@ -66,7 +66,7 @@ class ContrastivePush(C.Structure):
     _fields_ = [
         ("rows", Operand), ("cols", Operand), ("exponents", Exponents), ("diagonal", C.c_int),
         ("row_factors", pointer), ("col_factors", pointer), ("splits", C.c_int), ("resident", C.c_int),
-        ("shared_bytes", C.c_int), ("out", pointer),
+        ("shared_bytes", C.c_int), ("stages", C.c_int), ("out", pointer),
     ]  # fmt: skip
 
 

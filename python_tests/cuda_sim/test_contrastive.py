@@ -8,7 +8,12 @@ from tolerances import GRADIENT, LOSS, relative_error
 
 from ltood_fast.reference import contrastive as reference
 
-SOURCES = ("csrc/ops/contrastive/contrastive_launch.cu", "csrc/cuda/operand.cu", "csrc/cuda/segment_sums.cu")
+SOURCES = (
+    "csrc/ops/contrastive/contrastive_launch.cu",
+    "csrc/ops/contrastive/contrastive_sm90_launch.cu",
+    "csrc/cuda/operand.cu",
+    "csrc/cuda/segment_sums.cu",
+)
 TAU = 0.2
 
 

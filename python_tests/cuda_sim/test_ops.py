@@ -15,7 +15,7 @@ from python_tests.tolerances import assert_gradient_close, assert_loss_close
 
 LAUNCHERS = [
     *CONTRASTIVE, "csrc/ops/contrastive/contrastive_block_launch.cu", "csrc/ops/knn/knn_launch.cu",
-    "csrc/ops/guided/guided_launch.cu", "csrc/cuda/probe.cu",
+    "csrc/ops/knn/knn_sm90_launch.cu", "csrc/ops/guided/guided_launch.cu", "csrc/cuda/probe.cu",
     "csrc/ops/cluster_kl/cluster_kl_launch.cu", "csrc/ops/cluster_kl/cluster_kl_bwd_launch.cu",
 ]  # fmt: skip
 GLUE = [
@@ -34,7 +34,7 @@ def simulated():
         pytest.skip("nvcc is needed to compile the kernels to PTX")
     from ptxsim.torch_glue import TorchDevice
 
-    device = TorchDevice(LAUNCHERS, GLUE, seed=3, sm_count=4)
+    device = TorchDevice(LAUNCHERS, GLUE, arch="90a", defines={"LTOOD_SM90A": "1"}, seed=3, sm_count=4)
     device.define(*OPERATORS)
     return device
 
@@ -84,6 +84,17 @@ def test_a_fixed_temperature_and_the_default_views(served):
     assert_loss_close(actual, expected, torch.float32)
     gradients = (torch.autograd.grad(loss, z)[0] for loss in (actual, expected))
     assert_gradient_close(*gradients, torch.float32)
+
+
+def test_the_hopper_path(served, monkeypatch):
+    """The same functions, their kernels chosen by the environment: the rectangle's push too."""
+    monkeypatch.setenv("LTOOD_CUDA_PATH", "sm90")
+    test_a_fixed_temperature_and_the_default_views(served)
+    x, y = torch.randn(70, 20), torch.randn(150, 20)
+    rules, device = rules_of(70, 150), torch.device("cpu")
+    check_block(device, x, y, 0.3, True, 15, k=3, rules=rules, on_cuda=True)
+    for kernel in ("tiles_sm90", "push_sm90", "topk_sm90"):
+        assert any(kernel in name for name in served.launches), kernel
 
 
 def test_two_types_of_rows(served):

@@ -334,11 +334,20 @@ class Block:
             raise self.failure(self.program.where[pc], chosen, "ran into a trap (a failed assertion?)")
 
     def _arrive(self, reads, waits: bool, group: Group, gang):
-        values = [read(self)[group.mask] for read in reads]
-        if any((value != value[0]).any() for value in values):
-            raise SimError(f"{self.program.where[group.pc]}: threads name different barriers")
-        number = int(values[0][0])
-        expected = int(values[1][0]) if len(values) > 1 else None
+        """Threads that name different barriers arrive at each; those of one warp must name the same."""
+        numbers = reads[0](self)
+        first = np.repeat(numbers.reshape(-1, WARP)[np.arange(self.lanes // WARP), _first_lane(group.mask)], WARP)
+        if (numbers != first)[group.mask].any():
+            raise SimError(f"{self.program.where[group.pc]}: threads of a warp name different barriers")
+        for number in np.unique(numbers[group.mask]).tolist():
+            self._arrive_at(number, reads[1:], waits, Group(group.pc, group.mask & (numbers == number)), gang)
+        self._check_barriers()
+
+    def _arrive_at(self, number: int, reads, waits: bool, group: Group, gang):
+        counts = {int(value) for read in reads for value in read(self)[group.mask]}
+        if len(counts) > 1:
+            raise SimError(f"{self.program.where[group.pc]}: barrier {number} is used with two thread counts")
+        expected = counts.pop() if counts else None
         barrier = self.barriers.setdefault(number, Barrier(np.zeros(self.lanes, bool), expected))
         if barrier.expected != expected:
             raise SimError(f"{self.program.where[group.pc]}: barrier {number} is used with two thread counts")
@@ -348,7 +357,6 @@ class Block:
             barrier.waiting.append(group)
         else:
             gang.append(group)
-        self._check_barriers()
 
     def _check_barriers(self):
         for number, barrier in list(self.barriers.items()):
@@ -381,6 +389,11 @@ class Block:
             else:
                 self._idle.clear()
             self._polled[warp] = now
+
+
+def _first_lane(mask: np.ndarray) -> np.ndarray:
+    """Of every warp, the lowest lane in the mask; 0 where there is none."""
+    return mask.reshape(-1, WARP).argmax(1)
 
 
 def _whole_warps(mask: np.ndarray) -> bool:

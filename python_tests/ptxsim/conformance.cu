@@ -8,9 +8,11 @@
 #include <cstring>
 
 #include "cuda/primitives/math.cuh"
+#include "cuda/primitives/mbarrier.cuh"
 #include "cuda/primitives/memory.cuh"
 #include "cuda/primitives/mma.cuh"
-#include "kernels/hopper.cuh"
+#include "cuda/primitives/tma.cuh"
+#include "cuda/primitives/wgmma.cuh"
 
 enum Kind : int { kBytes, kBFloat16, kFloat16, kFloat32 };  // of the inputs; numbers lie between 1/16 and 2
 
@@ -104,8 +106,6 @@ __global__ void convert_kernel(const float* in, uint32_t* out) {
 }
 
 #ifdef LTOOD_HOPPER
-using namespace worked;
-
 constexpr int kTileBytes = 8192;  // 64 rows of 128 bytes
 
 __device__ void fill_shared(unsigned char* shared, const uint4* in, int bytes) {
@@ -114,53 +114,60 @@ __device__ void fill_shared(unsigned char* shared, const uint4* in, int bytes) {
   __syncthreads();
 }
 
-// D = A Bᵀ of the two tiles as the descriptors read them, K = 64.
+// D = A B' of a tile of 64 rows and one of kSize * 2 as the descriptors read them, K = 64.
+template <typename half_t, int kSize>
 __global__ void wgmma_shared_kernel(const uint4* in, float* out) {
   extern __shared__ __align__(1024) unsigned char shared[];
-  fill_shared(shared, in, 2 * kTileBytes);
+  fill_shared(shared, in, kTileBytes * (1 + kSize / 32));
   const uint32_t a = shared_address(shared), b = a + kTileBytes;
-  float d[32];
+  float d[kSize];
   wgmma_fence();
-  for (int k = 0; k < 4; ++k)
-    wgmma_shared(d, descriptor(a + k * 32, 16, 1024), descriptor(b + k * 32, 16, 1024), k > 0);
+  for (int k = 0; k < 4; ++k) {
+    wgmma_shared<half_t>(d, matrix_descriptor(a + k * 32), matrix_descriptor(b + k * 32), k > 0);
+  }
   wgmma_commit();
   wgmma_wait<0>();
-  for (int i = 0; i < 32; ++i) out[threadIdx.x * 32 + i] = d[i];
+  for (int i = 0; i < kSize; ++i) out[threadIdx.x * kSize + i] = d[i];
 }
 
-// D = A B: A comes from the end of the input, four registers a thread; B is transposed by its descriptor.
+// D = A B: A comes from the end of the input, four registers a thread; B, kSize / 32 tiles beside each other, is
+// transposed by its descriptor.
+template <typename half_t, int kSize>
 __global__ void wgmma_registers_kernel(const uint4* in, float* out) {
   extern __shared__ __align__(1024) unsigned char shared[];
-  fill_shared(shared, in, kTileBytes);
+  constexpr int kValues = kTileBytes * (kSize / 32);
+  fill_shared(shared, in, kValues);
   const uint32_t b = shared_address(shared);
-  const uint4 own = in[kTileBytes / 16 + threadIdx.x];
+  const uint4 own = in[kValues / 16 + threadIdx.x];
   const uint32_t a[4] = {own.x, own.y, own.z, own.w};
-  float d[32] = {};
+  float d[kSize] = {};
   wgmma_fence();
-  for (int k = 0; k < 4; ++k) wgmma_registers(d, a, descriptor(b + k * 2048, 8192, 1024));
+  for (int k = 0; k < 4; ++k) wgmma_registers<half_t>(d, a, matrix_descriptor(b + k * 2048, kTileBytes), true);
   wgmma_commit();
   wgmma_wait<0>();
-  for (int i = 0; i < 32; ++i) out[threadIdx.x * 32 + i] = d[i];
+  for (int i = 0; i < kSize; ++i) out[threadIdx.x * kSize + i] = d[i];
 }
 
-// A box that sticks out of a [50, 96] array on both sides; output: the tile as it lies in shared memory.
+// A box that sticks out of the second plane of a [2, 50, 96] array on both sides; output: the tile as it lies in shared
+// memory.
 __global__ void tma_kernel(const __grid_constant__ CUtensorMap map, uint4* out) {
   extern __shared__ __align__(1024) unsigned char shared[];
   __shared__ uint64_t barrier;
+  const uint32_t landed = shared_address(&barrier);
   if (threadIdx.x == 0) {
-    mbarrier_init(&barrier, 1);
+    mbarrier_init(landed, 1);
     mbarrier_init_fence();
-    mbarrier_expect(&barrier, kTileBytes);
-    tma_load(shared, &map, &barrier, 64, 16);
+    mbarrier_arrive_expect(landed, kTileBytes);
+    tma_load(shared_address(shared), &map, landed, 64, 16, 1);
   }
   __syncthreads();
-  mbarrier_wait(&barrier, 0);
+  mbarrier_wait(landed, 0);
   for (int i = threadIdx.x; i < kTileBytes / 16; i += 128) out[i] = reinterpret_cast<uint4*>(shared)[i];
 }
 
 int run_tma(const void* in, uint4* out) {
   CUtensorMap map;
-  if (auto error = make_tile_map(&map, in, 50, 96)) return error;
+  if (auto error = make_tensor_map(&map, in, false, 2, 50, 96, 64)) return error;
   tma_kernel<<<1, 128, kTileBytes>>>(map, out);
   return cudaGetLastError();
 }
@@ -177,9 +184,11 @@ const Case kCases[] = {
     {"ex2", kFloat32, 1024, 1024, 0},
     {"convert", kFloat32, 256, 384, 1},
 #ifdef LTOOD_HOPPER
-    {"wgmma_shared", kBFloat16, 2 * kTileBytes, 128 * 128, 0},
-    {"wgmma_registers", kBFloat16, kTileBytes + 2048, 128 * 128, 0},
-    {"tma", kBFloat16, 50 * 96 * 2, kTileBytes, 1},
+    {"wgmma_shared_n64", kBFloat16, 2 * kTileBytes, 128 * 128, 0},
+    {"wgmma_registers_n64", kBFloat16, kTileBytes + 2048, 128 * 128, 0},
+    {"wgmma_shared_n128", kFloat16, 3 * kTileBytes, 128 * 256, 0},
+    {"wgmma_registers_n128", kFloat16, 2 * kTileBytes + 2048, 128 * 256, 0},
+    {"tma", kBFloat16, 2 * 50 * 96 * 2, kTileBytes, 1},
 #endif
 };
 
@@ -245,10 +254,14 @@ int conformance_run(int which, const void* in, void* out) {
       return run_kernel(convert_kernel, in, out);
 #ifdef LTOOD_HOPPER
     case 9:
-      return run_kernel(wgmma_shared_kernel, in, out, 128, 2 * kTileBytes);
+      return run_kernel(wgmma_shared_kernel<__nv_bfloat16, 32>, in, out, 128, 2 * kTileBytes);
     case 10:
-      return run_kernel(wgmma_registers_kernel, in, out, 128, kTileBytes);
+      return run_kernel(wgmma_registers_kernel<__nv_bfloat16, 32>, in, out, 128, kTileBytes);
     case 11:
+      return run_kernel(wgmma_shared_kernel<__half, 64>, in, out, 128, 3 * kTileBytes);
+    case 12:
+      return run_kernel(wgmma_registers_kernel<__half, 64>, in, out, 128, 2 * kTileBytes);
+    case 13:
       return run_tma(in, static_cast<uint4*>(out));
 #endif
   }

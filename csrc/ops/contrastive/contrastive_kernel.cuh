@@ -383,8 +383,17 @@ __device__ void sweep(const ContrastiveForward& p, const ColumnSlots& cols, unsi
   flush_rows(p, rows, memory, first_row, slot, scale, shift);
 }
 
-// A persistent grid walks the units of the upper triangle: row by row of groups, chunks of columns from the diagonal
-// on.
+// Units of the upper triangle are counted row by row of groups, in chunks of columns from the diagonal on. Finds the
+// group of a unit, and the first unit of the group; units ascend, so the search goes on where it was.
+__device__ __forceinline__ void find_group(const TrianglePlan& plan, int unit, int& group, int& first_unit) {
+  for (;;) {
+    const int in_group = (plan.tiles - group * plan.row_tiles + plan.col_tiles - 1) / plan.col_tiles;
+    if (unit < first_unit + in_group) break;
+    first_unit += in_group;
+    ++group;
+  }
+}
+
 template <typename half_t, bool kOnline, bool kNearest>
 __global__ void __launch_bounds__(kThreads, kOnline || kNearest ? 1 : 2)
     contrastive_tiles_kernel(const ContrastiveForward p) {
@@ -401,12 +410,7 @@ __global__ void __launch_bounds__(kThreads, kOnline || kNearest ? 1 : 2)
   const float shift = kOnline ? 0.f : scale;
   int group = 0, first_unit = 0;
   for (int unit = blockIdx.x; unit < plan.units; unit += gridDim.x) {
-    for (;;) {  // the group of this unit; units ascend, so the search goes on where it was
-      const int in_group = (plan.tiles - group * plan.row_tiles + plan.col_tiles - 1) / plan.col_tiles;
-      if (unit < first_unit + in_group) break;
-      first_unit += in_group;
-      ++group;
-    }
+    find_group(plan, unit, group, first_unit);
     const int chunk = unit - first_unit;
     const int from = group * plan.row_tiles + chunk * plan.col_tiles, to = min(from + plan.col_tiles, plan.tiles);
     clear_columns<kOnline, kNearest>(cols);

@@ -5,6 +5,7 @@
 #include "ops/contrastive/contrastive_bwd_kernel.cuh"
 #include "ops/contrastive/contrastive_kernel.cuh"
 #include "ops/contrastive/contrastive_rows_kernel.cuh"
+#include "ops/contrastive/contrastive_sm90_launch.h"
 
 namespace ltood {
 namespace {
@@ -96,6 +97,7 @@ extern "C" {
 int ltood_plan_contrastive(ContrastiveForward* params) {
   cuda::DeviceLimits limits;
   if (const cudaError_t error = cuda::device_limits(limits)) return error;
+  if (contrastive::sm90::plan_tiles(*params, limits)) return cudaSuccess;
   plan_triangle(*params, limits);
   int resident_blocks = 1;
   const auto kernel = reinterpret_cast<const void*>(tiles_kernel(*params));
@@ -110,6 +112,7 @@ int ltood_plan_contrastive(ContrastiveForward* params) {
 
 int ltood_launch_contrastive_tiles(const ContrastiveForward* params, void* stream) {
   const ContrastiveForward& p = *params;
+  if (p.plan.stages) return contrastive::sm90::launch_tiles(p, stream);
   return cuda::launch(tiles_kernel(p), p.plan.blocks, contrastive::kThreads, p.plan.shared_bytes, p, stream);
 }
 
@@ -137,6 +140,7 @@ int ltood_plan_contrastive_push(ContrastivePush* params) {
   cuda::DeviceLimits limits;
   if (const cudaError_t error = cuda::device_limits(limits)) return error;
   ContrastivePush& p = *params;
+  if (contrastive::sm90::plan_push(p, limits)) return cudaSuccess;
   const PushLaunch push = push_launch(p);
   const int rows = p.rows.parts * p.rows.slices * kRowSliceBytes;
   p.shared_bytes = rows + kStages * push.resident_stage;
@@ -151,6 +155,7 @@ int ltood_plan_contrastive_push(ContrastivePush* params) {
 int ltood_launch_contrastive_push(const ContrastivePush* params, void* stream) {
   using namespace contrastive::bwd;
   const ContrastivePush& p = *params;
+  if (p.stages) return contrastive::sm90::launch_push(p, stream);
   const PushLaunch push = push_launch(p);
   const dim3 grid(ceil_div(p.rows.rows, kTileM), ceil_div(p.rows.slices, p.rows.slices > 1 ? 2 : 1), p.splits);
   return cuda::launch(push.kernel, grid, push.threads, p.shared_bytes, p, stream);

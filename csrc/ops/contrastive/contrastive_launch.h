@@ -32,6 +32,7 @@ struct TrianglePlan {
   int blocks;        // of the grid
   int resident;      // the rows of a tile stay in shared memory while the columns pass
   int shared_bytes;  // of a block
+  int stages;        // of the Hopper kernel; 0: it does not take the problem
 };
 
 struct Nearest {
@@ -125,6 +126,7 @@ struct ContrastivePush {
   int splits;        // ranges of columns
   int resident;      // as in TrianglePlan
   int shared_bytes;  // of a block
+  int stages;        // as in TrianglePlan
   float* out;        // [splits, rows, 64 * slices], in units of largest / 8192 where there is one
 };
 

@@ -2,19 +2,23 @@
 
 #include "cuda/launch.cuh"
 #include "ops/knn/knn_kernel.cuh"
+#include "ops/knn/knn_sm90_launch.h"
 
 namespace ltood {
 namespace {
 
 using knn::TopkKernelParams;
 
-// Columns are split so that two blocks a multiprocessor find work: 16,384 rows are 128 blocks, which a device of 132
-// takes three times each. A share below 8 tiles spends more on filling its lists than on products.
+// Columns are split so that two blocks a multiprocessor (one of the Hopper kernel's) find work: 16,384 rows are 128
+// blocks, which a device of 132 takes three times each. A share below 8 tiles spends more on filling its lists than on
+// products.
 TopkKernelParams plan(const TopkParams& p, const cuda::DeviceLimits& limits) {
   constexpr int kLeastTiles = 8;
-  TopkKernelParams plan{p, cuda::ceil_div(p.x.rows, knn::kBlockM), 1, 0, p.indices};
-  const int tiles = (p.y.rows - 1) / knn::kBlockN + 1;
-  const int wanted = std::min(cuda::ceil_div(2 * limits.multiprocessors, plan.row_blocks), knn::kMaxSplits);
+  const bool sm90 = knn::sm90::stages(p.x, limits) > 0;
+  TopkKernelParams plan{p, cuda::ceil_div(p.x.rows, sm90 ? knn::sm90::kRows : knn::kBlockM), 1, 0, p.indices};
+  const int tiles = (p.y.rows - 1) / (sm90 ? knn::sm90::kColumns : knn::kBlockN) + 1;
+  const int places = (sm90 ? 1 : 2) * limits.multiprocessors;
+  const int wanted = std::min(cuda::ceil_div(places, plan.row_blocks), knn::kMaxSplits);
   plan.split_tiles = cuda::ceil_div(tiles, std::clamp(wanted, 1, std::max(tiles / kLeastTiles, 1)));
   plan.splits = cuda::ceil_div(tiles, plan.split_tiles);
   if (plan.splits > 1) plan.keys = static_cast<knn::Key*>(p.workspace);
@@ -22,13 +26,22 @@ TopkKernelParams plan(const TopkParams& p, const cuda::DeviceLimits& limits) {
 }
 
 template <typename half_t>
-cudaError_t launch_topk(const TopkKernelParams& params, const cuda::DeviceLimits& limits, void* stream) {
+cudaError_t launch_lists(const TopkKernelParams& params, const cuda::DeviceLimits& limits, void* stream) {
   const int64_t wanted = knn::kPendingBytes + row_sweep::shared_bytes(params.topk.x, true);
   const bool resident = wanted <= limits.shared_bytes;
   const auto kernel = resident ? knn::topk_kernel<half_t, true> : knn::topk_kernel<half_t, false>;
   const int64_t shared = resident ? wanted : knn::kPendingBytes + row_sweep::shared_bytes(params.topk.x, false);
   return cuda::launch(kernel, params.row_blocks * params.splits, knn::kThreads, static_cast<int>(shared), params,
                       stream);
+}
+
+cudaError_t launch_lists(const TopkKernelParams& params, const cuda::DeviceLimits& limits, void* stream) {
+  const TopkParams& p = params.topk;
+  if (const int stages = knn::sm90::stages(p.x, limits)) {
+    return knn::sm90::launch(p, params.keys, params.row_blocks, params.splits, params.split_tiles, stages, stream);
+  }
+  return p.x.is_half ? launch_lists<__half>(params, limits, stream)
+                     : launch_lists<__nv_bfloat16>(params, limits, stream);
 }
 
 }  // namespace
@@ -44,8 +57,7 @@ extern "C" int ltood_launch_topk(const TopkParams* params, void* stream) {
   cuda::DeviceLimits limits;
   if (const cudaError_t error = cuda::device_limits(limits)) return error;
   const TopkKernelParams planned = plan(*params, limits);
-  const cudaError_t error = params->x.is_half ? launch_topk<__half>(planned, limits, stream)
-                                              : launch_topk<__nv_bfloat16>(planned, limits, stream);
+  const cudaError_t error = launch_lists(planned, limits, stream);
   if (error || planned.splits == 1) return error;
   return cuda::launch(knn::merge_kernel, cuda::ceil_div(params->x.rows, knn::kMergeWarps), 32 * knn::kMergeWarps, 0,
                       planned, stream);

@@ -2,10 +2,15 @@
 // two, a warpgroup multiplies them with wgmma, mbarriers hand the tiles over.
 #include "cuda/launch.cuh"
 #include "cuda/primitives/math.cuh"
+#include "cuda/primitives/mbarrier.cuh"
+#include "cuda/primitives/memory.cuh"
 #include "cuda/primitives/mma.cuh"
-#include "hopper.cuh"
+#include "cuda/primitives/tma.cuh"
+#include "cuda/primitives/wgmma.cuh"
 
 namespace worked {
+
+using namespace ltood::prim;
 
 enum class Bug {
   kNone,
@@ -23,16 +28,16 @@ enum class Bug {
 constexpr int kWidth = 128, kRows = 64, kStages = 2, kHalf = kRows * 128, kTile = 2 * kHalf;
 
 template <Bug kBug>
-__device__ void copy_tiles(unsigned char* shared, const CUtensorMap& map, uint64_t* first, uint64_t* full,
-                           uint64_t* empty, int row0, int count) {
-  mbarrier_expect(first, kTile);
-  for (int h = 0; h < 2; ++h) tma_load(shared + h * kHalf, &map, first, h * 64, row0);
+__device__ void copy_tiles(uint32_t shared, const CUtensorMap& map, uint32_t first, uint32_t full, uint32_t empty,
+                           int row0, int count) {
+  mbarrier_arrive_expect(first, kTile);
+  for (int h = 0; h < 2; ++h) tma_load(shared + h * kHalf, &map, first, h * 64, row0, 0);
   for (int t = 0; t < count; ++t) {
     const int stage = t % kStages, phase = t / kStages & 1;
-    mbarrier_wait(empty + stage, kBug == Bug::kWrongParity ? phase : phase ^ 1);
-    mbarrier_expect(full + stage, kBug == Bug::kWrongByteCount ? kTile + 16 : kTile);
+    mbarrier_wait(empty + 8 * stage, kBug == Bug::kWrongParity ? phase : phase ^ 1);
+    mbarrier_arrive_expect(full + 8 * stage, kBug == Bug::kWrongByteCount ? kTile + 16 : kTile);
     for (int h = 0; h < 2; ++h) {
-      tma_load(shared + kTile * (1 + stage) + h * kHalf, &map, full + stage, h * 64, t * kRows);
+      tma_load(shared + kTile * (1 + stage) + h * kHalf, &map, full + 8 * stage, h * 64, t * kRows, 0);
     }
   }
 }
@@ -40,40 +45,41 @@ __device__ void copy_tiles(unsigned char* shared, const CUtensorMap& map, uint64
 template <Bug kBug>
 __global__ void __launch_bounds__(160)
     softmax_kernel(const __grid_constant__ CUtensorMap map, int n, float scale, float* lse, float* out) {
-  using namespace ltood::prim;
   extern __shared__ __align__(1024) unsigned char shared[];
   __shared__ uint64_t barriers[1 + 2 * kStages];
-  uint64_t *first = barriers, *full = barriers + 1, *empty = full + kStages;
+  const uint32_t first = shared_address(barriers), full = first + 8, empty = full + 8 * kStages;
   const int warp = threadIdx.x / 32, lane = threadIdx.x % 32, g = lane / 4, q = lane % 4;
   const int count = (n + kRows - 1) / kRows, row0 = blockIdx.x * kRows;
   if (threadIdx.x == 0) {
     mbarrier_init(first, 1);
     for (int i = 0; i < kStages; ++i) {
-      mbarrier_init(full + i, 1);
-      mbarrier_init(empty + i, 128);
+      mbarrier_init(full + 8 * i, 1);
+      mbarrier_init(empty + 8 * i, 128);
     }
     mbarrier_init_fence();
   }
   __syncthreads();
   if (warp == 4) {
-    if (lane == 0) copy_tiles<kBug>(shared, map, first, full, empty, row0, count);
+    if (lane == 0) copy_tiles<kBug>(shared_address(shared), map, first, full, empty, row0, count);
     return;
   }
 
   float o[2][32] = {};
   float high[2] = {-INFINITY, -INFINITY}, sum[2] = {};
-  const uint32_t rows = shared_address(shared), stride = kBug == Bug::kWrongStride ? 512 : 1024;
+  const uint32_t rows = shared_address(shared);
+  const uint64_t too_far = kBug == Bug::kWrongStride ? uint64_t(512 >> 4) << 32 : 0;  // of the descriptors' stride
   mbarrier_wait(first, 0);
   for (int t = 0; t < count; ++t) {
     const int stage = t % kStages, phase = t / kStages & 1;
     const uint32_t tile = rows + kTile * (1 + stage);
-    if (kBug != Bug::kNoWaitForTile) mbarrier_wait(full + stage, phase);
+    if (kBug != Bug::kNoWaitForTile) mbarrier_wait(full + 8 * stage, phase);
     float s[32];
     if (kBug != Bug::kNoFence) wgmma_fence();
 #pragma unroll
     for (int k = 0; k < 8; ++k) {
       const uint32_t offset = k / 4 * kHalf + k % 4 * (kBug == Bug::kWrongStep ? 16 : 32);
-      wgmma_shared(s, descriptor(rows + offset, 16, stride), descriptor(tile + offset, 16, stride), k > 0);
+      wgmma_shared<__nv_bfloat16>(s, matrix_descriptor(rows + offset) - too_far,
+                                  matrix_descriptor(tile + offset) - too_far, k > 0);
     }
     wgmma_commit();
     if (kBug == Bug::kOverwrites && threadIdx.x == 0) shared[0] ^= 1;
@@ -108,11 +114,13 @@ __global__ void __launch_bounds__(160)
 #pragma unroll
     for (int h = 0; h < 2; ++h)
 #pragma unroll
-      for (int k = 0; k < 4; ++k) wgmma_registers(o[h], p[k], descriptor(tile + h * kHalf + k * 2048, 8192, 1024));
+      for (int k = 0; k < 4; ++k) {
+        wgmma_registers<__nv_bfloat16>(o[h], p[k], matrix_descriptor(tile + h * kHalf + k * 2048, 8192), true);
+      }
     wgmma_commit();
-    if (kBug == Bug::kReleasesEarly) mbarrier_arrive(empty + stage);
+    if (kBug == Bug::kReleasesEarly) mbarrier_arrive(empty + 8 * stage);
     wgmma_wait<0>();
-    if (kBug != Bug::kReleasesEarly) mbarrier_arrive(empty + stage);
+    if (kBug != Bug::kReleasesEarly) mbarrier_arrive(empty + 8 * stage);
   }
 #pragma unroll
   for (int r = 0; r < 2; ++r) {
@@ -146,6 +154,6 @@ int pick(int bug, const CUtensorMap& map, int n, float scale, float* lse, float*
 
 extern "C" int launch_softmax_sm90(int bug, const void* z, int n, float scale, float* lse, float* out) {
   CUtensorMap map;
-  if (auto error = worked::make_tile_map(&map, z, n, worked::kWidth)) return error;
+  if (auto error = ltood::prim::make_tensor_map(&map, z, false, 1, n, worked::kWidth, worked::kRows)) return error;
   return worked::pick<0>(bug, map, n, scale, lse, out);
 }

@@ -21,10 +21,10 @@ def dump(records, tmp_path_factory):
 
 def test_the_simulator_conforms_to_itself(dump, capsys):
     assert conformance.main(["compare", str(dump)]) == 0
-    assert capsys.readouterr().out.count("as on the hardware") == len(conformance.cases()) == 12
+    assert capsys.readouterr().out.count("as on the hardware") == len(conformance.cases()) == 14
 
 
-@pytest.mark.parametrize("name", ["ldmatrix", "mma_bf16", "mma_tf32", "shuffle", "wgmma_registers", "tma"])
+@pytest.mark.parametrize("name", ["ldmatrix", "mma_bf16", "mma_tf32", "shuffle", "wgmma_registers_n64", "tma"])
 def test_a_dump_that_differs_is_refused(records, name, tmp_path, capsys):
     record = records[name]
     damaged = bytearray(record.output)
@@ -117,8 +117,9 @@ def test_shuffles_by_the_manual(records):
 
 
 def test_a_tma_tile_by_the_manual(records):
-    """Box of 64 × 64 at column 64, row 16 of a [50, 96] array: zeros outside, 16-byte chunks mixed by row % 8."""
-    source = np.frombuffer(records["tma"].input, np.uint16).reshape(50, 96)
+    """Box of 64 × 64 at column 64, row 16 of the second plane of [2, 50, 96]: zeros outside, 16-byte chunks mixed by
+    row % 8."""
+    source = np.frombuffer(records["tma"].input, np.uint16).reshape(2, 50, 96)[1]
     found = np.frombuffer(records["tma"].output, np.uint16).reshape(64, 8, 8)
     tile = np.zeros((64, 64), np.uint16)
     tile[:34, :32] = source[16:, 64:]
@@ -127,15 +128,29 @@ def test_a_tma_tile_by_the_manual(records):
             assert found[row, chunk ^ row % 8].tolist() == tile[row, chunk * 8 : chunk * 8 + 8].tolist()
 
 
-def test_wgmma_by_the_manual(records):
-    """Both tiles are read through the same swizzle that TMA writes."""
-    raw = np.frombuffer(records["wgmma_shared"].input, np.uint16).reshape(2, 64, 8, 8)
+def unswizzled(data):
+    """16-bit tiles of 64 rows and 64 columns as the copy engine lays them out."""
+    raw = np.frombuffer(data, np.uint16).reshape(-1, 64, 8, 8)
     chunk = np.arange(8) ^ np.arange(64)[:, None] % 8
-    a, b = (bf16_to_f32(np.take_along_axis(tile, chunk[:, :, None], 1).reshape(64, 64)) for tile in raw)
-    product = a.astype(np.float64) @ b.T
-    found = np.frombuffer(records["wgmma_shared"].output, np.float32).reshape(128, 32)
-    for thread in range(128):
-        for i in range(32):
-            row = thread // 32 * 16 + thread % 32 // 4 + 8 * (i // 2 % 2)
-            column = i // 4 * 8 + thread % 4 * 2 + i % 2
-            np.testing.assert_allclose(found[thread, i], product[row, column], rtol=1e-5, atol=1e-5)
+    return [np.take_along_axis(tile, chunk[:, :, None], 1).reshape(64, 64) for tile in raw]
+
+
+def assert_accumulators(record, product):
+    """Element 4 j + 2 r + h of a thread is row g + 8 r of its warp's 16, column 8 j + 2 q + h."""
+    found = np.frombuffer(record.output, np.float32).reshape(4, 8, 4, -1, 2, 2)  # warp, g, q, j, r, h
+    found = found.transpose(0, 4, 1, 3, 2, 5).reshape(product.shape)
+    np.testing.assert_allclose(found, product, rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize(("name", "numbers"), [("n64", bf16_to_f32), ("n128", lambda x: x.view(np.float16))])
+def test_wgmma_by_the_manual(records, name, numbers):
+    """Tiles are read through the same swizzle that TMA writes: along K, or with K along their rows."""
+    record = records[f"wgmma_shared_{name}"]
+    a, *tiles = (numbers(tile).astype(np.float64) for tile in unswizzled(record.input))
+    assert_accumulators(record, a @ np.concatenate(tiles).T)
+    record = records[f"wgmma_registers_{name}"]
+    tiles = [numbers(tile).astype(np.float64) for tile in unswizzled(record.input[:-2048])]
+    fragments = numbers(np.frombuffer(record.input[-2048:], np.uint16)).astype(np.float64)
+    a = fragments.reshape(4, 8, 4, 2, 2, 2).transpose(0, 4, 1, 3, 2, 5).reshape(64, 16)  # warp, g, q, half of K, r, h
+    # The kernel multiplies the same 16 columns of A with every 16 rows of B.
+    assert_accumulators(record, sum(a @ np.concatenate(tiles, 1)[k : k + 16] for k in range(0, 64, 16)))

@@ -78,9 +78,9 @@ class _MappedMemory(GlobalMemory):
 class TorchDevice(Device):
     """A device whose operators are called with torch tensors."""
 
-    def __init__(self, sources: list[str], glue: list[str], arch: str = "80", **options):
-        library = Library(sources, arch)
-        objects = [compile_launchers(ROOT / source, arch, {})[1] for source in sources] + [fake_runtime()]
+    def __init__(self, sources: list[str], glue: list[str], arch: str = "80", defines=None, **options):
+        library = Library(sources, arch, defines)
+        objects = [compile_launchers(ROOT / source, arch, defines or {})[1] for source in sources] + [fake_runtime()]
         linked = _compile_glue([*(ROOT / source for source in glue), HERE / "arena.cpp"], objects)
         self._schemas = torch.library.Library("ltood_sim", "DEF")
         library.host = None

@@ -1,0 +1,97 @@
+// The loop of row_sweep.cuh on Hopper: a block owns 256 rows of x, 128 of each consumer warpgroup, and goes through the
+// rows of y, its columns, tile by tile of 128. The block's rows stay in shared memory, slices of columns pass through
+// the ring. A warp owns 16 rows of either half of its warpgroup's, so that nothing about a row is shared between warps;
+// a tile is used in two halves of 64 columns, with the fragments of row_sweep.cuh.
+#pragma once
+
+#include "cuda/row_sweep.cuh"
+#include "cuda/warpgroups.cuh"
+
+namespace ltood::warpgroup_sweep {
+
+using warpgroups::Position;
+using warpgroups::Ring;
+
+constexpr int kBlockM = 256, kBlockN = 128;
+constexpr int kHalves = 2;  // of a warpgroup's rows
+constexpr int kSliceBytes = tiles::slice_bytes<128>();
+
+// Rows of a warp's list l: 16 of either half. A lane holds four of them, slot s is list row_sweep::slot_row(s).
+__device__ __forceinline__ int list_row(int l) {
+  return warpgroups::consumer() * 128 + l / 16 * 64 + threadIdx.x / 32 % 4 * 16 + l % 16;
+}
+
+using row_sweep::Fragments;
+
+struct Maps {
+  CUtensorMap x, y;  // in boxes of a slice of 128 rows
+};
+
+inline int resident_bytes(const Operand& x) { return 2 * x.parts * x.slices * kSliceBytes; }
+inline int barrier_bytes(int stages) { return (stages + 1) * warpgroups::kBarrierBytes; }
+
+// A block's place in shared memory: resident rows, ring, barriers.
+struct Shared {
+  uint32_t resident, resident_full;
+  Ring ring;
+
+  // By all threads, before the roles part.
+  __device__ Shared(uint32_t memory, uint32_t barriers, const Operand& x, int stages)
+      : resident(memory),
+        resident_full(barriers + stages * warpgroups::kBarrierBytes),
+        ring{memory + 2 * x.parts * x.slices * kSliceBytes, barriers, stages, kSliceBytes} {
+    if (threadIdx.x == 0) {
+      ring.init();
+      prim::mbarrier_init(resident_full, 1);
+      prim::mbarrier_init_fence();
+    }
+    __syncthreads();
+  }
+};
+
+// The producer's thread: column tiles begin ... end - 1.
+__device__ __forceinline__ void produce(const Maps& maps, const Operand& x, const Shared& shared, int first_row,
+                                        int begin, int end) {
+  const tiles::Steps steps{x.slices, x.parts};
+  const int slices = x.parts * x.slices;
+  prim::mbarrier_arrive_expect(shared.resident_full, 2 * slices * kSliceBytes);
+  for (int s = 0; s < 2 * slices; ++s) {
+    const int row = first_row + s / slices * 128, part = s / x.slices % x.parts;
+    prim::tma_load(shared.resident + s * kSliceBytes, &maps.x, shared.resident_full, s % x.slices * kSlice, row, part);
+  }
+  Position at;
+  for (int tile = begin; tile < end; ++tile) {
+    for (int step = 0; step < steps.count(); ++step, at.advance(shared.ring.stages)) {
+      shared.ring.claim(at, kSliceBytes);
+      const int column = steps.slice(step) * kSlice;
+      prim::tma_load(shared.ring.at(at), &maps.y, shared.ring.full(at), column, tile * kBlockN, steps.part_b(step));
+    }
+  }
+}
+
+// The consumers: calls use_tile(c, first_column) for the halves of the column tiles begin ... end - 1, in order, with c
+// the products of the operands' data: scales are left to it. It may overwrite c.
+template <typename half_t, typename UseTile>
+__device__ __forceinline__ void consume(const Operand& x, const Shared& shared, int begin, int end, UseTile use_tile) {
+  const tiles::Steps steps{x.slices, x.parts};
+  const uint32_t rows = shared.resident + warpgroups::consumer() * x.parts * x.slices * kSliceBytes;
+  Position at, left;
+  warpgroups::begin_turns();
+  prim::mbarrier_wait(shared.resident_full, 0);
+  for (int tile = begin; tile < end; ++tile) {
+    float products[kHalves][kBlockN / 2];
+    warpgroups::multiply_tile<half_t>(products, steps.count(), shared.ring, at, left, [&](int step, uint32_t stage) {
+      return make_uint2(rows + (steps.part_a(step) * x.slices + steps.slice(step)) * kSliceBytes, stage);
+    });
+#pragma unroll
+    for (int part = 0; part < 2; ++part) {
+      Fragments c;
+#pragma unroll
+      for (int i = 0; i < kBlockN / 2; ++i) c[i / 32][i % 32 / 4][i % 4] = products[i / 32][part * 32 + i % 32];
+      use_tile(c, tile * kBlockN + part * 64);
+    }
+  }
+  warpgroups::end_turns();
+}
+
+}  // namespace ltood::warpgroup_sweep

@@ -1,0 +1,332 @@
+// Backward of the contrastive losses on Hopper: what contrastive_bwd_kernel.cuh computes with the fixed shift.
+//
+//   push_i = sum_j G_ij u_j,   G_ij = (a_i + a_j) 2^(t_ij - shift),   a = w 2^(shift - lse2),   G_ii = 0
+//
+// tile      128 rows, 64 of a consumer warpgroup, × 128 columns (one part, D <= 128) or 64; a block owns 128 rows, up
+// to
+//           256 features of the output, a range of columns
+// operands  rows stay in shared memory; columns pass through a ring of stages of two slices, 16 to 32 KiB. Both are
+// read
+//           with K along the rows for S; the same stage then serves as V, read the other way, where it holds all
+//           features of the output and two tiles fit; else V comes again (from L2)
+// registers D = 128: 64 of S, 64 of the output, 32 of G, which is A of the second product and never leaves them
+// cost      2 N² D multiply-adds for D <= 256 (times 3 for float32), S again for every further 256 features; N²
+//           exponentials; from L2 32 KiB a tile of 128 × 128 at D = 128, 16 bytes a clock and SM
+// limiter   tensor cores: a tile of D = 128 takes 2,048 clocks of them, 1,024 of ex2. A warpgroup's turn is the
+// output's
+//           product of one tile and S of the next; its exponentials run under the other's turn. Not yet verified on
+//           hardware.
+#pragma once
+
+#include "cuda/primitives/math.cuh"
+#include "cuda/tiles.cuh"
+#include "cuda/warpgroups.cuh"
+#include "ops/contrastive/contrastive_launch.h"
+
+namespace ltood::contrastive::sm90 {
+
+struct Push {
+  CUtensorMap row_map, col_map;  // in boxes of 128 and of kTileN rows
+  ContrastivePush p;
+};
+
+constexpr int kPushRows = 128;
+constexpr int kPushRowSlice = tiles::slice_bytes<kPushRows>();
+
+// For operands of one or two parts and an output of 1, 2 or 4 slices a block.
+template <int kParts, int kOut>
+struct PushShape {
+  static constexpr int kTileN = kParts == 1 && kOut <= 2 ? 128 : 64;
+  static constexpr int kChunk = kOut < 2 ? 1 : 2;  // slices of a stage
+  static constexpr int kOutChunks = kOut / kChunk;
+  static constexpr int kSliceBytes = tiles::slice_bytes<kTileN>();
+  static constexpr int kStageBytes = kChunk * kSliceBytes;
+  // S, output, and G in one or two parts
+  static_assert(kTileN / 2 + 32 * kOut + kParts * kTileN / 4 <= 192, "a consumer thread has 240 registers");
+};
+
+// How the columns pass: per tile `chunks` × parts stages for S; these serve as V too (`shared`), or V follows.
+template <int kParts, int kOut>
+struct Schedule {
+  int slices, chunks, from, to;  // tiles
+  bool shared;
+
+  __device__ explicit Schedule(const ContrastivePush& p) {
+    using P = PushShape<kParts, kOut>;
+    slices = p.rows.slices;
+    chunks = (slices + P::kChunk - 1) / P::kChunk;
+    shared = chunks <= P::kOutChunks && 2 * chunks * kParts <= p.stages;
+    const int tiles = (p.cols.rows + P::kTileN - 1) / P::kTileN, per_split = (tiles + p.splits - 1) / p.splits;
+    from = min(int(blockIdx.z) * per_split, tiles);
+    to = min(from + per_split, tiles);
+  }
+  // Stages that a turn needs before the other warpgroup gives any back.
+  __device__ int of_turn() const {
+    return (shared ? 2 * chunks : chunks + PushShape<kParts, kOut>::kOutChunks) * kParts;
+  }
+};
+
+template <int kParts, int kOut>
+__device__ __forceinline__ void produce_columns(const Push& f, const warpgroups::Ring& ring, uint32_t resident,
+                                                uint32_t resident_full) {
+  using P = PushShape<kParts, kOut>;
+  const Schedule<kParts, kOut> plan(f.p);
+  prim::mbarrier_arrive_expect(resident_full, kParts * plan.slices * kPushRowSlice);
+  for (int s = 0; s < kParts * plan.slices; ++s) {
+    const int column = s % plan.slices * kSlice, row = blockIdx.x * kPushRows;
+    prim::tma_load(resident + s * kPushRowSlice, &f.row_map, resident_full, column, row, s / plan.slices);
+  }
+  warpgroups::Position at;
+  const auto load = [&](int tile, int first_slice, int chunks) {
+    for (int stage = 0; stage < chunks * kParts; ++stage, at.advance(ring.stages)) {
+      ring.claim(at, P::kStageBytes);
+#pragma unroll
+      for (int i = 0; i < P::kChunk; ++i) {
+        const int column = (first_slice + stage / kParts * P::kChunk + i) * kSlice;
+        const uint32_t to = ring.at(at) + i * P::kSliceBytes;
+        prim::tma_load(to, &f.col_map, ring.full(at), column, tile * P::kTileN, stage % kParts);
+      }
+    }
+  };
+  if (plan.from < plan.to) load(plan.from, 0, plan.chunks);
+  for (int tile = plan.from; tile < plan.to; ++tile) {
+    if (!plan.shared) load(tile, blockIdx.y * kOut, P::kOutChunks);
+    if (tile + 1 < plan.to) load(tile + 1, 0, plan.chunks);
+  }
+}
+
+// S becomes G_ij scale_j: the columns' operand lacks its scale. Column `same` is the thread's first row itself.
+template <bool kEdge, int kSize>
+__device__ __forceinline__ void weight_scores(float (&s)[kSize], const float2 (&of_row)[2], const RowFactors* factors,
+                                              float scale, int n_cols, int same, int first_col) {
+#pragma unroll
+  for (int j = 0; j < kSize / 4; ++j) {
+#pragma unroll
+    for (int h = 0; h < 2; ++h) {
+      const int col = first_col + j * 8 + threadIdx.x % 4 * 2 + h;
+      const bool inside = !kEdge || col < n_cols;
+      const float2 of_col = inside ? __ldg(reinterpret_cast<const float2*>(factors + col)) : float2{};
+#pragma unroll
+      for (int r = 0; r < 2; ++r) {
+        float& value = s[4 * j + 2 * r + h];
+        const float x = prim::exp2_fast(fmaf(value * of_col.x, of_row[r].x, -scale));
+        value = (of_row[r].y + of_col.y) * x * of_col.x;
+        if (kEdge && (!inside || col == same + 8 * r)) value = 0;
+      }
+    }
+  }
+}
+
+// What a consumer warpgroup does with its 64 rows.
+template <typename half_t, int kParts, int kOut>
+class Consumer {
+  using P = PushShape<kParts, kOut>;
+  using Position = warpgroups::Position;
+
+ public:
+  __device__ __forceinline__ Consumer(const ContrastivePush& p, const warpgroups::Ring& ring, uint32_t resident)
+      : p_(p),
+        ring_(ring),
+        plan_(p),
+        rows_(resident + warpgroups::consumer() * kPushRowSlice / 2),
+        row_(blockIdx.x * kPushRows + threadIdx.x / 32 * 16 + threadIdx.x % 32 / 4) {}
+
+  __device__ __forceinline__ void run(uint32_t resident_full) {
+    const float scale = tiles::exponent_scale(p_.exponents.inv_tau, p_.exponents.temperature);
+    const int first_same = blockIdx.x * kPushRows + p_.diagonal;  // the block's first row among the columns
+    float2 of_row[2];
+#pragma unroll
+    for (int r = 0; r < 2; ++r) {
+      const int row = row_ + 8 * r;
+      of_row[r] = row < p_.rows.rows ? __ldg(reinterpret_cast<const float2*>(p_.row_factors + row)) : float2{};
+      of_row[r].x *= scale;
+    }
+#pragma unroll
+    for (int i = 0; i < 32 * kOut; ++i) out_[i / (32 * P::kChunk)][i % (32 * P::kChunk)] = 0;
+    const bool turns = plan_.of_turn() <= ring_.stages;
+    prim::mbarrier_wait(resident_full, 0);
+    warpgroups::begin_turns();
+    if (plan_.from < plan_.to) multiply_scores();
+    settle(0);
+    for (int tile = plan_.from; tile < plan_.to; ++tile) {
+      const int first_col = tile * P::kTileN;
+      const bool diagonal = first_col < first_same + kPushRows && first_same < first_col + P::kTileN;
+      const int n_cols = p_.cols.rows, same = row_ + p_.diagonal;
+      if (diagonal || first_col + P::kTileN > n_cols) {
+        weight_scores<true>(s_, of_row, p_.col_factors, scale, n_cols, same, first_col);
+      } else {
+        weight_scores<false>(s_, of_row, p_.col_factors, scale, n_cols, same, first_col);
+      }
+      pack_scores();
+      if (turns) warpgroups::wait_for_turn();
+      multiply_values();
+      if (tile + 1 < plan_.to) multiply_scores();
+      if (turns) warpgroups::end_turn();
+      settle(plan_.shared ? plan_.chunks * kParts : 0);
+    }
+    warpgroups::end_turns();
+    store();
+  }
+
+ private:
+  // S of the ring's next stages: low × high and high × low before high × high, so that small terms are added first.
+  __device__ __forceinline__ void multiply_scores() {
+    for (int chunk = 0; chunk < plan_.chunks; ++chunk) {
+      Position parts[kParts];
+      take(parts);
+      const int slices = min(P::kChunk, plan_.slices - chunk * P::kChunk);
+      prim::wgmma_fence();
+#pragma unroll
+      for (int pass = 0; pass < 2 * kParts - 1; ++pass) {
+        const int low_row = kParts == 2 && pass == 0, low_col = kParts == 2 && pass == 1;
+        const uint32_t rows = rows_ + (low_row * plan_.slices + chunk * P::kChunk) * kPushRowSlice;
+        const uint32_t cols = ring_.at(parts[low_col]);
+        for (int i = 0; i < slices; ++i) {
+#pragma unroll
+          for (int k = 0; k < kSlice / 16; ++k) {
+            prim::wgmma_shared<half_t>(s_, prim::matrix_descriptor(rows + i * kPushRowSlice + k * 32),
+                                       prim::matrix_descriptor(cols + i * P::kSliceBytes + k * 32),
+                                       chunk > 0 || pass > 0 || i > 0 || k > 0);
+          }
+        }
+      }
+      commit(!plan_.shared);
+    }
+  }
+
+  // output += G V, V in the oldest stages (shared) or in the next ones.
+  __device__ __forceinline__ void multiply_values() {
+    Position oldest = left_;
+#pragma unroll
+    for (int o = 0; o < P::kOutChunks; ++o) {
+      if (plan_.shared && o >= plan_.chunks) continue;
+      Position parts[kParts];
+      if (plan_.shared) {
+        for (Position& part : parts) {
+          part = oldest;
+          oldest.advance(ring_.stages);
+        }
+      } else {
+        take(parts);
+      }
+      prim::wgmma_fence();
+#pragma unroll
+      for (int pass = 0; pass < 2 * kParts - 1; ++pass) {
+        const int low_weight = kParts == 2 && pass == 0, low_value = kParts == 2 && pass == 1;
+        const uint32_t values = ring_.at(parts[low_value]);
+#pragma unroll
+        for (int k = 0; k < P::kTileN / 16; ++k) {
+          prim::wgmma_registers<half_t>(out_[o], g_[low_weight][k],
+                                        prim::matrix_descriptor(values + k * 16 * tiles::kRowBytes, P::kSliceBytes),
+                                        true);
+        }
+      }
+      commit(!plan_.shared);
+    }
+  }
+
+  __device__ __forceinline__ void take(Position (&parts)[kParts]) {
+#pragma unroll
+    for (Position& part : parts) {
+      part = at_;
+      ring_.wait(at_);
+      at_.advance(ring_.stages);
+    }
+  }
+
+  // A group of products is on its way; those before the last one have ended, and their stages, unless V is still to be
+  // read from them, are given back.
+  __device__ __forceinline__ void commit(bool last_use) {
+    prim::wgmma_commit();
+    if (!last_use) return;
+    if (flying_ == 1) {
+      prim::wgmma_wait<1>();
+      release(kParts);
+    } else {
+      flying_ = 1;
+    }
+  }
+
+  // All products have ended; gives back what flew and `stages` more.
+  __device__ __forceinline__ void settle(int stages) {
+    prim::wgmma_wait<0>();
+    release(stages + flying_ * kParts);
+    flying_ = 0;
+  }
+
+  __device__ __forceinline__ void release(int stages) {
+    for (int i = 0; i < stages; ++i, left_.advance(ring_.stages)) ring_.release(left_);
+  }
+
+  // G as the A operand, in parts: what rounding takes from the first is in the second.
+  __device__ __forceinline__ void pack_scores() {
+#pragma unroll
+    for (int i = 0; i < P::kTileN / 4; ++i) {
+      uint32_t& high = g_[0][i / 4][i % 4];
+      high = prim::pack<half_t>(s_[2 * i], s_[2 * i + 1]);
+      if (kParts == 1) continue;
+      const half_t* halves = reinterpret_cast<const half_t*>(&high);
+      g_[kParts - 1][i / 4][i % 4] =
+          prim::pack<half_t>(s_[2 * i] - prim::to_float(halves[0]), s_[2 * i + 1] - prim::to_float(halves[1]));
+    }
+  }
+
+  __device__ __forceinline__ void store() const {
+    const int width = kSlice * plan_.slices;
+#pragma unroll
+    for (int o = 0; o < P::kOutChunks; ++o) {
+#pragma unroll
+      for (int j = 0; j < 8 * P::kChunk; ++j) {
+#pragma unroll
+        for (int r = 0; r < 2; ++r) {
+          const int row = row_ + 8 * r;
+          const int feature = (blockIdx.y * kOut + o * P::kChunk) * kSlice + j * 8 + threadIdx.x % 4 * 2;
+          if (row >= p_.rows.rows || feature >= width) continue;
+          float* to = p_.out + (size_t(blockIdx.z) * p_.rows.rows + row) * width + feature;
+          *reinterpret_cast<float2*>(to) = {out_[o][4 * j + 2 * r], out_[o][4 * j + 2 * r + 1]};
+        }
+      }
+    }
+  }
+
+  const ContrastivePush& p_;
+  const warpgroups::Ring& ring_;
+  const Schedule<kParts, kOut> plan_;
+  const uint32_t rows_;
+  const int row_;  // the thread's first
+  Position at_, left_;
+  int flying_ = 0;  // groups whose stages are to be given back
+  float s_[P::kTileN / 2], out_[P::kOutChunks][32 * P::kChunk];
+  uint32_t g_[kParts][P::kTileN / 16][4];
+};
+
+template <typename half_t, int kParts, int kOut>
+__global__ void __launch_bounds__(warpgroups::kThreads, 1)
+    contrastive_push_sm90_kernel(const __grid_constant__ Push f) {
+#ifdef __CUDA_ARCH_FEAT_SM90_ALL  // empty in a compilation for anything else
+  using P = PushShape<kParts, kOut>;
+  extern __shared__ __align__(1024) unsigned char memory[];
+  const uint32_t resident = prim::shared_address(memory);
+  const uint32_t stages_at = resident + kParts * f.p.rows.slices * kPushRowSlice;
+  const uint32_t barriers = stages_at + f.p.stages * P::kStageBytes;
+  const warpgroups::Ring ring{stages_at, barriers, f.p.stages, P::kStageBytes};
+  const uint32_t resident_full = barriers + f.p.stages * warpgroups::kBarrierBytes;
+  if (threadIdx.x == 0) {
+    ring.init();
+    prim::mbarrier_init(resident_full, 1);
+    prim::mbarrier_init_fence();
+  }
+  __syncthreads();
+  if (warpgroups::is_producer()) {
+    prim::give_registers<warpgroups::kProducerRegisters>();
+    if (threadIdx.x == warpgroups::kConsumerThreads) {
+      produce_columns<kParts, kOut>(f, ring, resident, resident_full);
+    }
+  } else {
+    prim::take_registers<warpgroups::kConsumerRegisters>();
+    Consumer<half_t, kParts, kOut>(f.p, ring, resident).run(resident_full);
+  }
+#endif
+}
+
+}  // namespace ltood::contrastive::sm90
