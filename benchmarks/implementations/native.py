@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable
 from functools import cache, partial
 
@@ -16,6 +17,7 @@ from .base import Implementation, partners, unit
 
 LOSSES = tuple(name for name, op in OPS.items() if op.outcome is None)
 PLAIN = tuple(name for name in LOSSES if hasattr(plain, name))
+HOPPER = ("nt_xent", "supcon", "psd_loss", "stage1_loss", "knn")
 OURS = tuple(name for name in OPS if hasattr(ltood_fast, name))
 
 
@@ -65,6 +67,11 @@ def _flex_attention() -> Callable:
         return (lse.flatten() - positive).mean()
 
     return nt_xent
+
+
+def _ours(op: str, path: str = "sm80") -> Callable:
+    os.environ["LTOOD_CUDA_PATH"] = path  # read at every launch on a GPU of compute capability 9.0
+    return getattr(ltood_fast, op)
 
 
 def _each(ops: tuple[str, ...], load: Callable[[str], Callable]) -> dict[str, Callable[[], Callable]]:
@@ -145,14 +152,23 @@ IMPLEMENTATIONS = (
     ),
     Implementation(
         "ours",
-        _each(OURS, lambda op: getattr(ltood_fast, op)),
+        _each(OURS, _ours),
         "ltood_fast, backend='auto', as it is",
         kind="ours",
         package="ltood_fast",
     ),
     Implementation(
+        "ours-sm90",
+        _each(HOPPER, partial(_ours, path="sm90")),
+        "ltood_fast with LTOOD_CUDA_PATH=sm90: its Hopper kernels, where the device is one and they take the case",
+        kind="ours",
+        package="ltood_fast",
+        devices=("cuda",),
+        tested_on="nowhere",
+    ),
+    Implementation(
         "ours-cudagraph",
-        _each(("nt_xent", "stage1_loss", "cluster_kl"), lambda op: getattr(ltood_fast, op)),
+        _each(("nt_xent", "stage1_loss", "cluster_kl"), _ours),
         "ltood_fast, the whole call replayed from a CUDA graph of its own per input set",
         kind="ours",
         package="ltood_fast",
