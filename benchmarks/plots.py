@@ -127,6 +127,7 @@ def ratios(result: dict[str, Any]) -> Picture | None:
             va="center",
             fontsize=8,
         )
+    axes.set_ylim(-0.8, len(bars) - 0.2)
     axes.axvline(1, color="black", linewidth=1)
     axes.set_xscale("log")
     _plain_numbers(axes.xaxis)
@@ -214,7 +215,7 @@ def training(result: dict[str, Any]) -> Picture | None:
             shares = {row["N"]: 100 * row["share"] for row in mine if row["implementation"] == name}
             at = [n.index(size) + (i - (len(names) - 1) / 2) * 0.2 for size in shares]
             bars = panel.bar(at, shares.values(), width=0.18, color=COLORS.get(name), label=name)
-            panel.bar_label(bars, fmt="%.1f", fontsize=7, padding=1)
+            panel.bar_label(bars, fmt="%.2g", fontsize=7, padding=1)
         panel.set_xticks(range(len(n)), [f"{size:,}" for size in n])
         panel.set(xlabel="embeddings N", ylabel="% of a step in the loss")
         panel.set_title(f"{network}, {mine[0]['op']}", loc="left")
