@@ -64,7 +64,7 @@ IMPLEMENTATIONS = (
     Implementation(
         "solo-learn",
         {"nt_xent": _solo},
-        "solo.losses.simclr.simclr_loss_func(z1, z2, temperature) of the release on PyPI",
+        "solo.losses.simclr.simclr_loss_func(z1, z2, temperature) of the published release",
         package="solo-learn",
         dtypes=("float32",),
     ),
