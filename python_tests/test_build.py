@@ -63,16 +63,32 @@ def test_settings_of_the_build(settings, sentence):
     assert (result.returncode != 0) == ("must be" in sentence)
 
 
-def test_a_cuda_op_without_a_device_gives_one_clear_error():
+def test_the_probe_runs_on_a_device():
     if not _ext.build_info()["cuda"]:
         with pytest.raises(AttributeError):
             torch.ops.ltood_fast.cuda_probe  # noqa: B018
         return
-    if torch.cuda.is_available():
-        out = torch.zeros(1, dtype=torch.int32, device="cuda")
-        torch.ops.ltood_fast.cuda_probe(out)
-        major, minor = torch.cuda.get_device_capability()
-        assert out.item() <= 100 * major + 10 * minor
-        return
-    with pytest.raises(NotImplementedError, match="ltood_fast::cuda_probe"):
-        torch.ops.ltood_fast.cuda_probe(torch.zeros(1, dtype=torch.int32))
+    if not torch.cuda.is_available():
+        pytest.skip("no CUDA device here")
+    out = torch.zeros(1, dtype=torch.int32, device="cuda")
+    torch.ops.ltood_fast.cuda_probe(out)
+    major, minor = torch.cuda.get_device_capability()
+    assert out.item() <= 100 * major + 10 * minor
+
+
+Z = torch.ones(8, 3)
+IDS = torch.zeros(8, dtype=torch.int64)
+CALLS = {
+    "nt_xent": (Z,),
+    "stage1_loss": (Z, IDS),
+    "guided_contrastive": (Z, Z, IDS, IDS[:1]),
+    "cluster_kl": (Z, Z),
+    "knn": (Z, 1),
+}
+
+
+@pytest.mark.parametrize("function", CALLS)
+def test_a_cuda_kernel_without_a_device_is_refused_in_one_sentence(function):
+    with pytest.raises(ValueError, match="needs inputs on a cuda device, got cpu") as refusal:
+        getattr(ltood_fast, function)(*CALLS[function], backend="cuda")
+    assert str(refusal.value) == f"{function}: backend='cuda' needs inputs on a cuda device, got cpu"

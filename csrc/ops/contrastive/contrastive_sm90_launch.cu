@@ -44,8 +44,8 @@ PushLaunch push_launch(const Operand& u) {
 
 }  // namespace
 
-// N = 16,384, D = 128 on 132 multiprocessors: 64 groups of two row tiles, 8,256 tiles; units of 2 × 4 make 1,088 of
-// them, eight a block. 64 KiB of rows, six stages of 16 KiB and 13 KiB of sums are 173 of 227 KiB.
+// N = 16,384, D = 128 on 132 multiprocessors: 64 groups of two row tiles, 8,256 tiles; units of 2 × 4 make 1,056 of
+// them, eight a block. 64 KiB of rows, six stages of 16 KiB and 9 KiB of sums are 169 of 227 KiB.
 bool plan_tiles(ContrastiveForward& p, const cuda::DeviceLimits& limits) {
   constexpr int kMostStages = 6, kMostColTiles = 8;
   const bool wide = is_wide(p);
@@ -73,7 +73,7 @@ bool plan_tiles(ContrastiveForward& p, const cuda::DeviceLimits& limits) {
 }
 
 // N = 4,096 is 32 blocks of rows for 132 multiprocessors: four ranges of columns. D = 128, bf16: 32 KiB of rows and six
-// stages of 32 KiB, three tiles in flight for each of which 2,048 clocks of products are done.
+// stages of 32 KiB, a tile each: two are held by a turn, four are on their way.
 bool plan_push(ContrastivePush& p, const cuda::DeviceLimits& limits) {
   constexpr int kMostStages = 8;
   p.stages = 0;
