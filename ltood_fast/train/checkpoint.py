@@ -12,12 +12,11 @@ import numpy as np
 import torch
 
 from .._files import write_atomic
-from .config import Config, config_hash, differing_keys, to_dict
+from .config import Config, differing_keys, to_dict
 
 FORMAT = "ltood_fast checkpoint"
 VERSION = 1
-FIELDS = frozenset({"stage", "epoch", "finished", "channels", "config", "config_hash", "model", "optimizer", "rng",
-                    "method"})  # fmt: skip
+FIELDS = frozenset({"stage", "epoch", "finished", "channels", "config", "model", "optimizer", "rng", "method"})
 
 
 class CheckpointError(RuntimeError):
@@ -73,7 +72,6 @@ def save_checkpoint(path: Path, config: Config, **state: Any) -> None:
         "format": FORMAT,
         "version": VERSION,
         "config": to_dict(config),
-        "config_hash": config_hash(config),
         **state,
     }
     assert state.keys() == FIELDS | {"format", "version"}
@@ -107,7 +105,6 @@ def load_checkpoint(path: Path, config: Config | None = None) -> dict[str, Any]:
         raise refuse(f"of format version {VERSION}", state.get("version"))
     if missing := FIELDS - state.keys():
         raise refuse("complete", f"no {', '.join(sorted(missing))}")
-    if config is not None and state["config_hash"] != config_hash(config):
-        keys = differing_keys(config, state["config"]) or ["another version of the configuration"]
+    if config is not None and (keys := differing_keys(config, state["config"])):
         raise refuse("of this run's configuration", f"one that differs in {', '.join(keys)}")
     return state

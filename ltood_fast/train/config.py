@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import dataclasses
 import difflib
-import hashlib
 import json
 import math
 from dataclasses import dataclass, field
@@ -129,6 +128,7 @@ class Stage1Config:
 class Stage2Config:
     """ID images alone, guided by the frozen network of stage 1."""
 
+    guide: str = ""  # [ours] checkpoint of the network that guides; empty: the one of this run's stage 1
     epochs: int = _number(500, 1)
     temperature: float = _number(0.2, 1e-3)
     lr_scale: float = _number(1.0)  # [ours] times optim.lr, as the student starts trained
@@ -245,8 +245,9 @@ def _check_together(config: Config) -> None:
     order = [STAGES.index(s) for s in config.stages if s in STAGES]
     sorted_subset = len(order) == len(config.stages) and order == sorted(set(order))
     require(bool(order) and sorted_subset, "stages", f"some of {', '.join(STAGES)} in that order", config.stages)
-    require("stage2" not in config.stages or "stage1" in config.stages, "stages", "with stage1, the guide of stage2",
-            config.stages)  # fmt: skip
+    guided = "stage1" in config.stages or config.stage2.guide
+    require("stage2" not in config.stages or bool(guided), "stages",
+            "with stage1, the guide of stage2, or stage2.guide must be a checkpoint", config.stages)  # fmt: skip
     s1 = config.stage1
     require(s1.init == "scratch" or "simclr" in config.stages, "stage1.init", "scratch without stage simclr", s1.init)
     require(s1.warmup_epochs <= s1.epochs, "stage1.warmup_epochs", f"at most stage1.epochs = {s1.epochs}",
@@ -332,12 +333,10 @@ def _binding(values: dict[str, Any]) -> dict[str, Any]:
     return {key: flat[key] for key in flat if key == "run.precision" or not key.startswith(("eval.", "run."))}
 
 
-def config_hash(config: Config) -> str:
-    """Of the keys that must stay as they are when a run is resumed."""
-    return hashlib.sha256(json.dumps(_binding(to_dict(config)), sort_keys=True).encode()).hexdigest()
-
-
 def differing_keys(mine: Config, theirs: dict[str, Any]) -> list[str]:
-    """The keys that must not differ from a saved configuration, and do."""
-    a, b = _binding(to_dict(mine)), _binding(theirs)
+    """The keys that must not differ from a saved configuration, and do.
+
+    A key that the saved one lacks, as it is younger, stands for its default: that is what was done before.
+    """
+    a, b = _binding(to_dict(mine)), {**_binding(to_dict(Config())), **_binding(theirs)}
     return [key for key in sorted(a.keys() | b.keys()) if a.get(key) != b.get(key)]

@@ -23,7 +23,7 @@ from .._files import write_atomic
 from .checkpoint import load_checkpoint, restore_rng, rng_state, save_checkpoint, seed_all
 from .config import OptimConfig
 from .embedding_cache import cached_backward
-from .methods import METHODS, Method, start_from
+from .methods import METHODS, Method, first_weights
 from .model import ContrastiveModel
 from .ranks import TrainingError, on_first_rank
 from .session import Session
@@ -147,9 +147,8 @@ class Stage:
         """Fresh, or as its checkpoint left it."""
         seed_all(session.config.seed)
         model = session.new_model()
-        if before := start_from(name, session.config):
-            state = load_checkpoint(session.run_dir / before / "last.pt", session.config)
-            model.load_state_dict(state["model"])
+        if weights := first_weights(name, session):
+            model.load_state_dict(weights)
         method = METHODS[name](session, model)
         if session.ranks > 1 and session.config.model.sync_batchnorm:
             model = synchronised(model, session.device)

@@ -7,6 +7,7 @@ registry: stage name -> class.
 from __future__ import annotations
 
 import time
+from pathlib import Path
 from typing import Any, Protocol
 
 import torch
@@ -17,8 +18,8 @@ import ltood_fast
 from ..eval.groups import split_groups
 from ..ops._shards import add
 from ..sampling.resample import Sample, choose_ood, cluster_embeddings, density_weights
-from .checkpoint import save_tensors
-from .config import Config
+from .checkpoint import CheckpointError, load_checkpoint, save_tensors
+from .config import to_dict
 from .model import ContrastiveModel
 from .neighbors import EmbeddingQueue, NeighborBank
 from .ranks import on_first_rank
@@ -310,8 +311,23 @@ class Stage2:
 METHODS: dict[str, type[Method]] = {"simclr": SimCLR, "stage1": Stage1, "stage2": Stage2}
 
 
-def start_from(stage: str, config: Config) -> str | None:
-    """The stage whose weights a stage starts from; None: fresh ones."""
-    if stage == "stage2":
-        return "stage1"
-    return "simclr" if stage == "stage1" and config.stage1.init == "simclr" else None
+def first_weights(stage: str, session: Session) -> dict[str, Tensor] | None:
+    """The weights that a stage starts from, of a stage before it or of another run; None: fresh ones.
+
+    Raises:
+        CheckpointError: no such checkpoint, or one of another network.
+    """
+    config = session.config
+    if stage == "stage2" and config.stage2.guide:
+        state = load_checkpoint(Path(config.stage2.guide))
+        mine, theirs = ({**part["model"], "channels": n} for part, n in
+                        ((to_dict(config), session.channels), (state["config"], state["channels"])))  # fmt: skip
+        if other := [key for key in mine if key in theirs and mine[key] != theirs[key]]:
+            raise CheckpointError(
+                f"checkpoint: {config.stage2.guide} must be of this run's network, got another {', '.join(other)}"
+            )
+        return state["model"]
+    before = "stage1" if stage == "stage2" else "simclr"
+    if stage == "stage2" or (stage == "stage1" and config.stage1.init == "simclr"):
+        return load_checkpoint(session.run_dir / before / "last.pt", config)["model"]
+    return None

@@ -1,9 +1,10 @@
 import copy
+import shutil
 
 import pytest
 import torch
 
-from ltood_fast.train.checkpoint import load_checkpoint
+from ltood_fast.train.checkpoint import CheckpointError, load_checkpoint
 from ltood_fast.train.config import load_config
 from ltood_fast.train.loop import Stage, TrainingError, read_history
 from ltood_fast.train.methods import Stage1, Stage2
@@ -317,3 +318,20 @@ def test_a_device_that_is_not_there(monkeypatch):
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     with pytest.raises(RuntimeError, match="run.device must be a device of this machine, got cuda"):
         make_fabric(load_config("smoke", {"run.device": "cuda"}).run)
+
+
+def test_a_guide_of_another_run_is_as_good_as_ones_own(make_session, tmp_path):
+    train(make_session(), "stage1")
+    own = train(make_session(), "stage2").model.state_dict()
+    guide = tmp_path / "guide.pt"
+    (tmp_path / "stage1" / "last.pt").rename(guide)
+    shutil.rmtree(tmp_path / "stage2")
+    other = train(make_session(stages="stage2", stage2__guide=str(guide)), "stage2").model.state_dict()
+    assert all(torch.equal(own[name], other[name]) for name in own)
+
+
+def test_a_guide_of_another_network_is_one_sentence(make_session, tmp_path):
+    train(make_session(), "stage1")
+    session = make_session(stages="stage2", stage2__guide=str(tmp_path / "stage1" / "last.pt"), model__out=8)
+    with pytest.raises(CheckpointError, match="must be of this run's network, got another out$"):
+        Stage.open("stage2", session)
