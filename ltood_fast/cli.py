@@ -1,4 +1,4 @@
-"""The commands: `ltood train | eval | embed | sample-ood | info`.
+"""The commands: `ltood train | eval | report | embed | sample-ood | info`.
 
 What a user can get wrong ends as one line on stderr, `ltood: error: ...`, and exit code 2; `--traceback` shows where.
 """
@@ -31,7 +31,7 @@ class Parser(argparse.ArgumentParser):
 def build_parser() -> Parser:
     parser = Parser(prog="ltood", description="Self-supervised learning on long-tailed images with OOD images.")
     parser.add_argument("--traceback", action="store_true", help="show where an error came from")
-    commands = parser.add_subparsers(dest="command", required=True, metavar="train|eval|embed|sample-ood|info")
+    commands = parser.add_subparsers(dest="command", required=True, metavar="train|eval|report|embed|sample-ood|info")
 
     train = commands.add_parser("train", help="train the stages of a configuration, evaluate them, write the report")
     train.add_argument("--config", help="preset or YAML file")
@@ -41,6 +41,10 @@ def build_parser() -> Parser:
 
     evaluate = commands.add_parser("eval", help="evaluate a run's stages again and write the report")
     evaluate.add_argument("--run-dir", type=Path, required=True)
+
+    report = commands.add_parser("report", help="one table over all runs below a folder, mean ± std over seeds")
+    report.add_argument("runs", type=Path, help="folder; the runs' report.json may lie at any depth")
+    report.add_argument("--output", type=Path, help="the table as .md, .json or .csv as well")
 
     embed = commands.add_parser("embed", help="features of a set of images, as .npy [N, F]")
     embed.add_argument("--checkpoint", type=Path, required=True)
@@ -102,6 +106,18 @@ def run_eval(args: argparse.Namespace, overrides: dict[str, str]) -> None:
     session = Session.open(saved_config(args.run_dir, overrides), args.run_dir)
     if session.rank == 0:
         print(report_run(session))
+
+
+def run_report(args: argparse.Namespace, overrides: dict[str, str]) -> None:
+    from .eval.runs import find_runs, format_markdown, mixed_settings, summarize, write_table
+
+    runs = find_runs(args.runs)
+    rows = summarize(runs)
+    if args.output:
+        write_table(args.output, rows)
+    print(format_markdown(rows))
+    for variant, keys in mixed_settings(runs).items():
+        warnings.warn(f"report: runs of {variant} are no repetitions, they differ in {', '.join(keys)}", stacklevel=1)
 
 
 def run_embed(args: argparse.Namespace, overrides: dict[str, str]) -> None:
@@ -177,6 +193,7 @@ def save_array(path: Path, array) -> None:
 COMMANDS = {
     "train": run_train,
     "eval": run_eval,
+    "report": run_report,
     "embed": run_embed,
     "sample-ood": run_sample_ood,
     "info": run_info,

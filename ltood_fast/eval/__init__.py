@@ -2,5 +2,5 @@
 
 Meant to be imported where evaluation happens, never by `import ltood_fast`: scikit-learn and matplotlib come with the
 ``[train]`` extra. The way through: features -> `evaluate.evaluate_features` -> `results.RunResults` ->
-`report.write_report` (which asks `signatures` and `plots`).
+`report.write_report` (which asks `signatures` and `plots`); `runs` reads the reports of many runs into one table.
 """

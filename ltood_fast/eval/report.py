@@ -10,17 +10,18 @@ from typing import Any
 
 from .._files import write_atomic
 from .plots import Picture, draw_pictures
-from .results import RunResults, to_json
+from .results import MEASURES, RunResults, measures_of, to_json
+from .runs import SCHEMA, SCHEMA_VERSION
 from .signatures import Signature, check_signatures, format_signatures
 
-SCHEMA, SCHEMA_VERSION = "ltood_fast.report", 1
-COLUMNS = ("overall", "Many", "Medium", "Few", "std", "kNN")
+ALWAYS = ("overall", "many", "medium", "few", "std", "knn")  # columns also where no stage knows a value
 
 
 def format_table(results: RunResults) -> str:
-    """The stages side by side as plain text: linear probe in groups and kNN overall, in per cent; the last column of
-    the probe is the standard deviation of the groups, in points."""
-    rows = [["", *COLUMNS], *([title, *cells] for title, cells in _table(results))]
+    """The stages side by side as plain text: linear probe in groups and kNN overall, in per cent; std is the standard
+    deviation of the groups, in points; then what else is known, see `results.MEASURES`."""
+    columns, table = _table(results)
+    rows = [["", *columns], *([title, *cells] for title, cells in table)]
     widths = [max(len(row[i]) for row in rows) for i in range(len(rows[0]))]
     return "\n".join(
         "  ".join([row[0].ljust(widths[0]), *(c.rjust(w) for c, w in zip(row[1:], widths[1:], strict=True))])
@@ -48,36 +49,22 @@ def write_report(run_dir: str | Path, results: RunResults) -> Path:
     run_dir.mkdir(parents=True, exist_ok=True)
     signatures = check_signatures(results)
     page = render_page(results, signatures, draw_pictures(results))
-    data = {"schema": SCHEMA, "schema_version": SCHEMA_VERSION, **to_json(results), "signatures": to_json(signatures)}
-    write_atomic(run_dir / "report.json", json.dumps(data, indent=1, allow_nan=False).encode())
+    text = json.dumps(report_data(results, signatures), indent=1, allow_nan=False)
+    write_atomic(run_dir / "report.json", text.encode())
     write_atomic(run_dir / "report.html", page.encode())
     return run_dir / "report.html"
 
 
-def read_report(path: str | Path) -> dict[str, Any]:
-    """The content of a ``report.json`` as plain values.
-
-    Raises:
-        ValueError: the file is not such a report, or one of another version.
-    """
-    try:
-        data = json.loads(Path(path).read_text(encoding="utf-8"))
-    except (json.JSONDecodeError, UnicodeDecodeError) as error:
-        raise ValueError(f"read_report: path must be a report.json, got {path}, which is no JSON: {error}") from None
-    schema = data.get("schema") if isinstance(data, dict) else None
-    if schema != SCHEMA:
-        raise ValueError(f"read_report: path must be a report.json of {SCHEMA}, got {path}, which says {schema!r}")
-    if data.get("schema_version") != SCHEMA_VERSION:
-        raise ValueError(
-            f"read_report: schema_version must be {SCHEMA_VERSION}, got {data.get('schema_version')} in {path}"
-        )
-    return data
+def report_data(results: RunResults, signatures: list[Signature]) -> dict[str, Any]:
+    """What report.json holds; `runs.read_report` reads it."""
+    return {"schema": SCHEMA, "schema_version": SCHEMA_VERSION, **to_json(results), "signatures": to_json(signatures)}
 
 
 def render_page(results: RunResults, signatures: list[Signature], pictures: list[Picture]) -> str:
     """The page as one string of HTML."""
     import jinja2
 
+    columns, table = _table(results)
     environment = jinja2.Environment(
         loader=jinja2.PackageLoader("ltood_fast.eval", ""),
         autoescape=True,
@@ -87,8 +74,8 @@ def render_page(results: RunResults, signatures: list[Signature], pictures: list
     )
     return environment.get_template("report.html.jinja").render(
         results=results,
-        columns=COLUMNS,
-        table=_table(results),
+        columns=columns,
+        table=table,
         confusions=_confusions(results),
         signatures=signatures,
         warnings=sum(signature.state == "warning" for signature in signatures),
@@ -100,14 +87,12 @@ def render_page(results: RunResults, signatures: list[Signature], pictures: list
     )
 
 
-def _table(results: RunResults) -> list[tuple[str, list[str]]]:
-    """(title, the cells of COLUMNS) of each stage."""
-    rows = []
-    for stage in results.stages:
-        values = [stage.probe[key] for key in ("overall", "many", "medium", "few", "std")]
-        values.append(stage.knn["overall"] if stage.knn else None)
-        rows.append((stage.title, ["-" if value is None else f"{100 * value:.2f}" for value in values]))
-    return rows
+def _table(results: RunResults) -> tuple[list[str], list[tuple[str, list[str]]]]:
+    """The titles of the columns, and (title, cells) of each stage."""
+    values = [(stage.title, measures_of(to_json(stage))) for stage in results.stages]
+    columns = [m for m in MEASURES if m.key in ALWAYS or any(known[m.key] is not None for _, known in values)]
+    rows = [(title, [column.text(known[column.key]) for column in columns]) for title, known in values]
+    return [column.title for column in columns], rows
 
 
 def _confusions(results: RunResults, at_most: int = 8) -> list[tuple[str, str]]:

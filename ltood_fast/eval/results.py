@@ -12,7 +12,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, fields, is_dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -25,6 +25,47 @@ if TYPE_CHECKING:
 
 STAGE_TITLES = {"simclr": "SimCLR", "stage1": "Stage 1", "stage2": "Stage 2"}
 PICTURE_ONLY = {"picture_only": True}  # fields that feed pictures and stay out of report.json
+
+
+class Measure(NamedTuple):
+    """A number of a stage: where report.json keeps it and how tables print it."""
+
+    key: str
+    title: str
+    place: tuple[str, ...]
+    """Keys below the stage."""
+    scale: int = 100
+    """Fractions print as per cent, their spread in points."""
+    digits: int = 2
+
+    def text(self, value: float | None) -> str:
+        return "-" if value is None else f"{self.scale * value:.{self.digits}f}"
+
+
+MEASURES = (
+    Measure("overall", "overall", ("probe", "overall")),
+    Measure("many", "Many", ("probe", "many")),
+    Measure("medium", "Medium", ("probe", "medium")),
+    Measure("few", "Few", ("probe", "few")),
+    Measure("std", "std", ("probe", "std")),
+    Measure("knn", "kNN", ("knn", "overall")),
+    Measure("few_shot", "few-shot", ("few_shot", "overall")),
+    Measure("nmi", "NMI", ("clustering", "nmi"), scale=1, digits=3),
+    Measure("ari", "ARI", ("clustering", "ari"), scale=1, digits=3),
+    Measure("uniformity", "uniformity", ("uniformity",), scale=1, digits=3),
+    Measure("alignment", "alignment", ("alignment",), scale=1, digits=3),
+)
+
+
+def measures_of(stage: Mapping[str, Any]) -> dict[str, float | None]:
+    """Every measure of a stage as report.json holds it; None for what that run does not know."""
+    values = {}
+    for measure in MEASURES:
+        value: Any = stage
+        for key in measure.place:
+            value = value.get(key) if isinstance(value, Mapping) else None
+        values[measure.key] = value
+    return values
 
 
 @dataclass(frozen=True)

@@ -15,6 +15,7 @@ from PIL import Image
 
 from ltood_fast.eval import plots, report
 from ltood_fast.eval.results import resampling_result, to_json
+from ltood_fast.eval.runs import read_report
 
 from .conftest import make_resampling, make_results, make_stage
 
@@ -57,7 +58,7 @@ def test_table_has_a_dash_for_what_is_not_known():
 
 def test_json_holds_the_run_and_comes_back(written):
     results, folder = written[:2]
-    data = report.read_report(folder / "report.json")
+    data = read_report(folder / "report.json")
     assert data["schema_version"] == 1
     assert [stage["probe"] for stage in data["stages"]] == [stage.probe for stage in results.stages]
     assert data["stages"][0]["confusion"] == results.stages[0].confusion
@@ -165,7 +166,7 @@ def test_failing_picture_leaves_the_old_files(tmp_path, monkeypatch):
 def test_foreign_report(tmp_path, content, sentence):
     (tmp_path / "report.json").write_text(content)
     with pytest.raises(ValueError, match=f"^read_report: .*{sentence}"):
-        report.read_report(tmp_path / "report.json")
+        read_report(tmp_path / "report.json")
 
 
 def test_pictures_leave_out_what_the_run_does_not_have():
