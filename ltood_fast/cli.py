@@ -35,6 +35,7 @@ def build_parser() -> Parser:
 
     train = commands.add_parser("train", help="train the stages of a configuration, evaluate them, write the report")
     train.add_argument("--config", help="preset or YAML file")
+    train.add_argument("--recipe", help="method by name (simclr, stage1, ...), over the configuration")
     train.add_argument("--run-dir", type=Path, required=True)
     train.add_argument("--resume", action="store_true", help="go on with the run in --run-dir")
     train.epilog = "Any key of the configuration is an option: --section.key value, e.g. --stage1.epochs 100."
@@ -82,9 +83,12 @@ def parse_overrides(rest: Sequence[str]) -> dict[str, str]:
     return overrides
 
 
-def run_train(args: argparse.Namespace, overrides: dict[str, str]) -> None:
+def run_train(args: argparse.Namespace, overrides: dict[str, Any]) -> None:
+    from .train.recipes import recipe
     from .train.run import open_run, report_run, train_run
 
+    if args.recipe is not None:
+        overrides = {**recipe(args.recipe), **overrides}
     config = open_run(args.run_dir, args.config, overrides, args.resume)
     try:
         session = train_run(config, args.run_dir)

@@ -13,7 +13,7 @@ from torch.distributed import ProcessGroup
 import ltood_fast
 
 from ..ops import _check
-from ..ops._shards import shards_of
+from ..ops._shards import fetch, shards_of
 from .kmeans import kmeans
 
 
@@ -81,6 +81,7 @@ def choose_ood(
     budget: int,
     *,
     tailness_k: int = 10,
+    density: Tensor | None = None,
     temperature: float = 1.0,
     strategy: str = "tailness",
     seed: int = 0,
@@ -94,6 +95,7 @@ def choose_ood(
         clusters: of `cluster_embeddings`.
         budget: images to choose.
         tailness_k: neighbours of the density, cut to N - 1 on smaller sets.
+        density: [N] instead of `knn_density`, of this rank's rows with a group; high = tail.
         temperature: T_c, how evenly the budget is spread over the clusters.
         strategy: ``"tailness"``, or ``"random"``, the source's baseline.
         seed: of the random strategy.
@@ -104,7 +106,12 @@ def choose_ood(
     """
     n_id = len(id_embeddings) if group is None else shards_of("choose_ood", group, id_embeddings).total
     tailness = ltood_fast.cluster_tailness(
-        id_embeddings, clusters.assignments, len(clusters.centroids), k=min(tailness_k, n_id - 1), group=group
+        id_embeddings,
+        clusters.assignments,
+        len(clusters.centroids),
+        k=min(tailness_k, n_id - 1),
+        density=density,
+        group=group,
     )
     indices, index_clusters = ltood_fast.sample_ood(
         ood_embeddings,
@@ -119,6 +126,54 @@ def choose_ood(
     return Sample(clusters, tailness, indices, index_clusters)
 
 
+def choose_for_samples(
+    id_embeddings: Tensor,
+    ood_embeddings: Tensor | np.ndarray,
+    n_targets: int,
+    budget: int,
+    *,
+    tailness_k: int = 10,
+    density: Tensor | None = None,
+    seed: int = 0,
+    group: ProcessGroup | None = None,
+) -> tuple[Sample, Tensor]:
+    """OOD images for the sparsest ID images themselves instead of for clusters [ours].
+
+    The `n_targets` ID rows of highest `density` (ties to the lower row) are the centroids of `sample_ood`, each with
+    the same budget (the rest of the division goes to the sparsest); the sparsest chooses first.
+
+    Args:
+        id_embeddings, ood_embeddings, budget, tailness_k, seed, group: as in `choose_ood`.
+        n_targets: T, cut to the number of ID rows.
+        density: [N] instead of `knn_density`, of this rank's rows with a group.
+
+    Returns:
+        The sample, whose clusters are the targets and the ID rows nearest to each, and whose tailness is the targets'
+        density; and the targets, int64 [T] rows of all ID embeddings.
+
+    Raises:
+        ValueError, TypeError: as `knn_density` and `sample_ood`; fewer OOD rows than `budget` is a ValueError.
+    """
+    peers = None if group is None else shards_of("choose_for_samples", group, id_embeddings)
+    n = len(id_embeddings) if peers is None else peers.total
+    if density is None:
+        density = ltood_fast.knn_density(id_embeddings, min(tailness_k, n - 1), group=group)
+    everyone = density if peers is None else peers.gather(density)
+    order = everyone.sort(descending=True, stable=True).indices
+    targets = order[: min(n_targets, n)]
+    centroids = id_embeddings[targets] if peers is None else fetch(peers, id_embeddings, targets)
+    indices, index_clusters = ltood_fast.sample_ood(
+        ood_embeddings,
+        centroids,
+        torch.zeros(len(targets), device=centroids.device),  # equal tailness: equal shares
+        budget,
+        generator=torch.Generator().manual_seed(seed),
+        group=group,
+    )
+    nearest = ltood_fast.knn(id_embeddings, 1, y=centroids)[1][:, 0]
+    return Sample(Clusters(centroids, nearest), everyone[targets], indices, index_clusters), targets
+
+
 def density_weights(embeddings: Tensor, k: int = 10, *, group: ProcessGroup | None = None) -> Tensor:
     """[N] in [0, 1]: 1 for the densest row, 0 for the sparsest, by rank of the mean cosine distance to k neighbours.
 
@@ -126,10 +181,30 @@ def density_weights(embeddings: Tensor, k: int = 10, *, group: ProcessGroup | No
     Ranks, because the scale of the distances drifts through training. With a group N counts the rows of all its ranks,
     of which `embeddings` are this rank's, and all N weights are returned on every rank.
     """
+    rank = _sparsity_rank(embeddings, k, group)
+    return 1.0 - rank.float() / max(1, len(rank) - 1)
+
+
+def gate_weights(embeddings: Tensor, share: float = 0.4, k: int = 10, *, group: ProcessGroup | None = None) -> Tensor:
+    """[N]: 1 for the round(share N) densest rows, 0 for the others [ours]; the rest as `density_weights`."""
+    rank = _sparsity_rank(embeddings, k, group)
+    return (rank < round(share * len(rank))).float()
+
+
+def mutual_weights(embeddings: Tensor, *, group: ProcessGroup | None = None) -> Tensor:
+    """[N]: 1 for a row that is the nearest row of its own nearest row, 0 for the others [ours]; group as above."""
+    peers = None if group is None else shards_of("mutual_weights", group, embeddings)
+    nearest = ltood_fast.knn(embeddings, 1, group=group)[1][:, 0]
+    if peers is not None:
+        nearest = peers.gather(nearest)
+    return (nearest[nearest] == torch.arange(len(nearest), device=nearest.device)).float()
+
+
+def _sparsity_rank(embeddings: Tensor, k: int, group: ProcessGroup | None) -> Tensor:
+    """int64 [N] of all ranks: 0 for the densest row."""
     peers = None if group is None else shards_of("density_weights", group, embeddings)
     n = len(embeddings) if peers is None else peers.total
     sparsity = ltood_fast.knn_density(embeddings, min(k, n - 1), group=group)
     if peers is not None:
         sparsity = peers.gather(sparsity)
-    rank = sparsity.argsort(stable=True).argsort(stable=True)
-    return 1.0 - rank.float() / max(1, n - 1)
+    return sparsity.argsort(stable=True).argsort(stable=True)

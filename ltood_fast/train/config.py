@@ -100,7 +100,12 @@ class SimCLRConfig:
 
 @dataclass(frozen=True)
 class Stage1Config:
-    """ID and sampled OOD images, L_PSD + alpha L_DD."""
+    """ID and sampled OOD images, L_PSD + alpha L_DD.
+
+    `neighbor_weighting`, judged at each re-sampling among all images of a domain that are trained on: `density`, lam
+    falls linearly with the rank of the sparsity, from lam to 0; `gate`, the densest `gate` keep lam, the others get 0;
+    `mutual`, an image keeps lam if it is the nearest of its nearest image, whatever `neighbors` is.
+    """
 
     epochs: int = _number(2000, 1)
     init: str = _choice("scratch", "simclr")  # [ours] simclr: go on from that stage's weights
@@ -111,6 +116,8 @@ class Stage1Config:
     resample_every: int = _number(25, 1)  # T, epochs [source]
     budget: int = _number(10000, 1)  # N_b, OOD images [source]
     ood_strategy: str = _choice("tailness", "random", "none")
+    targets: str = _choice("clusters", "samples")  # [ours] what tailness OOD images must be near to, see choose_ood
+    target_samples: int = _number(256, 1)  # [ours] how many of the sparsest ID images are targets
     clusters: int = _number(10, 1)
     tailness_k: int = _number(10, 1)  # neighbours of the density
     budget_temperature: float = _number(1.0, 1e-3)  # [ours] T_c
@@ -121,7 +128,8 @@ class Stage1Config:
     queue_size: int = _number(4096, 1)  # rows
     same_domain: bool = True  # neighbours from the own domain only
     neighbor_weight: float = _number(1.0)  # [ours] lam
-    neighbor_weighting: str = _choice("none", "density")  # [ours] density: lam falls with the rank of a row's sparsity
+    neighbor_weighting: str = _choice("none", "density", "gate", "mutual")  # [ours] which images keep lam, see below
+    gate: float = _number(0.4, 0, 1)  # [ours] share of the densest images that do
 
 
 @dataclass(frozen=True)
@@ -295,8 +303,8 @@ def presets() -> list[str]:
     return sorted(path.stem for path in PRESETS.glob("*.yaml"))
 
 
-def load_config(name_or_path: str, overrides: dict[str, str] | None = None) -> Config:
-    """A preset by name or a YAML file by path, with `{"section.key": "value"}` on top.
+def load_config(name_or_path: str, overrides: dict[str, Any] | None = None) -> Config:
+    """A preset by name or a YAML file by path, with `{"section.key": value}` on top, values also as strings.
 
     Raises:
         ConfigError: the file is missing or no YAML mapping; a key is unknown, a value of the wrong type or range.

@@ -63,9 +63,10 @@ def _evaluate_stage(session: Session, name: str) -> StageResult:
 
 
 def _resamplings(session: Session) -> list[Resampling]:
-    """Of stage 1 with the strategy "tailness"; a random choice belongs to no cluster."""
+    """Of stage 1 with the strategy "tailness" for clusters; another choice belongs to no cluster."""
     folder: Path = session.run_dir / "stage1"
-    if session.config.stage1.ood_strategy != "tailness" or not folder.exists():
+    options = session.config.stage1
+    if options.ood_strategy != "tailness" or options.targets != "clusters" or not folder.exists():
         return []
     seconds = {line["epoch"]: line["resample_seconds"] for line in read_history(folder / "history.jsonl")}
     results = []

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from .config import Config, differing_keys, flatten, from_dict, load_config, save_config, to_dict
 from .ranks import end_ranks, launched_ranks, lost_ranks_named
@@ -18,7 +18,7 @@ class RunError(RuntimeError):
     """A sentence about a run's folder."""
 
 
-def open_run(run_dir: Path, config_name: str | None, overrides: dict[str, str], resume: bool) -> Config:
+def open_run(run_dir: Path, config_name: str | None, overrides: dict[str, Any], resume: bool) -> Config:
     """The configuration of a run: of a new one, saved in its folder, or of the one that is resumed.
 
     A resumed run keeps its configuration; `config_name` and `overrides` may only repeat it or change where it runs

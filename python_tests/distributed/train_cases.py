@@ -26,6 +26,7 @@ RUNS = {
         ("stage1", "stage2"),
         False,
     ),
+    "samples": ({"stage1__targets": "samples", "stage1__neighbor_weighting": "mutual"}, ("stage1",), False),
     "random": ({"stage1__ood_strategy": "random", "stage2__distill": "feature"}, ("stage1", "stage2"), False),
     "micro": ({"optim__micro_batch": 3, "simclr__epochs": 3}, ("simclr", "stage1", "stage2"), True),
 }

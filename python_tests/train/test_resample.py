@@ -1,8 +1,16 @@
+import numpy as np
 import pytest
 import torch
 
 import ltood_fast
-from ltood_fast.sampling.resample import choose_ood, cluster_embeddings, density_weights
+from ltood_fast.sampling.resample import (
+    choose_for_samples,
+    choose_ood,
+    cluster_embeddings,
+    density_weights,
+    gate_weights,
+    mutual_weights,
+)
 
 
 @pytest.fixture
@@ -76,3 +84,57 @@ def test_too_few_candidates_and_too_many_clusters(embeddings):
         cluster_embeddings(embeddings, 65)
     with pytest.raises(ValueError, match="cluster_embeddings: refine_steps must be at least 0, got -1"):
         cluster_embeddings(embeddings, 3, refine_steps=-1)
+
+
+def greedy_for_samples(id_z, pool, density, n_targets, budget):
+    """NumPy: the sparsest rows choose in turn, each its nearest free candidates."""
+    id_z, pool = (x.numpy() / np.linalg.norm(x.numpy(), axis=1, keepdims=True) for x in (id_z, pool))
+    targets = np.argsort(-density.numpy(), kind="stable")[:n_targets]
+    shares = [budget // n_targets + (place < budget % n_targets) for place in range(n_targets)]
+    free, chosen = list(range(len(pool))), []
+    for target, share in zip(targets, shares, strict=True):
+        best = sorted(free, key=lambda row, t=target: -float(pool[row] @ id_z[t]))[:share]
+        free = [row for row in free if row not in best]
+        chosen += best
+    return targets.tolist(), shares, chosen
+
+
+def test_the_sparsest_samples_choose_in_turn_with_equal_budgets(embeddings):
+    pool = torch.randn(90, 6)
+    density = ltood_fast.knn_density(embeddings, 10)
+    sample, targets = choose_for_samples(embeddings, pool, 7, 31)
+    expected, shares, chosen = greedy_for_samples(embeddings, pool, density, 7, 31)
+    assert targets.tolist() == expected
+    assert torch.bincount(sample.index_clusters, minlength=7).tolist() == shares
+    assert sample.indices.tolist() == chosen
+    assert torch.equal(sample.tailness, density[targets])
+    assert sample.clusters.assignments[targets].tolist() == list(range(7))
+
+
+def test_samples_can_be_chosen_by_a_density_that_is_given(embeddings):
+    density = torch.rand(64)
+    sample, targets = choose_for_samples(embeddings, torch.randn(90, 6), 80, 70, density=density)
+    assert torch.equal(targets, density.argsort(descending=True))  # 64 targets at most
+    assert torch.bincount(sample.index_clusters, minlength=64).tolist() == [2] * 6 + [1] * 58
+    clusters = cluster_embeddings(embeddings, 3)
+    tailness = choose_ood(embeddings, torch.randn(90, 6), clusters, 30, density=density).tailness
+    expected = torch.stack([density[clusters.assignments == c].mean() for c in range(3)])
+    assert torch.allclose(tailness, expected)
+
+
+def test_the_gate_is_open_for_the_densest_share(embeddings):
+    sparsity = ltood_fast.knn_density(embeddings, 5)
+    gate = gate_weights(embeddings, 0.4, 5)
+    assert gate.unique().tolist() == [0, 1]
+    assert gate.sum() == 26  # round(0.4 * 64)
+    assert sparsity[gate == 1].max() < sparsity[gate == 0].min()
+    assert gate_weights(embeddings, 0.0, 5).sum() == 0
+    assert gate_weights(embeddings, 1.0, 5).sum() == 64
+
+
+def test_mutual_neighbors_by_a_loop(embeddings):
+    z = torch.nn.functional.normalize(embeddings, dim=1).numpy()
+    nearest = [max((j for j in range(64) if j != i), key=lambda j, i=i: z[i] @ z[j]) for i in range(64)]
+    expected = [float(nearest[nearest[i]] == i) for i in range(64)]
+    assert mutual_weights(embeddings).tolist() == expected
+    assert 0 < sum(expected) < 64

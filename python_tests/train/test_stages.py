@@ -176,6 +176,30 @@ def test_neighbor_weights_fall_with_sparsity(make_session, searched):
     assert Stage1(plain.session, plain.model).row_weight.unique().tolist() == [0.5]
 
 
+@pytest.mark.parametrize("weighting", ["gate", "mutual"])
+def test_gated_images_keep_their_weight_and_the_others_have_none(weighting, make_session, searched):
+    options = {"stage1__neighbor_weighting": weighting, "stage1__neighbor_weight": 0.5, "stage1__gate": 0.25}
+    stage = train(make_session(**options), "stage1")
+    trained_on = torch.cat([torch.arange(48), 48 + stage.method.chosen])
+    weight = stage.method.row_weight[trained_on]
+    assert weight.unique().tolist() == [0.0, 0.5]
+    if weighting == "gate":  # a quarter of each domain: 12 of 48 ID images, 5 of 20 OOD images
+        assert [int((part > 0).sum()) for part in weight.split([48, 20])] == [12, 5]
+    used = torch.cat([call["neighbor_weight"] for call in searched])
+    assert used.unique().tolist() == [0.0, 0.5]
+
+
+def test_the_sparsest_samples_can_be_the_targets(make_session, tmp_path):
+    stage = train(make_session(stage1__targets="samples", stage1__target_samples=6), "stage1")
+    for path in (tmp_path / "stage1").glob("resample_*"):
+        saved = torch.load(path, weights_only=True)
+        assert len(saved["targets"].unique()) == len(saved["tailness"]) == 6
+        assert saved["targets"].max() < 48
+        assert torch.bincount(saved["index_clusters"], minlength=6).tolist() == [4, 4, 3, 3, 3, 3]  # 20 of 6
+        assert saved["assignments"][saved["targets"]].tolist() == list(range(6))
+    assert torch.equal(stage.method.chosen, saved["indices"])
+
+
 def test_stage1_can_go_on_from_simclr(make_session):
     simclr = train(make_session(stage1__init="simclr"), "simclr")
     assert torch.equal(weights(Stage.open("stage1", simclr.session)), weights(simclr))
@@ -226,6 +250,7 @@ def test_what_the_guide_sees(views, make_session, monkeypatch):
     ("stage1", {}),
     ("stage1", {"stage1__neighbors": "queue", "stage1__neighbor_weighting": "density"}),
     ("stage1", {"stage1__neighbors": "dataset", "stage1__ood_strategy": "random"}),
+    ("stage1", {"stage1__targets": "samples", "stage1__neighbor_weighting": "mutual"}),
     ("stage2", {}),
 ])  # fmt: skip
 def test_a_stage_that_is_resumed_ends_in_the_same_weights(name, options, make_session, tmp_path):

@@ -1,78 +1,39 @@
-"""The three stages as methods: which images an epoch shows, and the loss of a batch.
-
-A method holds its hyper-parameters and its own state; the loop (`train.loop`) knows nothing of either. `METHODS` is the
-registry: stage name -> class.
-"""
+"""Stage 1: ID images and the OOD images that are sampled for their tail."""
 
 from __future__ import annotations
 
 import time
-from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.distributed import ProcessGroup
 
 import ltood_fast
 
-from ..eval.groups import split_groups
-from ..ops._shards import add
-from ..sampling.resample import Sample, choose_ood, cluster_embeddings, density_weights
-from .checkpoint import CheckpointError, load_checkpoint, save_tensors
-from .config import to_dict
-from .model import ContrastiveModel
-from .neighbors import EmbeddingQueue, NeighborBank
-from .ranks import on_first_rank
-from .session import Session
-
-Loss = tuple[Tensor, dict[str, Tensor]]
-"""The loss of a batch, 0-d, and its parts for the log."""
-
-
-class Method(Protocol):
-    epochs: int
-    lr_scale: float
-
-    def begin_epoch(self, epoch: int) -> Tensor:
-        """int64 rows of the epoch's images, in [0, N_id + N_ood) as `Session.images` counts them."""
-
-    def loss(self, network: nn.Module, views: Tensor, rows: Tensor, epoch: int) -> Loss:
-        """views [2B, C, H, W] of the rows [B]; rows i and i + B are two views of one image.
-
-        On several ranks views and rows are this rank's part of the batch, the loss and its parts are those of all.
-        """
-
-    def state_dict(self) -> dict[str, Any]: ...
-
-    def load_state_dict(self, state: dict[str, Any]) -> None: ...
-
-
-class SimCLR:
-    """Instance discrimination on the ID images alone: the baseline [Chen 2020]."""
-
-    lr_scale = 1.0
-
-    def __init__(self, session: Session, model: ContrastiveModel):
-        self.epochs = session.config.simclr.epochs
-        self.temperature, self.group = session.config.simclr.temperature, session.group
-        self.rows = torch.arange(len(session.data.train))
-
-    def begin_epoch(self, epoch: int) -> Tensor:
-        return self.rows
-
-    def loss(self, network: nn.Module, views: Tensor, rows: Tensor, epoch: int) -> Loss:
-        return ltood_fast.nt_xent(network(views), self.temperature, group=self.group), {}
-
-    def state_dict(self) -> dict[str, Any]:
-        return {}
-
-    def load_state_dict(self, state: dict[str, Any]) -> None:
-        pass
+from ...eval.groups import split_groups
+from ...ops._shards import add
+from ...sampling.resample import (
+    Sample,
+    choose_for_samples,
+    choose_ood,
+    cluster_embeddings,
+    density_weights,
+    gate_weights,
+    mutual_weights,
+)
+from ..checkpoint import save_tensors
+from ..model import ContrastiveModel
+from ..neighbors import EmbeddingQueue, NeighborBank
+from ..ranks import on_first_rank
+from ..session import Session
+from .base import Loss
 
 
 class Stage1:
     """ID images and sampled OOD images: NT-Xent while warming up, then L_PSD + alpha L_DD; new OOD every T epochs."""
 
+    name = "stage1"
     lr_scale = 1.0
 
     def __init__(self, session: Session, model: ContrastiveModel):
@@ -139,14 +100,53 @@ class Stage1:
         rows = torch.cat([torch.arange(self.n_id), self.n_id + self.chosen]).to(session.device)
         if options.neighbors == "dataset":
             self.bank = NeighborBank(torch.cat([session.gather(id_z), chosen_z]), rows, (rows >= self.n_id).long())
-        if options.neighbor_weighting == "density":  # a rank among the images of its own domain
-            k, weight = options.tailness_k, options.neighbor_weight
+        if options.neighbor_weighting != "none":  # among the images of its own domain
+            weight = options.neighbor_weight
             if self.n_id > 1:
-                self.row_weight[rows[: self.n_id]] = weight * density_weights(id_space, k, group=session.group)
+                self.row_weight[rows[: self.n_id]] = weight * self._weights(id_space, id_z, session.group)
             if len(chosen_space) > 1:
-                self.row_weight[rows[self.n_id :]] = weight * density_weights(chosen_space, k)
+                self.row_weight[rows[self.n_id :]] = weight * self._weights(chosen_space, chosen_z)
+
+    def _weights(self, space: Tensor, z: Tensor, group: ProcessGroup | None = None) -> Tensor:
+        """[N] in [0, 1] of all rows; `space` is where tails are looked for, `z` where neighbours are."""
+        options = self.options
+        if options.neighbor_weighting == "gate":
+            return gate_weights(space, options.gate, options.tailness_k, group=group)
+        if options.neighbor_weighting == "mutual":
+            return mutual_weights(z, group=group)
+        return density_weights(space, options.tailness_k, group=group)
 
     def _sample(self, id_space: Tensor, ood_space: Tensor, epoch: int) -> Sample:
+        if self.options.ood_strategy == "tailness" and self.options.targets == "samples":
+            sample, targets = self._sample_for_samples(id_space, ood_space, epoch)
+        else:
+            sample, targets = self._sample_for_clusters(id_space, ood_space, epoch), None
+        tensors = {
+            "assignments": self.session.gather(sample.clusters.assignments),
+            "centroids": sample.clusters.centroids,
+            "tailness": sample.tailness,
+            "indices": sample.indices,
+            "index_clusters": sample.index_clusters,
+            **({} if targets is None else {"targets": targets}),
+        }
+        path = self.session.run_dir / self.name / f"resample_{epoch:04d}.pt"
+        state = {"epoch": epoch, **{name: value.cpu() for name, value in tensors.items()}}
+        on_first_rank(lambda: save_tensors(path, state))
+        return sample
+
+    def _sample_for_samples(self, id_space: Tensor, ood_space: Tensor, epoch: int) -> tuple[Sample, Tensor]:
+        options = self.options
+        return choose_for_samples(
+            id_space,
+            ood_space,
+            options.target_samples,
+            options.budget,
+            tailness_k=options.tailness_k,
+            seed=self.session.config.seed + epoch,
+            group=self.session.group,
+        )
+
+    def _sample_for_clusters(self, id_space: Tensor, ood_space: Tensor, epoch: int) -> Sample:
         options, seed = self.options, self.session.config.seed + epoch
         clusters = cluster_embeddings(
             id_space,
@@ -156,7 +156,7 @@ class Stage1:
             seed=seed,
             group=self.session.group,
         )
-        sample = choose_ood(
+        return choose_ood(
             id_space,
             ood_space,
             clusters,
@@ -167,17 +167,6 @@ class Stage1:
             seed=seed,
             group=self.session.group,
         )
-        tensors = {
-            "assignments": self.session.gather(clusters.assignments),
-            "centroids": clusters.centroids,
-            "tailness": sample.tailness,
-            "indices": sample.indices,
-            "index_clusters": sample.index_clusters,
-        }
-        path = self.session.run_dir / "stage1" / f"resample_{epoch:04d}.pt"
-        state = {"epoch": epoch, **{name: value.cpu() for name, value in tensors.items()}}
-        on_first_rank(lambda: save_tensors(path, state))
-        return sample
 
     def loss(self, network: nn.Module, views: Tensor, rows: Tensor, epoch: int) -> Loss:
         z = network(views)
@@ -244,90 +233,3 @@ class Stage1:
             self.bank = NeighborBank(**to_device(state["bank"]))
         if self.queue is not None:
             self.queue.load_state_dict(to_device(state["queue"]))
-
-
-class Stage2:
-    """ID images alone: a student that starts as the guide, guided_contrastive + beta * distillation.
-
-    The guide f is the network of stage 1, frozen, in eval mode. Its clusters are those of the clean images.
-    """
-
-    def __init__(self, session: Session, model: ContrastiveModel):
-        self.session, self.options = session, session.config.stage2
-        self.epochs, self.lr_scale = self.options.epochs, self.options.lr_scale
-        self.rows = torch.arange(len(session.data.train))
-        self.guide = session.new_model()
-        self.guide.load_state_dict(model.state_dict())
-        self.guide.eval().requires_grad_(False)
-        clean = session.embed_part(self.guide, session.data.train.images)[1]
-        s1 = session.config.stage1
-        clusters = cluster_embeddings(
-            clean,
-            self.options.clusters,
-            refine_steps=s1.refine_steps,
-            refine_lr=s1.refine_lr,
-            seed=session.config.seed,
-            group=session.group,
-        )
-        self.clean = session.gather(clean)
-        self.clusters = session.gather(clusters.assignments)
-        self.far = ltood_fast.farthest_cluster(clusters.centroids)
-
-    def begin_epoch(self, epoch: int) -> Tensor:
-        return self.rows
-
-    def loss(self, network: nn.Module, views: Tensor, rows: Tensor, epoch: int) -> Loss:
-        options = self.options
-        rows = rows.to(views.device).repeat(2)
-        if options.guide_views == "augmented":
-            part = 2 * self.session.config.optim.micro_batch or len(views)
-            with torch.no_grad(), self.session.fabric.autocast():
-                guide = torch.cat([self.guide(some).float() for some in views.split(part)])
-        else:
-            guide = self.clean[rows]
-        losses = ltood_fast.stage2_loss(
-            network(views),
-            guide,
-            self.clusters[rows],
-            self.far,
-            options.temperature,
-            beta=options.beta,
-            distill=options.distill,
-            k=options.k,
-            weighted=options.weighted,
-            gamma=options.gamma,
-            group=self.session.group,
-        )
-        return losses.total, {"guided": losses.guided, "distill": losses.distill}
-
-    def state_dict(self) -> dict[str, Any]:
-        return {"clusters": self.clusters, "far": self.far}
-
-    def load_state_dict(self, state: dict[str, Any]) -> None:
-        self.clusters = self.session.fabric.to_device(state["clusters"])
-        self.far = self.session.fabric.to_device(state["far"])
-
-
-METHODS: dict[str, type[Method]] = {"simclr": SimCLR, "stage1": Stage1, "stage2": Stage2}
-
-
-def first_weights(stage: str, session: Session) -> dict[str, Tensor] | None:
-    """The weights that a stage starts from, of a stage before it or of another run; None: fresh ones.
-
-    Raises:
-        CheckpointError: no such checkpoint, or one of another network.
-    """
-    config = session.config
-    if stage == "stage2" and config.stage2.guide:
-        state = load_checkpoint(Path(config.stage2.guide))
-        mine, theirs = ({**part["model"], "channels": n} for part, n in
-                        ((to_dict(config), session.channels), (state["config"], state["channels"])))  # fmt: skip
-        if other := [key for key in mine if key in theirs and mine[key] != theirs[key]]:
-            raise CheckpointError(
-                f"checkpoint: {config.stage2.guide} must be of this run's network, got another {', '.join(other)}"
-            )
-        return state["model"]
-    before = "stage1" if stage == "stage2" else "simclr"
-    if stage == "stage2" or (stage == "stage1" and config.stage1.init == "simclr"):
-        return load_checkpoint(session.run_dir / before / "last.pt", config)["model"]
-    return None

@@ -1,0 +1,45 @@
+"""The stages as methods: which images an epoch shows, and the loss of a batch.
+
+A method holds its hyper-parameters and its own state; the loop (`train.loop`) knows nothing of either. `METHODS` is the
+registry: stage name -> class.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from torch import Tensor
+
+from ..checkpoint import CheckpointError, load_checkpoint
+from ..config import to_dict
+from ..session import Session
+from .base import Loss, Method
+from .simclr import SimCLR
+from .stage1 import Stage1
+from .stage2 import Stage2
+
+__all__ = ["METHODS", "Loss", "Method", "SimCLR", "Stage1", "Stage2", "first_weights"]
+
+METHODS: dict[str, type[Method]] = {"simclr": SimCLR, "stage1": Stage1, "stage2": Stage2}
+
+
+def first_weights(stage: str, session: Session) -> dict[str, Tensor] | None:
+    """The weights that a stage starts from, of a stage before it or of another run; None: fresh ones.
+
+    Raises:
+        CheckpointError: no such checkpoint, or one of another network.
+    """
+    config = session.config
+    if stage == "stage2" and config.stage2.guide:
+        state = load_checkpoint(Path(config.stage2.guide))
+        mine, theirs = ({**part["model"], "channels": n} for part, n in
+                        ((to_dict(config), session.channels), (state["config"], state["channels"])))  # fmt: skip
+        if other := [key for key in mine if key in theirs and mine[key] != theirs[key]]:
+            raise CheckpointError(
+                f"checkpoint: {config.stage2.guide} must be of this run's network, got another {', '.join(other)}"
+            )
+        return state["model"]
+    before = "stage1" if stage == "stage2" else "simclr"
+    if stage == "stage2" or (stage == "stage1" and config.stage1.init == "simclr"):
+        return load_checkpoint(session.run_dir / before / "last.pt", config)["model"]
+    return None

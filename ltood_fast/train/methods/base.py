@@ -1,0 +1,28 @@
+"""What the loop asks of a method."""
+
+from __future__ import annotations
+
+from typing import Any, Protocol
+
+from torch import Tensor, nn
+
+Loss = tuple[Tensor, dict[str, Tensor]]
+"""The loss of a batch, 0-d, and its parts for the log."""
+
+
+class Method(Protocol):
+    epochs: int
+    lr_scale: float
+
+    def begin_epoch(self, epoch: int) -> Tensor:
+        """int64 rows of the epoch's images, in [0, N_id + N_ood) as `Session.images` counts them."""
+
+    def loss(self, network: nn.Module, views: Tensor, rows: Tensor, epoch: int) -> Loss:
+        """views [2B, C, H, W] of the rows [B]; rows i and i + B are two views of one image.
+
+        On several ranks views and rows are this rank's part of the batch, the loss and its parts are those of all.
+        """
+
+    def state_dict(self) -> dict[str, Any]: ...
+
+    def load_state_dict(self, state: dict[str, Any]) -> None: ...

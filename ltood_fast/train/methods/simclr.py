@@ -1,0 +1,37 @@
+"""The baseline."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+import ltood_fast
+
+from ..model import ContrastiveModel
+from ..session import Session
+from .base import Loss
+
+
+class SimCLR:
+    """Instance discrimination on the ID images alone: the baseline [Chen 2020]."""
+
+    lr_scale = 1.0
+
+    def __init__(self, session: Session, model: ContrastiveModel):
+        self.epochs = session.config.simclr.epochs
+        self.temperature, self.group = session.config.simclr.temperature, session.group
+        self.rows = torch.arange(len(session.data.train))
+
+    def begin_epoch(self, epoch: int) -> Tensor:
+        return self.rows
+
+    def loss(self, network: nn.Module, views: Tensor, rows: Tensor, epoch: int) -> Loss:
+        return ltood_fast.nt_xent(network(views), self.temperature, group=self.group), {}
+
+    def state_dict(self) -> dict[str, Any]:
+        return {}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        pass
