@@ -10,7 +10,7 @@ import torch
 
 from .image_set import DataBundle, DataError, ImageSet
 from .longtail import make_long_tailed, read_split
-from .sources import open_set, read_list
+from .sources import POOLS, open_set, read_list
 
 if TYPE_CHECKING:
     from ..train.config import DataConfig
@@ -21,9 +21,10 @@ def load_data(config: DataConfig) -> DataBundle:
 
     ID sets: `digits` (its training, probe and test parts share no image), `cifar10`, `cifar100` and `folder:PATH`
     (`PATH/train`, and `PATH/test` or `PATH/val`, one folder a class), whose probe learns from the whole balanced
-    training part [source], and `list` (the `*_list` files). The long tail comes from `split` or `imbalance`, or from
-    the list itself. OOD sets: all of these, and `letters` and `npy:PATH`. A list's own path is relative to the working
-    folder, every other one to the root.
+    training part [source] or from the rows of `probe_split`, and `list` (the `*_list` files). The long tail comes from
+    `split` or `imbalance`, or from the list itself. OOD sets: all of these, `letters`, `npy:PATH` and the pools known
+    by name (`random_images`, `imagenet_r`, `places_extra69`). A list's own path is relative to the working folder,
+    every other one to the root.
 
     Raises:
         DataError: one sentence on what is missing, broken or does not fit.
@@ -68,12 +69,12 @@ def _list_path(config: DataConfig, user: str, key: str) -> Path:
 
 def _parts(config: DataConfig) -> tuple[ImageSet, ImageSet, ImageSet]:
     kind, _, path = config.id.partition(":")
-    if kind in ("letters", "npy", "list"):
+    if kind in POOLS:
         hint = " (plain `list` reads data.id_list, data.probe_list, data.test_list)" if kind == "list" else ""
         raise DataError(f"data: data.id must be a set with a training and a test part, got {config.id!r}{hint}")
     if kind != "folder":
         train, probe, test = (_open(config, config.id, part) for part in ("train", "probe", "test"))
-        return _long_tail(config, train), probe, test
+        return _long_tail(config, train), _rows(config, probe, config.probe_split), test
     folder = (Path(config.root).expanduser() / Path(path).expanduser()).absolute()
     held_out = next((p for p in ("test", "val") if (folder / p).is_dir()), None)
     if held_out is None or not (folder / "train").is_dir():
@@ -85,12 +86,17 @@ def _parts(config: DataConfig) -> tuple[ImageSet, ImageSet, ImageSet]:
     if alone := sorted(set(whole.class_names) ^ set(test.class_names)):
         names = ", ".join(alone[:5])
         raise DataError(f"data: train and {held_out} in {folder} must hold the same classes, got {names} in one only")
-    return _long_tail(config, whole), whole, test
+    return _long_tail(config, whole), _rows(config, whole, config.probe_split), test
+
+
+def _rows(config: DataConfig, whole: ImageSet, split: str) -> ImageSet:
+    """Those of an official split, or all."""
+    return whole.subset(read_split(Path(config.root).expanduser() / split, len(whole))) if split else whole
 
 
 def _long_tail(config: DataConfig, whole: ImageSet) -> ImageSet:
     if config.split:
-        return whole.subset(read_split(Path(config.root).expanduser() / config.split, len(whole)))
+        return _rows(config, whole, config.split)
     if config.imbalance in (0, 1):
         return whole
     return make_long_tailed(whole, config.imbalance, config.seed, config.class_order)

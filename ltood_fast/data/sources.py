@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import re
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -40,7 +40,8 @@ class Source:
 
 def open_set(spec: str, **options) -> ImageSet:
     """The set that a specification names: `digits`, `letters`, `cifar10`, `cifar100`, `folder:PATH`, `list:PATH`,
-    `npy:PATH`."""
+    `npy:PATH`, and pools by name (`random_images`, `imagenet_r`, `places_extra69`), where they are unpacked below the
+    root or at the path."""
     kind, _, path = spec.partition(":")
     if kind not in SOURCES:
         raise DataError(f"data: set must be one of {', '.join(SOURCES)} (kind or kind:path), got {spec!r}")
@@ -78,7 +79,7 @@ def _cifar(source: Source, name: str) -> ImageSet:
 
 
 def _folder(source: Source) -> ImageSet:
-    """`<class>/**/image`, or images without a class folder (label -1)."""
+    """`<class>/**/image`, Places' `<initial>/<class>/**/image`, or images without a class folder (label -1)."""
     root = source.resolve(source.path).absolute()
     if not root.is_dir():
         raise DataError(f"data: folder must exist, got {root}")
@@ -91,16 +92,23 @@ def _folder(source: Source) -> ImageSet:
     )
     if not files:
         raise DataError(f"data: folder must hold images, got none below {root}")
-    parts = [f.relative_to(root).parts for f in files]
-    names = tuple(sorted({p[0] for p in parts if len(p) > 1}))
+    folders = [f.relative_to(root).parts[:-1] for f in files]
+    classes = [_below_initial(folder) for folder in folders]
+    if not all(classes):
+        classes = [folder[0] if folder else "" for folder in folders]
+    names = tuple(sorted(set(classes) - {""}))
     index = {name: label for label, name in enumerate(names)}
-    labels = torch.tensor([index[p[0]] if len(p) > 1 else -1 for p in parts])
+    labels = torch.tensor([index.get(name, -1) for name in classes])
     images = decode_files(files, source.image_size, source.cache_dir, root.name)
     return ImageSet(images, labels, names, root.name)
 
 
 def _list(source: Source) -> ImageSet:
-    """Lines `path label` or `path`; a path is relative to the root, or to the list's folder where no root is given."""
+    """Lines `path label` or `path`; a path is relative to the root, or to the list's folder where no root is given.
+
+    Places' own lists begin their paths with a slash: a path is absolute only if there is a file where the list's first
+    absolute one points.
+    """
     path = Path(source.path).expanduser()
     if not path.is_file():
         raise DataError(f"data: list must be an existing file, got {path if source.path else 'none'}")
@@ -112,6 +120,9 @@ def _list(source: Source) -> ImageSet:
         names = _names_by_folder(relative, labels)
     words = _read_words(root)
     names = tuple(words.get(name, name) for name in names)
+    first = next((p for p in relative if p.is_absolute()), None)
+    if first is not None and not first.is_file():
+        relative = [p.relative_to(p.anchor) for p in relative]
     images = decode_files([root / p for p in relative], source.image_size, source.cache_dir, path.stem)
     return ImageSet(images, torch.tensor(labels), names, path.stem)
 
@@ -152,8 +163,17 @@ def _read_words(root: Path) -> dict[str, str]:
     return {wnid: f"{wnid} {words.partition(',')[0].strip()}" for wnid, _, words in pairs}
 
 
+def _below_initial(folders: Sequence[str]) -> str:
+    """podium/indoor of Places' folders p/podium/indoor, where a class lies below its initial; empty elsewhere."""
+    for i in reversed(range(len(folders) - 1)):
+        if len(folders[i]) == 1 and folders[i + 1].startswith(folders[i]):
+            return "/".join(folders[i + 1 :])
+    return ""
+
+
 def _folder_name(path: Path) -> str:
-    return next((part for part in reversed(path.parent.parts) if part not in CONTAINERS), "")
+    folders = path.parent.parts
+    return _below_initial(folders) or next((part for part in reversed(folders) if part not in CONTAINERS), "")
 
 
 def _labels_by_folder(paths: Sequence[Path]) -> tuple[list[int], tuple[str, ...]]:
@@ -185,6 +205,20 @@ def _npy(source: Source) -> ImageSet:
     return ImageSet(images, torch.full((len(images),), -1), (), path.stem)
 
 
+def _pool(read: Callable[[Source], ImageSet], download: str, *paths: str) -> Callable[[Source], ImageSet]:
+    """An OOD set known by name: `paths` is where it may lie below the root, as its archive unpacks."""
+
+    def open_pool(source: Source) -> ImageSet:
+        tried = [source.path] if source.path else paths
+        for path in tried:
+            if source.resolve(path).exists():
+                return read(replace(source, path=path))
+        places = " or ".join(str(source.resolve(path)) for path in tried)
+        raise DataError(f"data: the set must lie in {places}, got nothing there; download it once from {download}")
+
+    return open_pool
+
+
 def resized(images: torch.Tensor, size: int, chunk: int = 4096) -> torch.Tensor:
     """uint8 [N, C, size, size]: shorter side scaled (bilinear, antialiased) and centre cropped, as `decode_files` does;
     unchanged (not read) where the size is right."""
@@ -210,4 +244,12 @@ SOURCES: dict[str, Callable[[Source], ImageSet]] = {
     "folder": _folder,
     "list": _list,
     "npy": _npy,
+    "random_images": _pool(
+        _npy, "https://people.eecs.berkeley.edu/~hendrycks/300K_random_images.npy", "300K_random_images.npy"
+    ),
+    "imagenet_r": _pool(_folder, "https://people.eecs.berkeley.edu/~hendrycks/imagenet-r.tar", "imagenet-r"),
+    "places_extra69": _pool(
+        _folder, "http://places2.csail.mit.edu/download.html", "data_256_extra", "data_large_extra"
+    ),
 }
+POOLS = ("letters", "npy", "list", "random_images", "imagenet_r", "places_extra69")  # sets without a test part

@@ -44,6 +44,7 @@ class DataConfig:
     probe_list: str = ""  # balanced labelled set of the linear probe
     test_list: str = ""
     split: str = ""  # official .npy index split of the ID set
+    probe_split: str = ""  # the same of the linear probe's training set; empty: the whole training part
     imbalance: float = _number(0.0)  # largest class / smallest class, exponential in between; 0 or 1: as it is
     class_order: str = _choice("fixed", "shuffled")  # [ours] which classes are large: by number, or drawn from the seed
     image_size: int = _number(32, 4, 1024)  # pixels

@@ -1,15 +1,11 @@
 import numpy as np
 import pytest
 import torch
+from on_disk import greys, write_list
 
 from ltood_fast.data import DataError, load_data
 from ltood_fast.data.bundle import with_channels
 from ltood_fast.data.longtail import exponential_counts
-
-
-def write_list(path, *lines):
-    path.write_text("\n".join(lines) + "\n")
-    return str(path)
 
 
 @pytest.fixture
@@ -28,10 +24,6 @@ def list_config(data_config, picture_root, tmp_path):
         return data_config(**{"id": "list", "ood": "list", "root": str(picture_root), **lists, **fields})
 
     return make
-
-
-def greys(images):
-    return images[:, 0, 0, 0].tolist()
 
 
 def test_the_embedded_default(data_config):

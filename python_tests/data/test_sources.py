@@ -1,10 +1,10 @@
-import pickle
 import sys
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+from on_disk import greys, numbered, write_list
 
 from ltood_fast.data import DataError, open_set
 from ltood_fast.data.sources import read_list, resized
@@ -16,10 +16,6 @@ def open_small(tmp_path):
         return open_set(spec, image_size=8, cache_dir=str(tmp_path / "cache"), **options)
 
     return open_it
-
-
-def greys(images):
-    return images[:, 0, 0, 0].tolist()
 
 
 def test_an_unknown_kind_names_the_known_ones(open_small):
@@ -81,11 +77,6 @@ def test_a_missing_and_an_empty_folder_are_refused(open_small, tmp_path):
 
 
 # ---- lists
-
-
-def write_list(path, *lines):
-    path.write_text("\n".join(lines) + "\n")
-    return path
 
 
 def test_a_list_keeps_its_order_and_names_classes_by_folder(open_small, picture_root, tmp_path):
@@ -165,13 +156,6 @@ def test_a_listed_image_that_is_missing_is_named(open_small, picture_root, tmp_p
 # ---- .npy arrays
 
 
-def numbered(*shape):
-    """Random uint8 images whose first pixel is their number."""
-    array = np.random.default_rng(0).integers(0, 256, shape, np.uint8)
-    array.reshape(shape[0], -1)[:, 0] = np.arange(shape[0])
-    return array
-
-
 def test_an_array_of_images_is_mapped_not_read(open_small, tmp_path):
     array = numbered(6, 8, 8, 3)
     np.save(tmp_path / "random_images.npy", array)
@@ -240,29 +224,6 @@ def test_a_missing_and_a_cut_off_array_are_refused(open_small, tmp_path):
 
 
 # ---- CIFAR as torchvision stores it
-
-
-def write_batch(path, images, key, labels):
-    path.parent.mkdir(parents=True, exist_ok=True)
-    rows = images.transpose(0, 3, 1, 2).reshape(len(images), -1)
-    path.write_bytes(pickle.dumps({"data": rows, key: labels}))
-
-
-@pytest.fixture
-def cifar_root(tmp_path, monkeypatch):
-    """Miniatures of both archives, unpacked: 5 training batches of 2 images and a test batch of 3. torchvision compares
-    checksums with the published files, so that comparison answers yes here."""
-    monkeypatch.setattr("torchvision.datasets.cifar.check_integrity", lambda path, md5=None: True)
-    ten, hundred = tmp_path / "cifar-10-batches-py", tmp_path / "cifar-100-python"
-    images = numbered(10, 32, 32, 3)
-    for b in range(5):
-        write_batch(ten / f"data_batch_{b + 1}", images[2 * b : 2 * b + 2], "labels", [2 * b, 2 * b + 1])
-    write_batch(ten / "test_batch", images[:3], "labels", [0, 1, 2])
-    (ten / "batches.meta").write_bytes(pickle.dumps({"label_names": list("abcdefghij")}))
-    write_batch(hundred / "train", images, "fine_labels", list(range(10)))
-    write_batch(hundred / "test", images[:3], "fine_labels", [0, 1, 99])
-    (hundred / "meta").write_bytes(pickle.dumps({"fine_label_names": [str(i) for i in range(100)]}))
-    return tmp_path
 
 
 def test_cifar10_as_torchvision_stores_it(cifar_root):

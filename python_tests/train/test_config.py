@@ -23,7 +23,10 @@ def test_presets_load_and_survive_saving(name, tmp_path):
 
 
 def test_the_presets_are_those_documented():
-    assert presets() == ["cifar10_lt", "cifar10_lt_cpu", "cifar10_lt_hour", "demo", "imagenet100_lt", "smoke"]
+    assert presets() == [
+        "cifar100_lt", "cifar10_lt", "cifar10_lt_cpu", "cifar10_lt_hour", "demo", "imagenet100_lt", "imagenet_lt",
+        "places_lt", "smoke",
+    ]  # fmt: skip
 
 
 def test_cifar10_lt_is_the_sources_recipe():
