@@ -19,7 +19,7 @@ PY := $(VENV)/bin/python
 READY := $(VENV)/.installed
 endif
 CXX_FILES := $(shell find csrc -name '*.h' -o -name '*.cpp' -o -name '*.cu' -o -name '*.cuh')
-TEST_CXX_FILES := $(shell find python_tests -name '*.h' -o -name '*.cpp' -o -name '*.cu' -o -name '*.cuh')
+TEST_CXX_FILES := $(shell find python_tests benchmarks -name '*.h' -o -name '*.cpp' -o -name '*.cu' -o -name '*.cuh')
 SOURCES := $(CXX_FILES) csrc/sources.txt setup.py pyproject.toml
 
 .PHONY: demo test ptx-test lint format sanitize gpu-check gpu-build gpu-test gpu-sanitize gpu-conformance gpu-bench bench rivals clean

@@ -1,4 +1,4 @@
-"""python -m benchmarks run | compare | plot | report | table | scaling: see `python -m benchmarks --help`."""
+"""The command line of the benchmarks: see `python -m benchmarks --help`."""
 
 from __future__ import annotations
 
@@ -77,7 +77,7 @@ def _table(arguments: argparse.Namespace) -> int:
 
 
 def parser() -> argparse.ArgumentParser:
-    from . import scaling
+    from . import autotune, scaling
 
     top = argparse.ArgumentParser(prog="python -m benchmarks", description="ltood_fast's ops against everybody else's.")
     commands = top.add_subparsers(dest="command", required=True)
@@ -114,6 +114,7 @@ def parser() -> argparse.ArgumentParser:
             command.add_argument("--summary", action="store_true", help="a line a case")
 
     scaling.add_parser(commands)
+    autotune.add_parser(commands)
     return top
 
 

@@ -27,8 +27,7 @@ struct Maps {
   CUtensorMap x, y;  // in boxes of a slice of 128 rows
 };
 
-inline int resident_bytes(const Operand& x) { return 2 * x.parts * x.slices * kSliceBytes; }
-inline int barrier_bytes(int stages) { return (stages + 1) * warpgroups::kBarrierBytes; }
+constexpr int resident_bytes(const Operand& x) { return 2 * x.parts * x.slices * kSliceBytes; }
 
 // A block's place in shared memory: resident rows, ring, barriers.
 struct Shared {

@@ -3,6 +3,7 @@
 // `empty` once every consumer warp has left it.
 #pragma once
 
+#include "cuda/hopper_tiles.h"
 #include "cuda/operand.h"
 #include "cuda/primitives/mbarrier.cuh"
 #include "cuda/primitives/memory.cuh"
@@ -13,17 +14,13 @@
 namespace ltood::warpgroups {
 
 constexpr int kWarpgroup = 128;
-constexpr int kConsumers = 2;
-constexpr int kConsumerThreads = kConsumers * kWarpgroup;
+using hopper::kBarrierBytes;
+using hopper::kConsumerRegisters;
+using hopper::kConsumerThreads;
+using hopper::kInFlight;
+using hopper::kProducerRegisters;
 constexpr int kConsumerWarps = kConsumerThreads / 32;
 constexpr int kThreads = kConsumerThreads + kWarpgroup;
-
-// 65,536 registers of an SM: 2 * 128 * 240 + 128 * 24 = 64,512.
-constexpr int kConsumerRegisters = 240, kProducerRegisters = 24;
-
-constexpr int kBarrierBytes = 16;  // of a stage
-constexpr int kInFlight = 2;       // slices whose products may be unfinished while the next one's are issued
-constexpr int kFewestStages = kInFlight + 2;
 
 __device__ __forceinline__ bool is_producer() { return threadIdx.x >= kConsumerThreads; }
 __device__ __forceinline__ int consumer() { return threadIdx.x / kWarpgroup; }

@@ -7,7 +7,7 @@ import subprocess
 from pathlib import Path
 
 import pytest
-from ptxsim.build import ROOT, compile_launchers, nvcc_path
+from ptxsim.build import ROOT, compile_launchers, nvcc_path, run_compiler
 
 LAUNCHERS = sorted(str(path.relative_to(ROOT)) for path in ROOT.glob("csrc/ops/*/*_launch.cu"))
 HOPPER = [launcher for launcher in LAUNCHERS if "_sm90_" in launcher]
@@ -48,6 +48,11 @@ def test_no_kernel_spills(launcher, arch):
     kernels = local_bytes(assemble(ptx, f"sm_{arch}", "/dev/null"))
     assert kernels
     assert not {name: local for name, local in kernels.items() if local}
+
+
+def test_the_autotuners_program_compiles(tmp_path):
+    flags = ["-std=c++17", "-DLTOOD_SM90A=1", f"-I{ROOT / 'csrc'}", "-gencode=arch=compute_90a,code=sm_90a"]
+    run_compiler([nvcc_path(), *flags, "-c", str(ROOT / "benchmarks/autotune.cu"), "-o", str(tmp_path / "autotune.o")])
 
 
 @pytest.mark.parametrize("launcher", HOPPER)

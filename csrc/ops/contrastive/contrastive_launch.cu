@@ -4,6 +4,7 @@
 #include "cuda/launch.cuh"
 #include "ops/contrastive/contrastive_bwd_kernel.cuh"
 #include "ops/contrastive/contrastive_kernel.cuh"
+#include "ops/contrastive/contrastive_plan.h"
 #include "ops/contrastive/contrastive_rows_kernel.cuh"
 #include "ops/contrastive/contrastive_sm90_launch.h"
 
@@ -31,11 +32,8 @@ TilesKernel tiles_kernel(const ContrastiveForward& p) {
 
 // N = 16,384 on 132 multiprocessors: 128 × 129 / 2 = 8,256 tiles for 264 blocks. Units of 1 × 4 tiles make 2,112 of
 // them, eight a block, so that the last round wastes little, while the rows are loaded for every fourth tile only.
-// The slots hold N (groups + chunks) floats: at most 128 groups, and 128 chunks up to N = 262,144 (512 for a million).
 void plan_triangle(ContrastiveForward& p, const cuda::DeviceLimits& limits) {
   TrianglePlan& plan = p.plan;
-  plan.tiles = ceil_div(p.u.rows, contrastive::kTile);
-  plan.row_tiles = ceil_div(plan.tiles, 128);
   const int rows = p.u.parts * p.u.slices * contrastive::kSliceBytes;
   const int stages = contrastive::kStages * contrastive::kSliceBytes;
   const auto column_tile = [&] {
@@ -45,13 +43,8 @@ void plan_triangle(ContrastiveForward& p, const cuda::DeviceLimits& limits) {
   const int tile_bytes = plan.resident ? rows + stages : 2 * stages;
   if (tile_bytes + column_tile() > limits.shared_bytes) p.nearest = 0;
   const int most = std::clamp((limits.shared_bytes - tile_bytes) / column_tile(), 1, 16);
-  const int64_t count = int64_t(plan.tiles) * (plan.tiles + 1) / 2, blocks = 2 * limits.multiprocessors;
-  plan.col_tiles = static_cast<int>(std::clamp<int64_t>(ceil_div(count / plan.row_tiles, 8 * blocks), 1, most));
+  contrastive::cut_triangle(plan, p.u.rows, 1, 8 * 2 * limits.multiprocessors, most);
   plan.shared_bytes = tile_bytes + plan.col_tiles * column_tile();
-  plan.groups = ceil_div(plan.tiles, plan.row_tiles);
-  plan.chunks = ceil_div(plan.tiles, plan.col_tiles);
-  plan.units = 0;
-  for (int g = 0; g < plan.groups; ++g) plan.units += ceil_div(plan.tiles - g * plan.row_tiles, plan.col_tiles);
 }
 
 struct PushLaunch {

@@ -36,13 +36,13 @@ constexpr int kPushRowSlice = tiles::slice_bytes<kPushRows>();
 // For operands of one or two parts and an output of 1, 2 or 4 slices a block.
 template <int kParts, int kOut>
 struct PushShape {
-  static constexpr int kTileN = kParts == 1 && kOut <= 2 ? 128 : 64;
-  static constexpr int kChunk = kOut < 2 ? 1 : 2;  // slices of a stage
+  static constexpr hopper::Tile kChoice = hopper::tile_of(hopper::kPush, kParts, kOut);
+  static_assert(kChoice.rows == kPushRows && kChoice.slices == kOut, "no entry in hopper::kTiles");
+  static constexpr int kTileN = kChoice.columns;
+  static constexpr int kChunk = kChoice.stage_slices;
   static constexpr int kOutChunks = kOut / kChunk;
   static constexpr int kSliceBytes = tiles::slice_bytes<kTileN>();
   static constexpr int kStageBytes = kChunk * kSliceBytes;
-  // S, output, and G in one or two parts
-  static_assert(kTileN / 2 + 32 * kOut + kParts * kTileN / 4 <= 192, "a consumer thread has 240 registers");
 };
 
 // How the columns pass: per tile `chunks` × parts stages for S; these serve as V too (`shared`), or V follows.

@@ -40,7 +40,8 @@ struct Shape {
 constexpr int kHeld = kTile / 4;   // rows of a thread
 constexpr int kPairs = kTile / 8;  // in neighbours of two
 
-// Shared memory: resident rows, ring, then this. Entries are of the resident rows, or of the columns of a unit.
+// Shared memory: resident rows, ring, then this, then the barriers. Entries are of the resident rows, or of the columns
+// of a unit.
 struct Tail {
   int64_t *instance, *domain;  // [128], with neighbours only
   Nearest* nearest;            // [width], with neighbours only
@@ -55,11 +56,10 @@ struct Tail {
 __host__ __device__ constexpr int resident_bytes(const Operand& u, bool wide) {
   return (wide ? 2 : 1) * u.parts * u.slices * kSliceBytes;
 }
-__host__ __device__ constexpr int tail_bytes(bool wide, bool nearest, int col_tiles, int stages) {
+__host__ __device__ constexpr int tail_bytes(bool wide, bool nearest, int col_tiles) {
   const int row_tiles = wide ? 2 : 1, warps = warpgroups::kConsumerWarps;
   const int of_nearest = nearest ? (2 + warps + col_tiles) * kTile * 8 : 0;
-  return of_nearest + (row_tiles + warps + row_tiles * col_tiles) * kTile * 4 +
-         (stages + 1) * warpgroups::kBarrierBytes;
+  return of_nearest + (row_tiles + warps + row_tiles * col_tiles) * kTile * 4;
 }
 
 template <bool kWide, bool kNearest>

@@ -1,5 +1,6 @@
 #include <algorithm>
 
+#include "ops/contrastive/contrastive_plan.h"
 #include "ops/contrastive/contrastive_sm90_bwd_kernel.cuh"
 #include "ops/contrastive/contrastive_sm90_kernel.cuh"
 #include "ops/contrastive/contrastive_sm90_launch.h"
@@ -9,25 +10,40 @@ namespace {
 
 using cuda::ceil_div;
 
-// With neighbours a thread has no registers for 128 accumulators.
-bool is_wide(const ContrastiveForward& p) { return p.u.parts * p.u.slices <= 4 && !p.nearest; }
+hopper::Tile tile_of(const ContrastiveForward& p) {
+  return hopper::tile_of(p.nearest ? hopper::kNeighbors : hopper::kSums, p.u.parts, p.u.parts * p.u.slices);
+}
+
+bool is_wide(const hopper::Tile& tile) { return tile.rows == 2 * kTile; }
 
 template <typename half_t>
 auto tiles_kernel(const ContrastiveForward& p) {
   if (p.nearest) return contrastive_tiles_sm90_kernel<half_t, false, true>;
-  return is_wide(p) ? contrastive_tiles_sm90_kernel<half_t, true, false>
-                    : contrastive_tiles_sm90_kernel<half_t, false, false>;
+  return is_wide(tile_of(p)) ? contrastive_tiles_sm90_kernel<half_t, true, false>
+                             : contrastive_tiles_sm90_kernel<half_t, false, false>;
 }
+
+// What hopper_tiles.h counts is what the kernels take, and has a kernel.
+constexpr bool table_is_right() {
+  for (const hopper::Tile& t : hopper::kTiles) {
+    if (t.kernel != hopper::kSums && t.kernel != hopper::kNeighbors) continue;
+    const bool wide = t.rows == 2 * kTile, nearest = t.kernel == hopper::kNeighbors;
+    const Operand widest{nullptr, nullptr, 0, t.slices, 1, 0};
+    const int bytes = resident_bytes(widest, wide) + tail_bytes(wide, nearest, hopper::kMostColTiles);
+    if (bytes != hopper::fixed_bytes(t) || t.columns != kTile || t.stage_slices != 1 || (wide && nearest)) return false;
+  }
+  return true;
+}
+static_assert(table_is_right());
 
 struct PushLaunch {
   void (*kernel)(Push);
-  int tile_cols, stage_bytes, out_slices;
+  hopper::Tile tile;
 };
 
 template <typename half_t, int kParts, int kOut>
 PushLaunch push_launch() {
-  using P = PushShape<kParts, kOut>;
-  return {contrastive_push_sm90_kernel<half_t, kParts, kOut>, P::kTileN, P::kStageBytes, kOut};
+  return {contrastive_push_sm90_kernel<half_t, kParts, kOut>, PushShape<kParts, kOut>::kChoice};
 }
 
 template <typename half_t, int kParts>
@@ -44,60 +60,45 @@ PushLaunch push_launch(const Operand& u) {
 
 }  // namespace
 
-// N = 16,384, D = 128 on 132 multiprocessors: 64 groups of two row tiles, 8,256 tiles; units of 2 × 4 make 1,056 of
-// them, eight a block. 64 KiB of rows, six stages of 16 KiB and 9 KiB of sums are 169 of 227 KiB.
 bool plan_tiles(ContrastiveForward& p, const cuda::DeviceLimits& limits) {
-  constexpr int kMostStages = 6, kMostColTiles = 8;
-  const bool wide = is_wide(p);
+  const hopper::Tile tile = tile_of(p);
+  const bool wide = is_wide(tile);
   TrianglePlan& plan = p.plan;
   plan.stages = 0;
-  if (!cuda::take_sm90() || p.exponents.online) return false;
-  const int left = limits.shared_bytes - resident_bytes(p.u, wide);
-  const int stages = (left - tail_bytes(wide, p.nearest, kMostColTiles, kMostStages)) / kSliceBytes;
-  if (stages < warpgroups::kFewestStages) return false;
-  plan.stages = std::min(stages, kMostStages);
-  plan.tiles = ceil_div(p.u.rows, kTile);
-  const int row_tiles = wide ? 2 : 1;
-  plan.row_tiles = ceil_div(plan.tiles, 128 * row_tiles) * row_tiles;
-  const int64_t count = int64_t(plan.tiles) * (plan.tiles + 1) / 2, wanted = 8 * limits.multiprocessors;
-  plan.col_tiles = static_cast<int>(std::clamp<int64_t>(ceil_div(count / plan.row_tiles, wanted), 1, kMostColTiles));
-  plan.groups = ceil_div(plan.tiles, plan.row_tiles);
-  plan.chunks = ceil_div(plan.tiles, plan.col_tiles);
-  plan.units = 0;
-  for (int g = 0; g < plan.groups; ++g) plan.units += ceil_div(plan.tiles - g * plan.row_tiles, plan.col_tiles);
+  if (!cuda::take_sm90() || p.exponents.online || tile.rows == 0) return false;
+  const int rows = resident_bytes(p.u, wide), most = hopper::kMostColTiles;
+  plan.stages = hopper::stages_beside(tile, rows + tail_bytes(wide, p.nearest, most), limits.shared_bytes);
+  if (plan.stages == 0) return false;
+  cut_triangle(plan, p.u.rows, tile.rows / kTile, tile.units * limits.multiprocessors, most);
   plan.blocks = std::min(plan.units, limits.multiprocessors);
   plan.resident = 1;
-  plan.shared_bytes =
-      resident_bytes(p.u, wide) + plan.stages * kSliceBytes + tail_bytes(wide, p.nearest, plan.col_tiles, plan.stages);
+  plan.shared_bytes = hopper::block_bytes(tile, rows + tail_bytes(wide, p.nearest, plan.col_tiles), plan.stages);
   return true;
 }
 
-// N = 4,096 is 32 blocks of rows for 132 multiprocessors: four ranges of columns. D = 128, bf16: 32 KiB of rows and six
-// stages of 32 KiB, a tile each: two are held by a turn, four are on their way.
+// N = 4,096 is 32 blocks of rows for 132 multiprocessors: four ranges of columns.
 bool plan_push(ContrastivePush& p, const cuda::DeviceLimits& limits) {
-  constexpr int kMostStages = 8;
   p.stages = 0;
   if (!cuda::take_sm90() || p.exponents.online || (p.rows.parts == 2 && !p.rows.is_half)) return false;
-  const PushLaunch push = push_launch(p.rows);
+  const hopper::Tile tile = push_launch(p.rows).tile;
   const int rows = p.rows.parts * p.rows.slices * kPushRowSlice;
-  const int barriers = (kMostStages + 1) * warpgroups::kBarrierBytes;
-  const int stages = (limits.shared_bytes - rows - barriers) / push.stage_bytes;
-  if (stages < warpgroups::kFewestStages) return false;
-  p.stages = std::min(stages, kMostStages);
+  p.stages = hopper::stages_beside(tile, rows, limits.shared_bytes);
+  if (p.stages == 0) return false;
   p.resident = 1;
-  p.shared_bytes = rows + p.stages * push.stage_bytes + barriers;
-  const int row_blocks = ceil_div(p.rows.rows, kPushRows) * ceil_div(p.rows.slices, push.out_slices);
-  const int wanted = limits.multiprocessors / row_blocks, most = 8 * ceil_div(p.cols.rows, p.rows.rows);
-  p.splits = std::max(1, std::min({wanted, most, ceil_div(p.cols.rows, push.tile_cols)}));
+  p.shared_bytes = hopper::block_bytes(tile, rows, p.stages);
+  const int row_blocks = ceil_div(p.rows.rows, tile.rows) * ceil_div(p.rows.slices, tile.slices);
+  const int wanted = tile.units * limits.multiprocessors / row_blocks, most = 8 * ceil_div(p.cols.rows, p.rows.rows);
+  p.splits = std::max(1, std::min({wanted, most, ceil_div(p.cols.rows, tile.columns)}));
   return true;
 }
 
 cudaError_t launch_push(const ContrastivePush& p, void* stream) {
   const PushLaunch push = push_launch(p.rows);
   Push f{{}, {}, p};
-  if (const cudaError_t error = warpgroups::make_map(&f.row_map, p.rows, kPushRows)) return error;
-  if (const cudaError_t error = warpgroups::make_map(&f.col_map, p.cols, push.tile_cols)) return error;
-  const dim3 grid(ceil_div(p.rows.rows, kPushRows), ceil_div(p.rows.slices, push.out_slices), p.splits);
+  const hopper::Tile& tile = push.tile;
+  if (const cudaError_t error = warpgroups::make_map(&f.row_map, p.rows, tile.rows)) return error;
+  if (const cudaError_t error = warpgroups::make_map(&f.col_map, p.cols, tile.columns)) return error;
+  const dim3 grid(ceil_div(p.rows.rows, tile.rows), ceil_div(p.rows.slices, tile.slices), p.splits);
   return cuda::launch(push.kernel, grid, warpgroups::kThreads, p.shared_bytes, f, stream);
 }
 

@@ -24,9 +24,8 @@ struct TopkSm90 {
 
 constexpr int kPendingBytes = sweep::kBlockM * kPending * static_cast<int>(sizeof(Key));
 
-inline int shared_bytes(const Operand& x, int stages) {
-  return sweep::resident_bytes(x) + stages * sweep::kSliceBytes + kPendingBytes + sweep::barrier_bytes(stages);
-}
+// Beside the ring.
+constexpr int fixed_bytes(const Operand& x) { return sweep::resident_bytes(x) + kPendingBytes; }
 
 template <typename half_t>
 __global__ void __launch_bounds__(warpgroups::kThreads, 1) topk_sm90_kernel(const __grid_constant__ TopkSm90 f) {

@@ -1,17 +1,14 @@
-#include <algorithm>
-
 #include "ops/knn/knn_sm90_kernel.cuh"
 #include "ops/knn/knn_sm90_launch.h"
 
 namespace ltood::knn::sm90 {
 
-static_assert(kRows == sweep::kBlockM && kColumns == sweep::kBlockN);
+constexpr Operand widest{nullptr, nullptr, 0, kTile.slices, 1, 0};
+static_assert(kTile.rows == sweep::kBlockM && kTile.columns == sweep::kBlockN && kTile.stage_slices == 1);
+static_assert(fixed_bytes(widest) == hopper::fixed_bytes(kTile));
 
 int stages(const Operand& x, const cuda::DeviceLimits& limits) {
-  constexpr int kMost = 6;
-  if (!cuda::take_sm90()) return 0;
-  const int fitting = (limits.shared_bytes - shared_bytes(x, 0) - sweep::barrier_bytes(kMost)) / sweep::kSliceBytes;
-  return fitting < warpgroups::kFewestStages ? 0 : std::min(fitting, kMost);
+  return cuda::take_sm90() ? hopper::stages_beside(kTile, fixed_bytes(x), limits.shared_bytes) : 0;
 }
 
 cudaError_t launch(const TopkParams& p, int64_t* keys, int row_blocks, int splits, int split_tiles, int stages,
@@ -20,7 +17,8 @@ cudaError_t launch(const TopkParams& p, int64_t* keys, int row_blocks, int split
   if (const cudaError_t error = warpgroups::make_map(&f.maps.x, p.x, 128)) return error;
   if (const cudaError_t error = warpgroups::make_map(&f.maps.y, p.y, 128)) return error;
   const auto kernel = p.x.is_half ? topk_sm90_kernel<__half> : topk_sm90_kernel<__nv_bfloat16>;
-  return cuda::launch(kernel, row_blocks * splits, warpgroups::kThreads, shared_bytes(p.x, stages), f, stream);
+  const int shared = hopper::block_bytes(kTile, fixed_bytes(p.x), stages);
+  return cuda::launch(kernel, row_blocks * splits, warpgroups::kThreads, shared, f, stream);
 }
 
 }  // namespace ltood::knn::sm90

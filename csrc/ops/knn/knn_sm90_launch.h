@@ -2,6 +2,7 @@
 // asks.
 #pragma once
 
+#include "cuda/hopper_tiles.h"
 #include "cuda/launch.cuh"
 #include "ops/knn/topk.h"
 
@@ -10,8 +11,7 @@ namespace ltood::knn::sm90 {
 // Stages of its ring; 0: it does not take the problem (not asked for, or rows do not fit in shared memory).
 int stages(const Operand& x, const cuda::DeviceLimits& limits);
 
-// Rows and columns of a block's tile, for the plan.
-constexpr int kRows = 256, kColumns = 128;
+constexpr hopper::Tile kTile = hopper::tile_of(hopper::kTopk, 0, 1);
 
 // keys, row_blocks, splits and split_tiles as in TopkKernelParams.
 cudaError_t launch(const TopkParams& p, int64_t* keys, int row_blocks, int splits, int split_tiles, int stages,

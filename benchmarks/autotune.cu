@@ -1,0 +1,164 @@
+// Times the sm_90a kernels of one table of tiles, csrc/cuda/hopper_tiles.h or a candidate before it on the include
+// path.
+//   autotune kernel parts slices rows [kernel parts slices rows ...]
+// Prints for every problem the median of its launches in ms and the sum of what they computed: another table's must be
+// the same. Each launch finds the L2 cache overwritten.
+#include <algorithm>
+#include <cmath>
+#include <cstdio>
+#include <cstdlib>
+#include <functional>
+#include <random>
+#include <vector>
+
+#include "ops/contrastive/contrastive_sm90_launch.h"
+#include "ops/knn/knn_sm90_launch.h"
+
+namespace ltood {
+namespace {
+
+constexpr int kWarmUp = 3, kLaunches = 31, kNeighbors = 10;
+constexpr size_t kCacheBytes = size_t(256) << 20;
+constexpr float kInvTau = 5;
+
+void must(int error, const char* what) {
+  if (!error) return;
+  std::fprintf(stderr, "%s: %s\n", what, cudaGetErrorString(static_cast<cudaError_t>(error)));
+  std::exit(1);
+}
+
+template <typename T>
+T* fresh(size_t count) {
+  void* memory = nullptr;
+  must(cudaMalloc(&memory, count * sizeof(T)), "cudaMalloc");
+  must(cudaMemset(memory, 0, count * sizeof(T)), "cudaMemset");
+  return static_cast<T*>(memory);
+}
+
+template <typename T>
+T* put(const std::vector<T>& values) {
+  T* memory = fresh<T>(values.size());
+  must(cudaMemcpy(memory, values.data(), values.size() * sizeof(T), cudaMemcpyHostToDevice), "cudaMemcpy");
+  return memory;
+}
+
+std::vector<float> get(const float* from, size_t count) {
+  std::vector<float> values(count);
+  must(cudaMemcpy(values.data(), from, count * sizeof(float), cudaMemcpyDeviceToHost), "cudaMemcpy");
+  return values;
+}
+
+// Random unit rows: bfloat16, or two parts of float16.
+Operand operand(int parts, int slices, int rows) {
+  std::mt19937 random(1);
+  std::normal_distribution<float> normal;
+  std::vector<float> x(size_t(rows) * kSlice * slices);
+  for (float& value : x) value = normal(random);
+  const Operand u{fresh<uint16_t>(parts * x.size()), fresh<float>(rows), rows, slices, parts, parts == 2};
+  PrepareParams p{put(x), kFloat32, rows, kSlice * slices, 1, u};
+  must(ltood_launch_prepare_rows(&p, nullptr), "prepare_rows");
+  return u;
+}
+
+double median_ms(const std::function<int()>& launch) {
+  static char* const cache = fresh<char>(kCacheBytes);
+  cudaEvent_t begin, end;
+  must(cudaEventCreate(&begin), "cudaEventCreate");
+  must(cudaEventCreate(&end), "cudaEventCreate");
+  std::vector<float> times;
+  for (int i = 0; i < kWarmUp + kLaunches; ++i) {
+    float ms = 0;
+    must(cudaMemsetAsync(cache, i, kCacheBytes), "cudaMemsetAsync");
+    must(cudaEventRecord(begin), "cudaEventRecord");
+    must(launch(), "launch");
+    must(cudaEventRecord(end), "cudaEventRecord");
+    must(cudaEventSynchronize(end), "the kernel");
+    must(cudaEventElapsedTime(&ms, begin, end), "cudaEventElapsedTime");
+    if (i >= kWarmUp) times.push_back(ms);
+  }
+  std::nth_element(times.begin(), times.begin() + kLaunches / 2, times.end());
+  return times[kLaunches / 2];
+}
+
+// The launches of a problem, and what sums up their result.
+struct Problem {
+  std::function<int()> launch;
+  std::function<double()> sum;
+};
+
+double sum_of(const float* values, size_t count) {
+  double sum = 0;
+  for (const float value : get(values, count)) sum += value;
+  return sum;
+}
+
+Problem sums(const Operand& u, bool nearest, const cuda::DeviceLimits& limits) {
+  ContrastiveForward p{u, {kInvTau, nullptr, 0}, {u.rows / 2, nullptr, nullptr}, nearest};
+  must(contrastive::sm90::plan_tiles(p, limits) ? 0 : cudaErrorNotSupported, "plan_tiles");
+  const size_t of_rows = size_t(p.plan.chunks) * u.rows, of_cols = size_t(p.plan.groups) * u.rows;
+  p.row_sums = fresh<float>(of_rows), p.col_sums = fresh<float>(of_cols);
+  p.row_nearest = fresh<Nearest>(of_rows), p.col_nearest = fresh<Nearest>(of_cols);
+  return {[=] { return contrastive::sm90::launch_tiles(p, nullptr); },
+          [=] { return sum_of(p.row_sums, of_rows) + sum_of(p.col_sums, of_cols); }};
+}
+
+Problem push(const Operand& u, const cuda::DeviceLimits& limits) {
+  std::vector<RowFactors> factors;
+  for (const float scale : get(u.scale, u.rows)) factors.push_back({scale, 1.f, 0, 0});
+  ContrastivePush p{u, u, {kInvTau, nullptr, 0}, 0};
+  p.row_factors = p.col_factors = put(factors);
+  must(contrastive::sm90::plan_push(p, limits) ? 0 : cudaErrorNotSupported, "plan_push");
+  const size_t count = size_t(u.rows) * kSlice * u.slices;
+  p.out = fresh<float>(p.splits * count);
+  return {[=] { return contrastive::sm90::launch_push(p, nullptr); },
+          [=] {
+            const std::vector<float> out = get(p.out, p.splits * count);
+            double sum = 0;
+            for (size_t i = 0; i < count; ++i) {
+              float total = 0;
+              for (int split = 0; split < p.splits; ++split) total += out[split * count + i];
+              sum += std::fabs(total);
+            }
+            return sum;
+          }};
+}
+
+Problem topk(const Operand& u, const cuda::DeviceLimits& limits) {
+  TopkParams p{u, u, kNeighbors, 1};
+  const size_t count = size_t(u.rows) * kNeighbors;
+  p.values = fresh<float>(count), p.indices = fresh<int64_t>(count);
+  const hopper::Tile tile = knn::sm90::kTile;
+  const int stages = knn::sm90::stages(u, limits);
+  must(stages ? 0 : cudaErrorNotSupported, "topk");
+  const int row_blocks = cuda::ceil_div(u.rows, tile.rows), tiles = cuda::ceil_div(u.rows, tile.columns);
+  return {[=] { return knn::sm90::launch(p, p.indices, row_blocks, 1, tiles, stages, nullptr); },
+          [=] { return sum_of(p.values, count); }};
+}
+
+Problem problem(int kernel, const Operand& u, const cuda::DeviceLimits& limits) {
+  switch (kernel) {
+    case hopper::kPush:
+      return push(u, limits);
+    case hopper::kTopk:
+      return topk(u, limits);
+    default:
+      return sums(u, kernel == hopper::kNeighbors, limits);
+  }
+}
+
+}  // namespace
+}  // namespace ltood
+
+int main(int count, char** arguments) {
+  using namespace ltood;
+  setenv("LTOOD_CUDA_PATH", "sm90", 1);
+  cuda::DeviceLimits limits;
+  must(cuda::device_limits(limits), "the device");
+  for (int i = 1; i + 3 < count; i += 4) {
+    const auto number = [&](int at) { return std::atoi(arguments[i + at]); };
+    const Problem timed = problem(number(0), operand(number(1), number(2), number(3)), limits);
+    const double ms = median_ms(timed.launch);
+    std::printf("%.5f %.9g\n", ms, timed.sum());
+  }
+  return 0;
+}

@@ -1,0 +1,132 @@
+// The tiles of the sm_90a kernels: ONE table, which their launchers ask. `python -m benchmarks autotune` times every
+// entry against its neighbours on a device and prints the table in this form. No device has been asked yet: what stands
+// here is reasoned.
+//
+// rows × columns  256 consumer threads share a tile: rows * columns / 256 accumulators each, of 240 registers. Only
+//                 columns come from L2, once for all rows: 256 rows ask for half as many bytes as 128
+// stages          two slices may be in use by products in flight, the others are on their way. A multiprocessor does
+//                 2,048 multiply-adds a clock: a slice of 128 columns (16 KiB) lasts 1,024 clocks against 256 rows and
+//                 512 against 128, and takes some 1,000 to come: four stages are the fewest, six leave a margin of two
+// units           pieces of work for every multiprocessor: with eight the last round wastes an eighth at most, but each
+//                 piece begins with its rows. The others give every block of rows to one multiprocessor, and cut the
+//                 columns only where blocks are too few
+//
+// Worked: log-sum-exps at N = 16,384, D = 128, bfloat16, 132 multiprocessors. Two slices of rows: the first entry, 256
+// × 128. 64 KiB of rows, six stages of 16 KiB and 13 KiB of sums are 173 of 227 KiB; 128 accumulators and 32 sums are
+// 160 of 192 registers. 8,256 tiles for 1,056 wanted units: eight tiles each, 16 bytes a clock and multiprocessor from
+// L2.
+#pragma once
+
+namespace ltood::hopper {
+
+constexpr int kSharedBytes = 227 * 1024;  // of a block
+constexpr int kConsumerThreads = 256;     // two warpgroups; a third loads
+// 65,536 registers of a multiprocessor: 256 * 240 + 128 * 24 = 64,512.
+constexpr int kConsumerRegisters = 240, kProducerRegisters = 24;
+constexpr int kOtherRegisters = 48;  // of a consumer thread: addresses, counters, factors
+constexpr int kBarrierBytes = 16;    // of a stage, and of the rows
+constexpr int kInFlight = 2;         // slices whose products may be unfinished while the next one's are issued
+constexpr int kFewestStages = kInFlight + 2;
+constexpr int kMostColTiles = 8;  // of a unit of the upper triangle: their sums stay in shared memory
+
+enum Kernel {
+  kSums,       // contrastive forward, the log-sum-exp alone
+  kNeighbors,  // the same with the nearest row
+  kPush,       // contrastive backward
+  kTopk,       // nearest neighbours
+};
+
+struct Tile {
+  Kernel kernel;
+  int parts;   // of the operands; 0: any
+  int slices;  // up to so many: parts × slices of the resident rows; kPush: slices of a block's output
+  int rows, columns;
+  int stage_slices;  // of the columns, in a stage of the ring
+  int stages;        // of the ring; fewer where the rows leave less room
+  int units;         // pieces of work a multiprocessor
+};
+
+// clang-format off
+constexpr Tile kTiles[] = {
+    {kSums, 0, 4, 256, 128, 1, 6, 8},
+    {kSums, 0, 8, 128, 128, 1, 6, 8},
+    {kNeighbors, 0, 8, 128, 128, 1, 6, 8},
+    {kPush, 1, 1, 128, 128, 1, 8, 1},
+    {kPush, 1, 2, 128, 128, 2, 6, 1},
+    {kPush, 1, 4, 128, 64, 2, 8, 1},
+    {kPush, 2, 1, 128, 64, 1, 8, 1},
+    {kPush, 2, 2, 128, 64, 2, 8, 1},
+    {kPush, 2, 4, 128, 64, 2, 8, 1},
+    {kTopk, 0, 4, 256, 128, 1, 6, 1},
+};
+// clang-format on
+
+// The entry for operands of so many parts and slices; rows = 0: none takes them.
+constexpr Tile tile_of(Kernel kernel, int parts, int slices) {
+  for (const Tile& t : kTiles) {
+    if (t.kernel == kernel && (t.parts == 0 || t.parts == parts) && slices <= t.slices) return t;
+  }
+  return {};
+}
+
+// Registers of a consumer thread that live from one product to the next: S (and G, its second operand), the output, the
+// sums and neighbours of 32 rows.
+constexpr int registers_of(const Tile& t) {
+  const int products = t.rows * t.columns / kConsumerThreads;
+  switch (t.kernel) {
+    case kSums:
+      return products + 32;
+    case kNeighbors:
+      return products + 3 * 32;
+    case kPush:
+      return products + t.parts * products / 2 + t.rows * t.slices * 64 / kConsumerThreads;
+    default:
+      return products;
+  }
+}
+
+constexpr int stage_bytes(const Tile& t) { return t.stage_slices * t.columns * 128; }
+
+// Shared memory at the widest rows that an entry takes, but for ring and barriers.
+constexpr int fixed_bytes(const Tile& t) {
+  const int rows = t.rows * 128 * t.slices, row_tiles = t.rows / 128, warps = kConsumerThreads / 32;
+  const int sums = (row_tiles + warps + row_tiles * kMostColTiles) * 128 * 4;
+  switch (t.kernel) {
+    case kSums:
+      return rows + sums;
+    case kNeighbors:
+      return rows + sums + (2 + warps + kMostColTiles) * 128 * 8;
+    case kPush:
+      return rows * t.parts;
+    default:
+      return rows + 16 * t.rows * 8;
+  }
+}
+
+// Stages beside so many bytes; 0: too few for the products in flight, and the kernel does not take the problem.
+constexpr int stages_beside(const Tile& t, int bytes, int shared = kSharedBytes) {
+  const int fitting = (shared - bytes - kBarrierBytes) / (stage_bytes(t) + kBarrierBytes);
+  return fitting < kFewestStages ? 0 : fitting < t.stages ? fitting : t.stages;
+}
+
+constexpr int block_bytes(const Tile& t, int bytes, int stages) {
+  return bytes + stages * stage_bytes(t) + (stages + 1) * kBarrierBytes;
+}
+
+// wgmma is issued for 64 or 128 columns, and for 64 or 128 features of an output.
+constexpr bool fits(const Tile& t) {
+  const bool shape = (t.rows == 128 || t.rows == 256) && (t.columns == 64 || t.columns == 128) &&
+                     (t.stage_slices == 1 || t.stage_slices == 2) && t.slices % t.stage_slices == 0;
+  return shape && t.units >= 1 && t.stages >= kFewestStages && stages_beside(t, fixed_bytes(t)) > 0 &&
+         registers_of(t) <= kConsumerRegisters - kOtherRegisters;
+}
+
+constexpr bool all_fit() {
+  for (const Tile& t : kTiles) {
+    if (!fits(t)) return false;
+  }
+  return true;
+}
+static_assert(all_fit(), "an entry of kTiles exceeds a block's shared memory or a thread's registers");
+
+}  // namespace ltood::hopper
