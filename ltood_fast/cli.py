@@ -1,4 +1,4 @@
-"""The commands: `ltood train | eval | report | embed | sample-ood | info`.
+"""The commands: `ltood train | eval | report | embed | sample-ood | experiment | info`.
 
 What a user can get wrong ends as one line on stderr, `ltood: error: ...`, and exit code 2; `--traceback` shows where.
 """
@@ -31,7 +31,8 @@ class Parser(argparse.ArgumentParser):
 def build_parser() -> Parser:
     parser = Parser(prog="ltood", description="Self-supervised learning on long-tailed images with OOD images.")
     parser.add_argument("--traceback", action="store_true", help="show where an error came from")
-    commands = parser.add_subparsers(dest="command", required=True, metavar="train|eval|report|embed|sample-ood|info")
+    names = "train|eval|report|embed|sample-ood|experiment|info"
+    commands = parser.add_subparsers(dest="command", required=True, metavar=names)
 
     train = commands.add_parser("train", help="train the stages of a configuration, evaluate them, write the report")
     train.add_argument("--config", help="preset or YAML file")
@@ -64,8 +65,37 @@ def build_parser() -> Parser:
     sample.add_argument("--strategy", default="tailness", choices=("tailness", "random"))
     sample.add_argument("--seed", type=int, default=0)
 
+    experiment = commands.add_parser("experiment", help="test a claim of the method: train its runs, write its table")
+    experiment.add_argument("name", help="which; --list names them")
+    experiment.add_argument("--list", action=ListExperiments, nargs=0, help="name the experiments and end")
+    experiment.add_argument("--config", required=True, help="preset or YAML file")
+    experiment.add_argument("--output", type=Path, required=True, help="folder of the runs and of what comes of them")
+    experiment.add_argument("--seeds", type=parse_seeds, default="0,1,2", help="commas between them (0,1,2)")
+    experiment.add_argument("--jobs", type=int, default=2, help="runs at a time (2)")
+    experiment.add_argument("--no-train", action="store_true", help="the table of the runs that are done")
+    experiment.add_argument("--balanced-list", default="", help="simclr-balance: the balanced set, for data.id list")
+    experiment.epilog = train.epilog + " A run that is done is not trained again; a killed experiment goes on."
+
     commands.add_parser("info", help="what was built and what this machine offers")
     return parser
+
+
+class ListExperiments(argparse.Action):
+    """Prints the experiments and ends, whatever else is missing, as --help does."""
+
+    def __call__(self, parser: argparse.ArgumentParser, *_: Any) -> NoReturn:
+        from .experiments import list_experiments
+
+        print(list_experiments())
+        parser.exit()
+
+
+def parse_seeds(text: str) -> tuple[int, ...]:
+    """`0,1,2`."""
+    numbers = [part.strip() for part in text.split(",")]
+    if not all(number.isdecimal() for number in numbers) or len(set(numbers)) < len(numbers):
+        raise argparse.ArgumentTypeError(f"must be distinct numbers with commas between them, got {text!r}")
+    return tuple(map(int, numbers))
 
 
 def parse_overrides(rest: Sequence[str]) -> dict[str, str]:
@@ -160,6 +190,17 @@ def run_sample_ood(args: argparse.Namespace, overrides: dict[str, str]) -> None:
     print(f"{args.output}: {len(sample.indices)} of {len(candidates)} rows")
 
 
+def run_experiments(args: argparse.Namespace, overrides: dict[str, str]) -> None:
+    from .experiments import Setting, run_experiment
+
+    setting = Setting(args.config, args.output, args.seeds, args.jobs, overrides, args.balanced_list)
+    try:
+        print(run_experiment(args.name, setting, train=not args.no_train))
+    except KeyboardInterrupt:
+        print("\nltood: interrupted; the same command goes on with the experiment", file=sys.stderr)
+        raise SystemExit(EXIT_INTERRUPTED) from None
+
+
 def run_info(args: argparse.Namespace, overrides: dict[str, str]) -> None:
     from . import build_info
 
@@ -200,6 +241,7 @@ COMMANDS = {
     "report": run_report,
     "embed": run_embed,
     "sample-ood": run_sample_ood,
+    "experiment": run_experiments,
     "info": run_info,
 }
 
@@ -211,7 +253,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         args, rest = build_parser().parse_known_args(argv)
         overrides = parse_overrides(rest)
-        if overrides and args.command not in ("train", "eval", "embed"):
+        if overrides and args.command not in ("train", "eval", "embed", "experiment"):
             raise ValueError(f"argument --{next(iter(overrides))} is unknown to ltood {args.command}")
         with warnings.catch_warnings():
             warnings.showwarning = show_warning

@@ -143,7 +143,7 @@ def test_a_full_disk_ends_the_run_and_it_goes_on_later(made_up_data, tmp_path, r
     [
         (
             (),
-            "the following arguments are required: train|eval|embed|sample-ood|info (ltood --help lists the commands)",
+            "required: train|eval|report|embed|sample-ood|experiment|info (ltood --help lists the commands)",
         ),
         (("trian",), "invalid choice: 'trian'"),
         (("train",), "the following arguments are required: --run-dir"),

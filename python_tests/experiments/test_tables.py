@@ -1,0 +1,131 @@
+import math
+
+import pytest
+from made_up_runs import make_report
+
+from ltood_fast.experiments.core import compare, judge
+from ltood_fast.experiments.outcomes import read_outcomes
+from ltood_fast.experiments.pictures import to_png, variants_figure
+from ltood_fast.experiments.spec import Comparison, Table, Variant
+from ltood_fast.experiments.tables import comparisons_table, to_markdown, variants_table
+from ltood_fast.train.config import load_config
+
+A, B = Variant("a"), Variant("b")
+LONG_TAIL = [10, 300, 100]  # class 1 is many, 2 medium, 0 few
+
+
+@pytest.fixture
+def outcomes():
+    config = load_config("smoke", {"stages": "stage1"})
+
+    def report(few, many, medium, knn=None):
+        return make_report(config, [few, many, medium], LONG_TAIL, knn=knn)
+
+    reports = {
+        ("a", 0): report(0.30, 0.70, 0.50, 0.4),
+        ("a", 1): report(0.40, 0.70, 0.55, 0.5),
+        ("b", 0): report(0.20, 0.70, 0.45, 0.4),
+        ("b", 1): report(0.30, 0.70, 0.50, 0.4),
+        ("b", 2): report(0.90, 0.90, 0.90, 0.9),  # has no partner
+    }
+    return read_outcomes([A, B], reports)
+
+
+def test_numbers_of_a_run(outcomes):
+    measures = outcomes.by_run["a", 0].measures
+    assert measures["overall"] == pytest.approx(0.5)
+    assert (measures["many"], measures["medium"], measures["few"]) == (0.70, 0.50, 0.30)
+    assert measures["std"] == pytest.approx(math.sqrt(0.08 / 3))
+    assert measures["knn"] == 0.4
+
+
+def test_the_table_is_mean_and_sample_deviation(outcomes):
+    row = variants_table(outcomes).rows[0]
+    assert row[:2] == ["a", "2"]
+    assert row[2] == "52.50 ± 3.54"  # overall 0.50, 0.55: sample deviation 0.05 / sqrt(2)
+    assert row[3:6] == ["70.00 ± 0.00", "52.50 ± 3.54", "35.00 ± 7.07"]
+    assert row[7] == "45.00 ± 7.07"
+
+
+def test_one_seed_has_no_deviation(outcomes):
+    alone = read_outcomes([A], {("a", 0): outcomes.by_run["a", 0].report})
+    assert variants_table(alone).rows[0][:3] == ["a", "1", "50.00"]
+
+
+def test_differences_are_paired_by_seed(outcomes):
+    overall = Comparison("a", "b")
+    assert outcomes.differences(overall) == pytest.approx([0.05, 0.05])
+    assert outcomes.decided(overall) == "held"
+    assert comparisons_table(outcomes, [overall]).rows[0] == ["a − b", "overall", "2", "+5.00 ± 0.00", "held"]
+
+
+def test_a_lower_spread_is_better(outcomes):
+    spread = Comparison("a", "b", "std")
+    assert all(difference < 0 for difference in outcomes.differences(spread))
+    assert outcomes.decided(spread) == "held"
+    assert outcomes.decided(Comparison("b", "a", "std")) == "refuted"
+
+
+def test_a_claim_of_two_comparisons(outcomes):
+    verdict = judge(outcomes, [Comparison("a", "b"), Comparison("b", "a", "few")])
+    assert verdict.decision == "refuted"
+    assert "a − b (overall) is +5.00 ± 0.00 points; b − a (Few) is -10.00 ± 0.00 points" in verdict.sentence
+    assert verdict.sentence.endswith("(mean ± standard error, 2 seeds).")
+
+
+def test_groups_of_a_balanced_run_are_those_of_the_long_tail():
+    config = load_config("smoke", {"stages": "simclr"})
+    balanced = Variant("balanced", stages=("simclr",), counts_of="tail")
+    reports = {
+        ("balanced", 0): make_report(config, [0.1, 0.9, 0.5], [50, 50, 50]),
+        ("tail", 0): make_report(config, [0.1, 0.9, 0.5], LONG_TAIL),
+    }
+    measures = read_outcomes([balanced], reports).by_run["balanced", 0].measures
+    assert (measures["many"], measures["medium"], measures["few"]) == (0.9, 0.5, 0.1)
+    own = read_outcomes([Variant("balanced", stages=("simclr",))], reports).by_run["balanced", 0].measures
+    assert own["many"] == 0.1  # of three classes of one size the first counts as the largest
+    del reports["tail", 0]
+    assert read_outcomes([balanced], reports).by_run == {}
+
+
+def test_a_class_without_test_images_counts_nowhere():
+    config = load_config("smoke", {"stages": "simclr"})
+    balanced = Variant("balanced", stages=("simclr",), counts_of="tail")
+    reports = {
+        ("balanced", 0): make_report(config, [0.0, 1.0, None], [50, 50, 50]),
+        ("tail", 0): make_report(config, [0.1, 0.9, 0.5], LONG_TAIL),
+    }
+    measures = read_outcomes([balanced], reports).by_run["balanced", 0].measures
+    assert (measures["many"], measures["medium"], measures["few"]) == (1.0, None, 0.0)
+    assert measures["std"] == 0.5
+
+
+def test_seconds_are_those_of_the_epochs():
+    config = load_config("smoke", {"stages": "stage1"})
+    report = make_report(config, [0.0, 1.0, 0.5], LONG_TAIL, history=[{"seconds": 1.5}, {"seconds": 2.0}])
+    assert read_outcomes([A], {("a", 0): report}).by_run["a", 0].seconds == 3.5
+
+
+def test_markdown():
+    text = to_markdown(Table("T", ["x", "y"], [["1", "2"]], "a note"))
+    assert text == "## T\n\n| x | y |\n| --- | --- |\n| 1 | 2 |\n\na note"
+
+
+def test_the_picture_shows_every_variant(outcomes):
+    figure = variants_figure(outcomes)
+    left, right = figure.axes
+    assert [tick.get_text() for tick in left.get_yticklabels()] == ["a", "b"]
+    drawn = sorted(line.get_xdata()[0] for line in left.lines if line.get_marker() == "D")
+    assert drawn == pytest.approx([52.5, 185 / 3])  # b: 45, 50 and 90, all its seeds
+    assert right.get_xlabel() == "std of groups (points)"
+    assert to_png(lambda: figure).startswith(b"\x89PNG")
+
+
+def test_a_variant_without_runs_is_an_empty_row(outcomes):
+    empty = read_outcomes([Variant("none"), A], {("a", 0): outcomes.by_run["a", 0].report})
+    assert variants_table(empty).rows[0] == ["none", "0", *["-"] * 6]
+    summary = compare([Comparison("a", "none")])(None, empty)
+    assert summary.verdict.sentence.startswith("Not decided here")
+    assert to_png(summary.draw).startswith(b"\x89PNG")
+    labels = [text.get_text() for text in variants_figure(empty).legends[0].get_texts()]
+    assert labels == ["Overall", "Many", "Medium", "Few"]
