@@ -75,6 +75,23 @@ def linear_probe(
     return Scores.of(test_labels, answers, n_classes)
 
 
+def few_shot_rows(labels: Tensor, n_classes: int, per_class: int, seed: int = 0) -> Tensor:
+    """`per_class` rows of every class, drawn by the seed, in ascending order.
+
+    Raises:
+        ValueError: a class has fewer rows.
+    """
+    op, generator = "few_shot_rows", torch.Generator().manual_seed(seed)
+    _check.count(op, "per_class", per_class, 1)
+    chosen = []
+    for c in range(n_classes):
+        rows = (labels == c).nonzero().flatten().cpu()
+        allowed = f"at most the {len(rows)} images of class {c}"
+        _check.require(len(rows) >= per_class, op, "per_class", allowed, per_class)
+        chosen.append(rows[torch.randperm(len(rows), generator=generator)[:per_class]])
+    return torch.cat(chosen).sort().values
+
+
 def _standardized(train: Tensor, test: Tensor) -> tuple[Tensor, Tensor]:
     mean, std = train.mean(dim=0), train.std(dim=0, correction=0)
     scale = torch.where(std > 1e-6 * (1 + mean.abs()), 1 / std, 0.0)  # rounding noise on a constant is no feature

@@ -18,6 +18,7 @@ import torch
 from torch import Tensor
 
 from ..ops import _check
+from .clustering import Agreement, agreement
 from .groups import GroupReport
 
 if TYPE_CHECKING:
@@ -80,6 +81,14 @@ class StageResult:
     """[C, C] test images by true class (row) and the linear probe's answer (column)."""
     knn: GroupReport | None = None
     """Weighted kNN, in groups."""
+    few_shot: GroupReport | None = None
+    """Linear probe that learnt from a few images a class, in groups."""
+    clustering: Agreement | None = None
+    """Of k-means clusters of the test features with the classes."""
+    uniformity: float | None = None
+    """Of the test features, see `geometry.uniformity`."""
+    alignment: float | None = None
+    """Of the features of two random views of test images, see `geometry.alignment`."""
     history: list[dict[str, Any]] = field(default_factory=list)
     """The lines of history.jsonl, one an epoch: ``epoch``, ``loss``, ``images_per_second`` and, where known, ``parts``
     (loss terms by name), ``seconds`` (of the epoch, re-sampling included), ``resample_seconds``, ``neighbor_purity``
@@ -117,6 +126,8 @@ class Resampling:
     ood_classes: list[dict[str, int]] | None = None
     """Per cluster, OOD class name -> images taken, most frequent first, where the OOD set has labels."""
     seconds: float | None = None
+    clustering: Agreement | None = None
+    """Of the clusters with the classes of the ID images, where labels are at hand."""
     thumbnails: list[Tensor] | None = field(default=None, metadata=PICTURE_ONLY)
     """Per cluster uint8 [up to n, C, H, W]: the first OOD images taken, nearest first."""
 
@@ -189,6 +200,7 @@ def resampling_result(
         cluster_classes=_cluster_classes(op, assignments, labels, K, n_classes),
         ood_classes=None if ood is None else _taken_classes(ood, taken),
         seconds=seconds,
+        clustering=None if labels is None else agreement(assignments, labels.cpu()),
         thumbnails=None if ood is None else [ood.images[indices[:n_thumbnails]] for indices in taken],
     )
 

@@ -43,6 +43,7 @@ class DataConfig:
     ood_list: str = ""
     probe_list: str = ""  # balanced labelled set of the linear probe
     test_list: str = ""
+    few_shot_list: str = ""  # of the few-shot probe; or .npy indices of the probe set; empty: see eval.few_shot
     split: str = ""  # official .npy index split of the ID set
     probe_split: str = ""  # the same of the linear probe's training set; empty: the whole training part
     imbalance: float = _number(0.0)  # largest class / smallest class, exponential in between; 0 or 1: as it is
@@ -152,9 +153,10 @@ class Stage2Config:
 
 @dataclass(frozen=True)
 class EvalConfig:
-    """Linear probe and kNN on frozen features."""
+    """Linear probes and kNN on frozen features."""
 
     probe: str = _choice("logistic", "sgd")  # sgd: the source's protocol; logistic [ours]: fast and without a rate
+    few_shot: int = _number(0)  # images a class of a second probe, which learns from these alone; 0: none
     knn_k: int = _number(20, 1)
     groups: str = _choice("rank", "count")  # rank: CIFAR's 3/3/4 classes; count: ImageNet's 100 and 20 images
 
@@ -338,8 +340,8 @@ def save_config(config: Config, path: Path) -> None:
 
 def _binding(values: dict[str, Any]) -> dict[str, Any]:
     """The keys that decide what the weights become; the others (where it runs, how it is evaluated) may change."""
-    flat = flatten(values)
-    return {key: flat[key] for key in flat if key == "run.precision" or not key.startswith(("eval.", "run."))}
+    flat, free = flatten(values), ("eval.", "run.", "data.few_shot_list")
+    return {key: flat[key] for key in flat if key == "run.precision" or not key.startswith(free)}
 
 
 def differing_keys(mine: Config, theirs: dict[str, Any]) -> list[str]:

@@ -2,18 +2,28 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import torch
+from torch import Tensor
 
 import ltood_fast
 
 from ..eval.evaluate import evaluate_features
+from ..eval.probe import few_shot_rows
 from ..eval.results import Resampling, RunResults, StageResult, resampling_result
 from .checkpoint import CheckpointError, load_checkpoint
 from .config import STAGES, to_dict
 from .loop import read_history
-from .session import Session
+from .model import ContrastiveModel
+from .session import Session, embed
+
+if TYPE_CHECKING:
+    from ..data.image_set import ImageSet
+
+ALIGNMENT_IMAGES = 2048  # [ours] of the test set at most; the standard error is then one or two hundredths of the value
 
 
 def evaluate_run(session: Session) -> RunResults:
@@ -25,13 +35,13 @@ def evaluate_run(session: Session) -> RunResults:
     trained = [name for name in STAGES if (session.run_dir / name / "last.pt").exists()]
     if not trained:
         raise CheckpointError(f"eval: {session.run_dir} must hold a trained stage, got none")
-    train = session.data.train
+    train, few_shot = session.data.train, few_shot_set(session)
     return RunResults(
         name=session.run_dir.name,
         class_names=train.class_names,
         class_counts=_class_counts(session),
         scheme=session.config.eval.groups,
-        stages=[_evaluate_stage(session, name) for name in trained],
+        stages=[_evaluate_stage(session, name, few_shot) for name in trained],
         resamplings=_resamplings(session),
         config=to_dict(session.config),
         build=ltood_fast.build_info(),
@@ -42,24 +52,77 @@ def _class_counts(session: Session) -> list[int]:
     return [int(count) for count in session.data.train.class_counts()]
 
 
-def _evaluate_stage(session: Session, name: str) -> StageResult:
+def few_shot_set(session: Session) -> Tensor | ImageSet | None:
+    """What the few-shot probe learns from: rows of the probe set, or images of their own; None where none is asked for.
+
+    Raises:
+        DataError: the list or split cannot be read, or its labels are not those of the classes.
+        ValueError: eval.few_shot is more than a class of the probe set has.
+    """
+    data, probe = session.config.data, session.data.probe
+    n_classes = len(session.data.train.class_names)
+    if not data.few_shot_list:
+        per_class = session.config.eval.few_shot
+        return few_shot_rows(probe.labels, n_classes, per_class, data.seed) if per_class else None
+    from ..data import open_set
+    from ..data.bundle import with_channels
+    from ..data.image_set import DataError
+    from ..data.longtail import read_split
+
+    path = Path(data.few_shot_list).expanduser()
+    if path.suffix == ".npy":
+        chosen = read_split(path, len(probe))
+        labels = probe.labels[chosen]
+    else:
+        chosen = open_set(f"list:{path}", root=data.root, image_size=data.image_size, cache_dir=data.cache_dir)
+        labels, chosen = chosen.labels, replace(chosen, images=with_channels(chosen.images, session.channels))
+    if odd := set(labels.tolist()) ^ set(range(n_classes)):
+        raise DataError(
+            f"data: data.few_shot_list must hold each of the {n_classes} classes and no other label, got one that "
+            f"differs in {', '.join(map(str, sorted(odd)[:5]))}: {path}"
+        )
+    return chosen
+
+
+def _evaluate_stage(session: Session, name: str, few_shot: Tensor | ImageSet | None) -> StageResult:
     state = load_checkpoint(session.run_dir / name / "last.pt", session.config)
     model = session.new_model()
     model.load_state_dict(state["model"])
     data, options = session.data, session.config.eval
+    probe_features, probe_labels = session.embed(model, data.probe.images)[0], data.probe.labels.to(session.device)
+    if isinstance(few_shot, Tensor):
+        rows = few_shot.to(session.device)
+        few = probe_features[rows], probe_labels[rows]
+    elif few_shot is not None:
+        few = session.embed(model, few_shot.images)[0], few_shot.labels.to(session.device)
+    else:
+        few = None
     return evaluate_features(
         name,
-        session.embed(model, data.probe.images)[0],
-        data.probe.labels.to(session.device),
+        probe_features,
+        probe_labels,
         session.embed(model, data.test.images)[0],
         data.test.labels.to(session.device),
         _class_counts(session),
         scheme=options.groups,
         probe=options.probe,
         knn_k=options.knn_k,
+        few_shot=few,
+        views=_two_views(session, model),
         seed=session.config.seed,
         history=read_history(session.run_dir / name / "history.jsonl"),
     )
+
+
+def _two_views(session: Session, model: ContrastiveModel) -> tuple[Tensor, Tensor]:
+    """Features of two random views of images all over the test set, drawn from the run's seed."""
+    images = session.data.test.images
+    n = min(len(images), ALIGNMENT_IMAGES)
+    images = images[torch.arange(n) * len(images) // n]
+    with torch.random.fork_rng(devices=[session.device] if session.device.type == "cuda" else []):
+        torch.manual_seed(session.config.seed)
+        first, second = (embed(model, images, session.fabric, session.augment)[0] for _ in range(2))
+    return first, second
 
 
 def _resamplings(session: Session) -> list[Resampling]:

@@ -3,9 +3,11 @@ import pytest
 import torch
 import torch.nn.functional as F
 
+from ltood_fast.eval.clustering import cluster_quality
 from ltood_fast.eval.evaluate import evaluate_features
+from ltood_fast.eval.geometry import alignment, uniformity
 from ltood_fast.eval.knn import knn_accuracy
-from ltood_fast.eval.probe import linear_probe
+from ltood_fast.eval.probe import few_shot_rows, linear_probe
 
 C = 5
 METHODS = ["logistic", "sgd"]
@@ -245,3 +247,44 @@ def test_evaluate_features_groups_both_classifiers():
     assert stage.probe["many"] == pytest.approx(probe.per_class_accuracy[[1, 2, 3]].mean().item())
     assert stage.confusion == probe.confusion.tolist()
     assert stage.title == "SimCLR"
+
+
+def test_few_shot_rows_are_balanced_and_of_the_seed():
+    labels = torch.tensor([0, 1, 2] * 20 + [0] * 30)
+    rows = few_shot_rows(labels, 3, 5, seed=1)
+    assert torch.bincount(labels[rows]).tolist() == [5, 5, 5]
+    assert rows.tolist() == sorted(set(rows.tolist()))
+    assert torch.equal(rows, few_shot_rows(labels, 3, 5, seed=1))
+    assert not torch.equal(rows, few_shot_rows(labels, 3, 5, seed=2))
+    assert few_shot_rows(labels, 3, 20).tolist()[:4] != [0, 1, 2, 3]  # of 50 rows of class 0 not the first 20
+    with pytest.raises(ValueError, match="^few_shot_rows: per_class must be at most the 20 images of class 1, got 21$"):
+        few_shot_rows(labels, 3, 21)
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_evaluate_features_with_everything(method):
+    """The few-shot probe learns from its few images alone, by the schedule of few-shot; the rest is the parts' own."""
+    train, labels, test, test_labels = sets(0.5)
+    if method == "sgd":  # a scale at which it has not converged: the schedule shows
+        train, test = 0.02 * train, 0.02 * test
+    rows = few_shot_rows(labels, C, 6)
+    views = test + 0.1, test - 0.1
+    stage = evaluate_features(
+        "stage1", train, labels, test, test_labels, [5, 4, 3, 2, 1],
+        probe=method, few_shot=(train[rows], labels[rows]), views=views, seed=3,
+    )  # fmt: skip
+    schedule = {"epochs": 100, "milestones": (40, 60)} if method == "sgd" else {}
+    few = linear_probe(train[rows], labels[rows], test, test_labels, C, method=method, seed=3, **schedule)
+    assert stage.few_shot["overall"] == pytest.approx(few.accuracy)
+    assert stage.few_shot["per_class"] == pytest.approx(few.per_class_accuracy.tolist())
+    assert stage.few_shot["many"] == pytest.approx(few.per_class_accuracy[:3].mean().item())
+    assert stage.few_shot["overall"] < stage.probe["overall"]
+    assert stage.uniformity == uniformity(test)
+    assert stage.alignment == alignment(*views)
+    assert stage.clustering == cluster_quality(test, test_labels, seed=3)
+
+
+def test_evaluate_features_leaves_out_what_it_is_not_given():
+    stage = evaluate_features("simclr", *sets(0.6), [5, 4, 3, 2, 1])
+    assert stage.few_shot is None
+    assert stage.alignment is None

@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+import yaml
 from made_up import SMALL
 
 from ltood_fast import cli
@@ -41,7 +42,8 @@ def train(run_dir, *argv):
 def test_a_run_from_start_to_report(made_up_data, tmp_path, capsys):
     assert train(tmp_path / "run") == 0
     table = capsys.readouterr().out.splitlines()
-    assert table[0].split() == ["overall", "Many", "Medium", "Few", "std", "kNN"]
+    new = ["NMI", "ARI", "uniformity", "alignment"]
+    assert table[0].split() == ["overall", "Many", "Medium", "Few", "std", "kNN", *new]
     assert [line.split("  ")[0] for line in table[1:4]] == ["SimCLR", "Stage 1", "Stage 2"]
     report = json.loads((tmp_path / "run" / "report.json").read_text())
     assert [stage["name"] for stage in report["stages"]] == ["simclr", "stage1", "stage2"]
@@ -55,6 +57,32 @@ def test_a_run_from_start_to_report(made_up_data, tmp_path, capsys):
     assert main(["eval", "--run-dir", str(tmp_path / "run"), "--eval.knn_k", "3"]) == 0
     assert capsys.readouterr().out.splitlines()[0] == table[0]
     assert (tmp_path / "run" / "report.json").exists()
+
+
+def test_an_old_run_gets_new_numbers_without_training(made_up_data, tmp_path, capsys, monkeypatch):
+    assert train(tmp_path, "--stages", "stage1") == 0
+    checkpoint, saved = tmp_path / "stage1" / "last.pt", yaml.safe_load((tmp_path / "config.yaml").read_text())
+    del saved["eval"]["few_shot"], saved["data"]["few_shot_list"]  # as written before there were such keys
+    (tmp_path / "config.yaml").write_text(yaml.safe_dump(saved))
+    state = torch.load(checkpoint, weights_only=True)
+    del state["config"]["eval"]["few_shot"], state["config"]["data"]["few_shot_list"]
+    torch.save(state, checkpoint)
+    before, old = checkpoint.read_bytes(), json.loads((tmp_path / "report.json").read_text())
+    monkeypatch.setattr(loop.Stage, "train_epoch", None)
+    capsys.readouterr()
+
+    assert main(["eval", "--run-dir", str(tmp_path), "--eval.few_shot", "4"]) == 0
+    assert "few-shot" in capsys.readouterr().out.splitlines()[0]
+    new = json.loads((tmp_path / "report.json").read_text())
+    assert checkpoint.read_bytes() == before
+    (stage,), (old_stage,) = new["stages"], old["stages"]
+    assert old_stage["few_shot"] is None
+    assert len(stage["few_shot"]["per_class"]) == 3
+    assert {**stage, "few_shot": None} == old_stage  # the others are the same, drawn from the run's seed
+
+    np.save(tmp_path / "few.npy", np.array([0, 1, 2, 3, 4, 8]))
+    assert main(["eval", "--run-dir", str(tmp_path), "--data.few_shot_list", str(tmp_path / "few.npy")]) == 0
+    assert json.loads((tmp_path / "report.json").read_text())["config"]["data"]["few_shot_list"]
 
 
 def test_finished_stages_are_not_trained_again(made_up_data, tmp_path, capsys, monkeypatch):

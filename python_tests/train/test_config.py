@@ -114,7 +114,12 @@ def test_a_missing_file_names_the_presets():
 
 def test_only_free_keys_may_differ():
     base = load_config("smoke")
-    for key, value in {"run.threads": "1", "run.progress": "false", "eval.knn_k": "3"}.items():
+    for key, value in {
+        "run.threads": "1",
+        "run.progress": "false",
+        "eval.knn_k": "3",
+        "data.few_shot_list": "x",
+    }.items():
         other = load_config("smoke", {key: value})
         assert differing_keys(other, to_dict(base)) == []
     for key, value in {"seed": "1", "stage1.k": "2", "run.precision": "bf16-mixed"}.items():

@@ -1,0 +1,75 @@
+"""What evaluation hands to the classifiers: the few-shot set, and two views of test images."""
+
+import numpy as np
+import pytest
+import torch
+from made_up import session
+from PIL import Image
+
+from ltood_fast.data.image_set import DataError
+from ltood_fast.train import evaluate
+from ltood_fast.train.evaluate import few_shot_set
+
+
+def test_no_few_shot_set_unless_asked_for(tmp_path):
+    assert few_shot_set(session(tmp_path)) is None
+
+
+def test_few_shot_rows_of_the_probe_set_follow_the_seed_of_the_data(tmp_path):
+    chosen = [few_shot_set(session(tmp_path, eval__few_shot=4, **seeds))
+              for seeds in ({}, {"seed": 5}, {"data__seed": 5})]  # fmt: skip
+    labels = session(tmp_path).data.probe.labels
+    assert torch.bincount(labels[chosen[0]]).tolist() == [4, 4, 4]
+    assert torch.equal(chosen[0], chosen[1])
+    assert not torch.equal(chosen[0], chosen[2])
+
+
+def test_more_than_the_probe_set_has(tmp_path):
+    with pytest.raises(ValueError, match="per_class must be at most the 10 images of class 0, got 11"):
+        few_shot_set(session(tmp_path, eval__few_shot=11))
+
+
+def test_a_split_names_rows_of_the_probe_set(tmp_path):
+    np.save(tmp_path / "few.npy", np.array([4, 0, 8]))
+    made = session(tmp_path, data__few_shot_list=tmp_path / "few.npy", eval__few_shot=3)  # the list wins
+    assert few_shot_set(made).tolist() == [4, 0, 8]
+
+
+def test_a_list_names_images_of_its_own(tmp_path):
+    for c in range(3):
+        Image.fromarray(np.full((8, 8, 3), 50 * c, dtype=np.uint8)).save(tmp_path / f"{c}.png")
+    (tmp_path / "few.txt").write_text("2.png 2\n0.png 0\n1.png 1\n")
+    options = {"data__few_shot_list": tmp_path / "few.txt", "data__cache_dir": tmp_path, "data__image_size": 8}
+    images = few_shot_set(session(tmp_path, **options))
+    assert images.labels.tolist() == [2, 0, 1]
+    assert images.images[:, :, 0, 0].tolist() == [[100], [0], [50]]  # one channel, as the run's images have
+
+
+@pytest.mark.parametrize(("rows", "odd"), [([0, 1, 3], "2"), ([0], "1, 2")])
+def test_a_few_shot_set_must_hold_every_class(rows, odd, tmp_path):
+    np.save(tmp_path / "few.npy", np.array(rows))
+    with pytest.raises(DataError) as error:
+        few_shot_set(session(tmp_path, data__few_shot_list=tmp_path / "few.npy"))
+    assert str(error.value).startswith(
+        f"data: data.few_shot_list must hold each of the 3 classes and no other label, got one that differs in {odd}: "
+    )
+
+
+def test_views_are_of_images_all_over_the_test_set_and_leave_the_generator_alone(tmp_path, monkeypatch):
+    made, seen = session(tmp_path), []
+
+    def embed(model, images, fabric, transform):
+        seen.append(images)
+        return transform(images).flatten(1), None
+
+    monkeypatch.setattr(evaluate, "embed", embed)
+    monkeypatch.setattr(evaluate, "ALIGNMENT_IMAGES", 6)
+    state = torch.get_rng_state()
+    first, second = evaluate._two_views(made, None)
+    assert torch.equal(torch.get_rng_state(), state)
+    torch.manual_seed(1)
+    again, _ = evaluate._two_views(made, None)
+    assert torch.equal(seen[0], made.data.test.images[torch.tensor([0, 5, 10, 15, 20, 25])])
+    assert torch.equal(first, again)
+    assert not torch.equal(first, second)
+    assert (first - second).abs().max() < 1.0  # the same images
