@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from ltood_fast.train.config import load_config
+from ltood_fast.train.loop import Stage
 from ltood_fast.train.session import Session, make_fabric
 
 SMALL = {
@@ -74,3 +75,31 @@ def session(run_dir: Path, n_id: int = 48, n_ood: int = 60, **overrides: object)
     for stage in config.stages:
         (run_dir / stage).mkdir(parents=True, exist_ok=True)
     return Session(config, run_dir, make_fabric(config.run), data(n_id, n_ood), Jitter(), Plain())
+
+
+def train(session: Session, name: str, epochs: int | None = None) -> Stage:
+    """Trains a stage to its end, or as if killed after `epochs`."""
+    stage = Stage.open(name, session)
+    if epochs is None:
+        stage.run()
+    else:
+        stage.checkpoint.parent.mkdir(exist_ok=True)
+        for _ in range(epochs):
+            stage.train_epoch(NoBar())
+            stage.epoch += 1
+        stage.save()
+    return stage
+
+
+class NoBar:
+    n = 0
+
+    def update(self, n: float) -> None:
+        pass
+
+    def set_postfix_str(self, text: str, refresh: bool) -> None:
+        pass
+
+
+def weights(stage: Stage) -> Tensor:
+    return torch.cat([p.flatten() for p in stage.model.state_dict().values()]).float()

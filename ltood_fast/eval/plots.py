@@ -24,7 +24,7 @@ from .results import Resampling, RunResults, StageResult
 
 GROUP_COLORS = {"many": "#0072B2", "medium": "#009E73", "few": "#D55E00"}
 GROUP_MARKERS = {"many": "o", "medium": "s", "few": "^"}
-STAGE_COLORS = {"simclr": "#8C8C8C", "stage1": "#56B4E9", "stage2": "#0072B2"}
+STAGE_COLORS = {"simclr": "#8C8C8C", "stage1": "#56B4E9", "stage2": "#0072B2", "joint": "#D55E00"}
 PART_COLORS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9")
 MAX_NAMED_CLASSES = 20  # more names than this only cover each other
 MAX_CLUSTERS = 16

@@ -24,7 +24,7 @@ from .groups import GroupReport
 if TYPE_CHECKING:
     from ..data.image_set import ImageSet
 
-STAGE_TITLES = {"simclr": "SimCLR", "stage1": "Stage 1", "stage2": "Stage 2"}
+STAGE_TITLES = {"simclr": "SimCLR", "stage1": "Stage 1", "stage2": "Stage 2", "joint": "Joint"}
 PICTURE_ONLY = {"picture_only": True}  # fields that feed pictures and stay out of report.json
 
 

@@ -16,7 +16,7 @@ from typing import Any, get_args, get_origin, get_type_hints
 from .._files import write_atomic
 
 PRESETS = Path(__file__).resolve().parent.parent / "configs"
-STAGES = ("simclr", "stage1", "stage2")
+STAGES = ("simclr", "stage1", "stage2", "joint")
 
 
 class ConfigError(ValueError):
@@ -93,6 +93,14 @@ class OptimConfig:
 
 
 @dataclass(frozen=True)
+class BaseConfig:
+    """What the stages simclr, stage1 and joint compare a view with: see `train.self_damaging`."""
+
+    name: str = _choice("simclr", "sdclr")  # sdclr: the second view goes through a pruned competitor [Jiang 2021]
+    prune: float = _number(0.9, 0, 1)  # share of weights that it lacks: 0.9 on CIFAR, 0.3 on ImageNet-100 [Jiang 2021]
+
+
+@dataclass(frozen=True)
 class SimCLRConfig:
     """The baseline: instance discrimination on the ID set alone."""
 
@@ -121,7 +129,9 @@ class Stage1Config:
     targets: str = _choice("clusters", "samples")  # [ours] what tailness OOD images must be near to, see choose_ood
     target_samples: int = _number(256, 1)  # [ours] how many of the sparsest ID images are targets
     clusters: int = _number(10, 1)
-    tailness_k: int = _number(10, 1)  # neighbours of the density
+    tailness_k: int = _number(10, 1)  # neighbours of the density, or largest probabilities of the momentum score
+    tailness: str = _choice("sparsity", "momentum")  # of an ID image; momentum: COLT's score, see methods.tail_scores
+    tailness_momentum: float = _number(0.97, 0, 1)  # of the last epochs' score [Bai 2023]
     budget_temperature: float = _number(1.0, 1e-3)  # [ours] T_c
     refine_steps: int = _number(100)  # [ours] KL refinement of the k-means centroids; 0: k-means as it is
     refine_lr: float = _number(0.1)  # [ours]
@@ -174,11 +184,12 @@ class RunConfig:
 @dataclass(frozen=True)
 class Config:
     seed: int = _number(0)
-    stages: tuple[str, ...] = STAGES
+    stages: tuple[str, ...] = ("simclr", "stage1", "stage2")
     data: DataConfig = field(default_factory=DataConfig)
     augment: AugmentConfig = field(default_factory=AugmentConfig)
     model: ModelConfig = field(default_factory=ModelConfig)
     optim: OptimConfig = field(default_factory=OptimConfig)
+    base: BaseConfig = field(default_factory=BaseConfig)
     simclr: SimCLRConfig = field(default_factory=SimCLRConfig)
     stage1: Stage1Config = field(default_factory=Stage1Config)
     stage2: Stage2Config = field(default_factory=Stage2Config)
@@ -263,6 +274,9 @@ def _check_together(config: Config) -> None:
     require(s1.init == "scratch" or "simclr" in config.stages, "stage1.init", "scratch without stage simclr", s1.init)
     require(s1.warmup_epochs <= s1.epochs, "stage1.warmup_epochs", f"at most stage1.epochs = {s1.epochs}",
             s1.warmup_epochs)  # fmt: skip
+    by_momentum = s1.tailness == "momentum" and s1.ood_strategy == "tailness"
+    require(not by_momentum or s1.warmup_epochs > 0, "stage1.warmup_epochs",
+            "at least 1 with stage1.tailness momentum, which scores what was trained on", 0)  # fmt: skip
     a = config.augment
     require(a.crop_min <= a.crop_max, "augment.crop_min", f"at most augment.crop_max = {a.crop_max}", a.crop_min)
 

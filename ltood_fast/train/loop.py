@@ -20,12 +20,14 @@ import torch
 from torch import Tensor, nn
 
 from .._files import write_atomic
-from .checkpoint import load_checkpoint, restore_rng, rng_state, save_checkpoint, seed_all
+from .checkpoint import COMPETITOR, load_checkpoint, restore_rng, rng_state, save_checkpoint, seed_all
 from .config import OptimConfig
 from .embedding_cache import cached_backward
-from .methods import METHODS, Method, first_weights
+from .methods import METHODS, Method, first_state
 from .model import ContrastiveModel
 from .ranks import TrainingError, on_first_rank
+from .self_damaging import STAGES as SELF_DAMAGING
+from .self_damaging import SelfDamaging
 from .session import Session
 from .sync_norm import synchronised
 
@@ -132,9 +134,10 @@ class Stage:
     name: str
     session: Session
     model: ContrastiveModel
-    network: nn.Module  # the model as Fabric wraps it
+    network: nn.Module  # what is trained, the model or `damaging`, as Fabric wraps it
     optimizer: torch.optim.Optimizer
     method: Method
+    damaging: SelfDamaging | None = None  # the model and its pruned competitor
     epoch: int = 0  # finished epochs
     finished: bool = False
 
@@ -147,14 +150,20 @@ class Stage:
         """Fresh, or as its checkpoint left it."""
         seed_all(session.config.seed)
         model = session.new_model()
-        if weights := first_weights(name, session):
-            model.load_state_dict(weights)
+        first = first_state(name, session)
+        if first is not None:
+            model.load_state_dict(first["model"])
         method = METHODS[name](session, model)
         if session.ranks > 1 and session.config.model.sync_batchnorm:
             model = synchronised(model, session.device)
-        optimizer = make_optimizer(model, session.config.optim)
-        network, wrapped = session.fabric.setup(model, optimizer)
-        stage = cls(name, session, model, network, wrapped, method)
+        damaging, base = None, session.config.base
+        if base.name == "sdclr" and name in SELF_DAMAGING:
+            damaging = SelfDamaging(model, base.prune)
+            if first is not None:
+                damaging.competitor.load_state_dict(first[COMPETITOR])
+        optimizer = make_optimizer(damaging or model, session.config.optim)
+        network, wrapped = session.fabric.setup(damaging or model, optimizer)
+        stage = cls(name, session, model, network, wrapped, method, damaging)
         seed_all(session.config.seed)
         if stage.checkpoint.exists():
             stage.load(load_checkpoint(stage.checkpoint, session.config))
@@ -162,6 +171,8 @@ class Stage:
 
     def load(self, state: dict[str, Any]) -> None:
         self.model.load_state_dict(state["model"])
+        if self.damaging is not None:
+            self.damaging.competitor.load_state_dict(state[COMPETITOR])
         self.optimizer.load_state_dict(state["optimizer"])
         self.method.load_state_dict(state["method"])
         self.epoch, self.finished = state["epoch"], state["finished"]
@@ -178,6 +189,7 @@ class Stage:
             "optimizer": self.optimizer.state_dict(),
             "rng": rng_state(),
             "method": self.method.state_dict(),
+            **({} if self.damaging is None else {COMPETITOR: self.damaging.competitor.state_dict()}),
         }
         on_first_rank(lambda: save_checkpoint(self.checkpoint, self.session.config, **state))
 
@@ -200,6 +212,8 @@ class Stage:
         """One epoch; returns its line of the history."""
         start = time.perf_counter()
         rows = self.method.begin_epoch(self.epoch)
+        if self.damaging is not None:
+            self.damaging.renew_masks()
         start_training = time.perf_counter()
         batches = self.batches(rows)
         meter = Meter(self.name, self.epoch)
@@ -265,7 +279,7 @@ class Stage:
 
     def _check_weights(self) -> None:
         """A finite last loss does not rule out an infinite last step."""
-        norm = torch.nn.utils.get_total_norm(self.model.parameters())
+        norm = torch.nn.utils.get_total_norm(self.network.parameters())
         if not bool(norm.isfinite()):
             raise TrainingError(
                 f"train: weights must be finite, got {float(norm)} in {self.name} after epoch {self.epoch - 1}; the "

@@ -4,7 +4,7 @@
 which method, and `--section.key value` stands over both. Figures are the papers': [source] arXiv 2506.12698, SDCLR
 [Jiang 2021, Self-Damaging Contrastive Learning], COLT [Bai 2023, On the Effectiveness of Out-of-Distribution Data in
 Self-Supervised Long-Tail Learning], the latter two as their published code has them. What they share with the defaults
-of the configuration stands there: budget 10,000, from epoch 100 on every 25, 10 clusters, k = 10, tau 0.2.
+of the configuration stands there: budget 10,000, from epoch 100 on every 25, tau 0.2.
 """
 
 from __future__ import annotations
@@ -18,27 +18,59 @@ Overrides = dict[str, Any]  # "section.key" -> value
 
 _STAGE1: Overrides = {
     "stages": ["stage1"],
+    "base.name": "simclr",
     "stage1.init": "scratch",
     "stage1.ood_strategy": "tailness",
+    "stage1.tailness": "sparsity",
+    "stage1.targets": "clusters",
     "stage1.alpha": 0.3,  # [source]
     "stage1.neighbor_weight": 1.0,  # [source] names no weight
     "stage1.neighbor_weighting": "none",
 }
 _STAGE2: Overrides = {
-    "stages": ["stage1", "stage2"],
+    "stage2.guide": "",
     "stage2.beta": 0.4,  # [source]
     "stage2.weighted": True,  # [source]
+}
+_SDCLR: Overrides = {"stages": ["simclr"], "base.name": "sdclr"}
+_COLT: Overrides = {
+    **_STAGE1,
+    "stage1.tailness": "momentum",
+    "stage1.tailness_momentum": 0.97,  # COLT
+    "stage1.tailness_k": 10,  # COLT
+    "stage1.clusters": 10,  # COLT, k-means as it is, of the projections
+    "stage1.refine_steps": 0,
+    "stage1.cluster_space": "projection",
+    "stage1.budget_temperature": 1.0,  # COLT
+    "stage1.neighbor_weight": 0.0,  # no pseudo-positives
 }
 
 RECIPES: dict[str, Overrides] = {
     # Instance discrimination on the ID images alone [Chen 2020].
-    "simclr": {"stages": ["simclr"]},
+    "simclr": {"stages": ["simclr"], "base.name": "simclr"},
+    # The same against a pruned competitor; SDCLR's figures for CIFAR and for ImageNet-100.
+    "sdclr": {**_SDCLR, "base.prune": 0.9},
+    "sdclr-imagenet100": {**_SDCLR, "base.prune": 0.3, "simclr.temperature": 0.3},
+    # OOD images for the clusters of low momentum score, SimCLR's loss on all images and that of the domains; COLT's
+    # weights of the latter for CIFAR-10 (none), CIFAR-100 and ImageNet-100.
+    "colt": {**_COLT, "stage1.alpha": 0.0},
+    "colt-cifar100": {**_COLT, "stage1.alpha": 0.2},
+    "colt-imagenet100": {**_COLT, "stage1.alpha": 0.01},
     # Stage 1 with OOD images that are drawn at random: the [source]'s baseline of the sampling.
     "random-ood": {**_STAGE1, "stage1.ood_strategy": "random"},
     # Stage 1 as it stands: OOD images for the clusters of high tailness, L_PSD + alpha L_DD.
     "stage1": _STAGE1,
-    # The full method.
-    "two-stage": {**_STAGE1, **_STAGE2},
+    # The full method, on SimCLR and on SDCLR (its stage 1; the student of stage 2 has a guide).
+    "two-stage": {**_STAGE1, **_STAGE2, "stages": ["stage1", "stage2"]},
+    "two-stage-sdclr": {
+        **_STAGE1,
+        **_STAGE2,
+        "stages": ["stage1", "stage2"],
+        "base.name": "sdclr",
+        "base.prune": 0.9,
+    },
+    # All losses in one stage on ID and OOD images.
+    "joint": {**_STAGE1, **_STAGE2, "stages": ["joint"]},
 }
 
 

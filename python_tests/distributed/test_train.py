@@ -35,9 +35,9 @@ def test_two_ranks_end_where_one_process_does(name, groups, tmp_path):
         assert all(torch.equal(second[stage][0][key], value) for key, value in first[stage][0].items())
     micro = {"optim__micro_batch": 0} if name == "micro" else {}
     assert_same_run(first, train_cases.train(tmp_path / "one", name, **micro))
-    for sample in (tmp_path / "one").glob("stage1/resample_*.pt"):
+    for sample in (tmp_path / "one").glob("*/resample_*.pt"):
         mine, theirs = (
-            torch.load(tmp_path / run / "stage1" / sample.name, weights_only=True) for run in ("one", "two")
+            torch.load(tmp_path / run / sample.parent.name / sample.name, weights_only=True) for run in ("one", "two")
         )
         assert all(torch.equal(mine[key], theirs[key]) for key in ("assignments", "indices", "index_clusters"))
 

@@ -17,7 +17,7 @@ from ltood_fast.train.checkpoint import CheckpointError
 from ltood_fast.train.loop import Stage, read_history
 
 # Name -> (options, stages, one network without BatchNorm). What the methods can do with other ranks' rows: neighbours
-# in the batch, in a queue and in the data set, weights by density, a random and a tailness sample, both guides.
+# in the batch, in a queue and in the data set, weights of all kinds, samples of all kinds, scores, both guides.
 RUNS = {
     "in batch": ({"stage1__init": "simclr"}, ("simclr", "stage1", "stage2"), False),
     "queue": ({"stage1__neighbors": "queue", "stage1__neighbor_weighting": "density"}, ("stage1",), False),
@@ -26,6 +26,12 @@ RUNS = {
         ("stage1", "stage2"),
         False,
     ),
+    "sdclr": (
+        {"base__name": "sdclr", "stage1__init": "simclr", "stage1__tailness": "momentum"},
+        ("simclr", "stage1"),
+        False,
+    ),
+    "joint": ({"stages": "joint", "stage1__neighbor_weighting": "gate"}, ("joint",), False),
     "samples": ({"stage1__targets": "samples", "stage1__neighbor_weighting": "mutual"}, ("stage1",), False),
     "random": ({"stage1__ood_strategy": "random", "stage2__distill": "feature"}, ("stage1", "stage2"), False),
     "micro": ({"optim__micro_batch": 3, "simclr__epochs": 3}, ("simclr", "stage1", "stage2"), True),
@@ -34,16 +40,6 @@ RUNS = {
 # A noise of 1e-7 in the first weights of one process ends as 1e-7 with this rate and as up to 1e-2 with that of the
 # other tests: BatchNorm over 16 images. With this seed no neighbour or cluster is so near a tie that noise decides.
 CALM = {"optim__lr": 0.001, "seed": 2}
-
-
-class NoBar:
-    n = 0
-
-    def update(self, n):
-        pass
-
-    def set_postfix_str(self, text, refresh):
-        pass
 
 
 def as_torchrun(rank: int, world: int) -> None:
@@ -77,7 +73,7 @@ def train(run_dir: Path, name: str, epochs: int | None = None, **more: object) -
                 stage.run()
             else:
                 for _ in range(epochs):
-                    stage.train_epoch(NoBar())
+                    stage.train_epoch(made_up.NoBar())
                     stage.epoch += 1
                 stage.save()
             weights = {key: value.clone() for key, value in stage.model.state_dict().items()}

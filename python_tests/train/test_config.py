@@ -70,7 +70,7 @@ def test_a_config_is_frozen():
         ("data.id", 3, "config: data.id must be a string, got 3"),
         ("stages", "stage2", "config: stages must be with stage1, the guide of stage2, or stage2.guide must "
          "be a checkpoint, got ('stage2',)"),
-        ("stages", "stage1,simclr", "config: stages must be some of simclr, stage1, stage2 in that order, got "
+        ("stages", "stage1,simclr", "config: stages must be some of simclr, stage1, stage2, joint in that order, got "
          "('stage1', 'simclr')"),
         ("stages", [1], "config: stages must be a list of names, got [1]"),
         ("stage1.warmup_epochs", "99", "config: stage1.warmup_epochs must be at most stage1.epochs = 4, got 99"),

@@ -1,3 +1,5 @@
+import json
+
 import pytest
 from made_up import SMALL
 
@@ -24,13 +26,15 @@ def test_every_recipe_fits_every_preset_and_leaves_its_sizes_alone(name, preset)
 
 
 def test_what_is_asked_for_stands_over_the_recipe(made_up_data, tmp_path):
-    argv = ["train", "--config", "smoke", "--recipe", "random-ood", "--stage1.alpha", "0.5", "--stage1.epochs", "2"]
+    argv = ["train", "--config", "smoke", "--recipe", "joint", "--stage1.alpha", "0.5", "--stage1.epochs", "2"]
     options = [item for key, value in SMALL.items() if key != "stage1.epochs" for item in (f"--{key}", value)]
     assert main([*argv, "--run-dir", str(tmp_path / "run"), *options]) == 0
     config = load_config(str(tmp_path / "run" / "config.yaml"))
-    assert config.stages == ("stage1",)
-    assert (config.stage1.ood_strategy, config.stage1.alpha, config.stage1.epochs) == ("random", 0.5, 2)
-    assert (tmp_path / "run" / "report.json").exists()
+    assert config.stages == ("joint",)
+    assert (config.stage1.neighbor_weight, config.stage1.alpha, config.stage1.epochs) == (1.0, 0.5, 2)
+    report = json.loads((tmp_path / "run" / "report.json").read_text())
+    assert [stage["name"] for stage in report["stages"]] == ["joint"]
+    assert (tmp_path / "run" / "report.html").exists()
 
 
 def test_an_unknown_recipe_lists_the_known_ones():

@@ -3,39 +3,12 @@ import shutil
 
 import pytest
 import torch
+from made_up import NoBar, train, weights
 
 from ltood_fast.train.checkpoint import CheckpointError, load_checkpoint
 from ltood_fast.train.config import load_config
 from ltood_fast.train.loop import Stage, TrainingError, read_history
 from ltood_fast.train.methods import Stage1, Stage2
-
-
-def train(session, name, epochs=None):
-    """Trains a stage to its end, or as if killed after `epochs`."""
-    stage = Stage.open(name, session)
-    if epochs is None:
-        stage.run()
-    else:
-        stage.checkpoint.parent.mkdir(exist_ok=True)
-        for _ in range(epochs):
-            stage.train_epoch(NoBar())
-            stage.epoch += 1
-        stage.save()
-    return stage
-
-
-class NoBar:
-    n = 0
-
-    def update(self, n):
-        pass
-
-    def set_postfix_str(self, text, refresh):
-        pass
-
-
-def weights(stage):
-    return torch.cat([p.flatten() for p in stage.model.state_dict().values()]).float()
 
 
 def test_resampling_happens_after_the_warmup_and_every_t_epochs(make_session, tmp_path):

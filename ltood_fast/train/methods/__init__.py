@@ -7,24 +7,24 @@ registry: stage name -> class.
 from __future__ import annotations
 
 from pathlib import Path
-
-from torch import Tensor
+from typing import Any
 
 from ..checkpoint import CheckpointError, load_checkpoint
 from ..config import to_dict
 from ..session import Session
 from .base import Loss, Method
+from .joint import Joint
 from .simclr import SimCLR
 from .stage1 import Stage1
 from .stage2 import Stage2
 
-__all__ = ["METHODS", "Loss", "Method", "SimCLR", "Stage1", "Stage2", "first_weights"]
+__all__ = ["METHODS", "Joint", "Loss", "Method", "SimCLR", "Stage1", "Stage2", "first_state"]
 
-METHODS: dict[str, type[Method]] = {"simclr": SimCLR, "stage1": Stage1, "stage2": Stage2}
+METHODS: dict[str, type[Method]] = {"simclr": SimCLR, "stage1": Stage1, "stage2": Stage2, "joint": Joint}
 
 
-def first_weights(stage: str, session: Session) -> dict[str, Tensor] | None:
-    """The weights that a stage starts from, of a stage before it or of another run; None: fresh ones.
+def first_state(stage: str, session: Session) -> dict[str, Any] | None:
+    """The checkpoint whose weights a stage starts from, of a stage before it or of another run; None: fresh weights.
 
     Raises:
         CheckpointError: no such checkpoint, or one of another network.
@@ -38,8 +38,8 @@ def first_weights(stage: str, session: Session) -> dict[str, Tensor] | None:
             raise CheckpointError(
                 f"checkpoint: {config.stage2.guide} must be of this run's network, got another {', '.join(other)}"
             )
-        return state["model"]
+        return state
     before = "stage1" if stage == "stage2" else "simclr"
-    if stage == "stage2" or (stage == "stage1" and config.stage1.init == "simclr"):
-        return load_checkpoint(session.run_dir / before / "last.pt", config)["model"]
+    if stage == "stage2" or (stage in ("stage1", "joint") and config.stage1.init == "simclr"):
+        return load_checkpoint(session.run_dir / before / "last.pt", config)
     return None

@@ -25,9 +25,10 @@ from ...sampling.resample import (
 from ..checkpoint import save_tensors
 from ..model import ContrastiveModel
 from ..neighbors import EmbeddingQueue, NeighborBank
-from ..ranks import on_first_rank
+from ..ranks import on_first_rank, own_part
 from ..session import Session
 from .base import Loss
+from .tail_scores import TailScores, head_scores
 
 
 class Stage1:
@@ -48,6 +49,9 @@ class Stage1:
         self.row_weight = torch.full((self.n_rows,), self.options.neighbor_weight, device=session.device)
         self.bank: NeighborBank | None = None
         self.queue = EmbeddingQueue(self.options.queue_size) if self.options.neighbors == "queue" else None
+        self.scores: TailScores | None = None
+        if self.options.ood_strategy == "tailness" and self.options.tailness == "momentum":
+            self.scores = TailScores(self.n_id, self.options.tailness_momentum, session.device)
         self.resample_seconds = 0.0
 
     def _check_pool(self, n_ood: int) -> None:
@@ -81,10 +85,11 @@ class Stage1:
             self.resample_seconds = time.perf_counter() - start
         return torch.cat([torch.arange(self.n_id), self.n_id + self.chosen])
 
-    def resample(self, epoch: int) -> None:
+    def resample(self, epoch: int) -> Tensor:
         """Embeds both sets, clusters the ID one, chooses OOD images, and renews what depends on the embeddings.
 
-        Embeddings lie on the ranks in parts; of the OOD ones only the chosen come together.
+        Embeddings lie on the ranks in parts; of the OOD ones only the chosen come together. Returns this rank's part of
+        the ID projections.
         """
         session, options = self.session, self.options
         id_features, id_z = session.embed_part(self.model, session.data.train.images)
@@ -106,6 +111,7 @@ class Stage1:
                 self.row_weight[rows[: self.n_id]] = weight * self._weights(id_space, id_z, session.group)
             if len(chosen_space) > 1:
                 self.row_weight[rows[self.n_id :]] = weight * self._weights(chosen_space, chosen_z)
+        return id_z
 
     def _weights(self, space: Tensor, z: Tensor, group: ProcessGroup | None = None) -> Tensor:
         """[N] in [0, 1] of all rows; `space` is where tails are looked for, `z` where neighbours are."""
@@ -142,6 +148,7 @@ class Stage1:
             options.target_samples,
             options.budget,
             tailness_k=options.tailness_k,
+            density=self._tailness(),
             seed=self.session.config.seed + epoch,
             group=self.session.group,
         )
@@ -162,15 +169,25 @@ class Stage1:
             clusters,
             options.budget,
             tailness_k=options.tailness_k,
+            density=self._tailness(),
             temperature=options.budget_temperature,
             strategy=options.ood_strategy,
             seed=seed,
             group=self.session.group,
         )
 
+    def _tailness(self) -> Tensor | None:
+        """Of this rank's ID images; None: their sparsity."""
+        return None if self.scores is None else self.scores.tailness()[own_part(self.n_id)]
+
     def loss(self, network: nn.Module, views: Tensor, rows: Tensor, epoch: int) -> Loss:
-        z = network(views)
+        return self.loss_of(network(views), views, rows, epoch)
+
+    def loss_of(self, z: Tensor, views: Tensor, rows: Tensor, epoch: int) -> Loss:
+        """The loss of the embeddings [2B, D] of the views."""
         ids = rows.to(z.device).repeat(2)
+        if self.scores is not None:
+            self._score(z, ids[: len(rows)])
         domain = (ids >= self.n_id).long()
         if epoch < self.options.warmup_epochs:
             result = ltood_fast.nt_xent(z, self.options.temperature, group=self.session.group), {}
@@ -179,6 +196,14 @@ class Stage1:
         if self.queue is not None:
             self.queue.push(*(self.session.gather(x.detach()[: len(rows)]) for x in (z, ids, domain)))
         return result
+
+    def _score(self, z: Tensor, ids: Tensor) -> None:
+        session, options = self.session, self.options
+        everyone = session.gather(z.detach().float())
+        first = 0 if session.group is None else session.rank * len(z)
+        scores = head_scores(everyone, options.temperature, options.tailness_k, first, len(ids))
+        ids, scores = session.gather(ids), session.gather(scores)
+        self.scores.update(ids[ids < self.n_id], scores[ids < self.n_id])
 
     def _psd_and_domain(self, z: Tensor, ids: Tensor, domain: Tensor) -> Loss:
         options = self.options
@@ -223,6 +248,7 @@ class Stage1:
             "row_weight": self.row_weight,
             "bank": None if self.bank is None else self.bank.state_dict(),
             "queue": None if self.queue is None else self.queue.state_dict(),
+            **({} if self.scores is None else {"scores": self.scores.scores}),
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
@@ -233,3 +259,5 @@ class Stage1:
             self.bank = NeighborBank(**to_device(state["bank"]))
         if self.queue is not None:
             self.queue.load_state_dict(to_device(state["queue"]))
+        if self.scores is not None:
+            self.scores.scores = to_device(state["scores"])
