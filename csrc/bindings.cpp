@@ -48,6 +48,19 @@ TORCH_LIBRARY(ltood_fast, m) {
       "Tensor student_lse, Tensor teacher_lse, float temperature, Tensor? temperature_tensor, "
       "float? teacher_temperature, bool weighted, float gamma, bool normalize, bool distill) "
       "-> (Tensor grad_z, Tensor grad_temperature)");
+  // A rectangle of the same pairs: rows [n] of one process, columns [M] of others. Sums of the rows over the columns
+  // [n], with all columns as negatives where x_every says so, and the k best columns [n, k] by the guide's cosines
+  m.def(
+      "guided_block(Tensor x, Tensor x_guide, Tensor y, Tensor y_guide, SymInt diagonal, Tensor? x_clusters, "
+      "Tensor? y_clusters, Tensor? far, Tensor? x_instance, Tensor? y_instance, Tensor? x_every, float temperature, "
+      "Tensor? temperature_tensor, float? teacher_temperature, int k, bool weighted, float gamma, bool normalize, "
+      "bool distill) -> (Tensor lse, Tensor lse_every, Tensor weight, Tensor pulled, Tensor cosines, Tensor indices, "
+      "Tensor student_lse, Tensor teacher_lse, Tensor excess, Tensor gap)");
+  m.def(
+      "guided_block_push(Tensor x, Tensor x_guide, Tensor y, Tensor y_guide, SymInt diagonal, Tensor? x_clusters, "
+      "Tensor? y_clusters, Tensor? far, Tensor? x_instance, Tensor? y_instance, Tensor? x_contrast, "
+      "Tensor? y_contrast, Tensor? x_distill, Tensor? y_distill, float temperature, Tensor? temperature_tensor, "
+      "float? teacher_temperature, bool weighted, float gamma, bool normalize) -> Tensor push");
 
 #ifdef LTOOD_WITH_CUDA
   m.def("cuda_probe(Tensor out) -> ()");

@@ -24,7 +24,7 @@ class _Stage2Term(nn.Module):
         check.temperature(name, temperature)
         check.choice(name, "reduction", options["reduction"], check.REDUCTIONS)
         check.choice(name, "backend", options["backend"], BACKENDS)
-        Across(name, options["group"])  # checks it
+        Across(name, options["group"], options["reduction"], options["exchange"])  # checks them
         if "k" in options:
             check.count(name, "k", options["k"], 1)
             check.nonnegative_number(name, "gamma", options["gamma"])
@@ -53,6 +53,7 @@ class GuidedContrastiveLoss(_Stage2Term):
         reduction: str = "mean",
         return_lse: bool = False,
         group: ProcessGroup | None = None,
+        exchange: str = "gather",
         backend: str = "auto",
     ):
         super().__init__(
@@ -64,6 +65,7 @@ class GuidedContrastiveLoss(_Stage2Term):
             reduction=reduction,
             return_lse=return_lse,
             group=group,
+            exchange=exchange,
             backend=backend,
         )
 
@@ -94,6 +96,7 @@ class RelationalDistillLoss(_Stage2Term):
         reduction: str = "mean",
         return_lse: bool = False,
         group: ProcessGroup | None = None,
+        exchange: str = "gather",
         backend: str = "auto",
     ):
         super().__init__(
@@ -103,6 +106,7 @@ class RelationalDistillLoss(_Stage2Term):
             reduction=reduction,
             return_lse=return_lse,
             group=group,
+            exchange=exchange,
             backend=backend,
         )
 
@@ -128,6 +132,7 @@ class Stage2Loss(_Stage2Term):
         reduction: str = "mean",
         return_lse: bool = False,
         group: ProcessGroup | None = None,
+        exchange: str = "gather",
         backend: str = "auto",
     ):
         super().__init__(
@@ -142,6 +147,7 @@ class Stage2Loss(_Stage2Term):
             reduction=reduction,
             return_lse=return_lse,
             group=group,
+            exchange=exchange,
             backend=backend,
         )
         check.nonnegative_number("Stage2Loss", "beta", beta)

@@ -20,7 +20,7 @@ from torch import Tensor
 from ..reference import contrastive as reference
 from ._contrastive_block_op import contrastive_block, contrastive_block_push
 from ._contrastive_op import _wide_dtype
-from ._group import Peers, operator, resolve
+from ._group import Peers, operator, resolve, save_inputs, saved_inputs, used
 
 PARTS = ("instance", "class")
 NORM_EPS = 1e-12
@@ -206,12 +206,13 @@ def _agree(inputs: Inputs) -> Peers:
     return peers
 
 
-def _merge(best: tuple[Tensor, Tensor], more: tuple[Tensor, Tensor], k: int) -> tuple[Tensor, Tensor]:
-    """The k best of two lists, ties to the lower column of the batch."""
-    cosines, columns = (torch.cat(pair, dim=1) for pair in zip(best, more, strict=True))
-    columns, order = columns.sort(dim=1)
-    cosines, order = cosines.gather(1, order).sort(dim=1, descending=True, stable=True)
-    return cosines[:, :k], columns.gather(1, order)[:, :k]
+def merge_best(best: tuple[Tensor, ...], more: tuple[Tensor, ...], k: int) -> tuple[Tensor, ...]:
+    """The k best of two lists of (cosines, columns, whatever goes with them), ties to the lower column of the batch."""
+    cosines, columns, *others = (torch.cat(pair, dim=1) for pair in zip(best, more, strict=True))
+    columns, by_column = columns.sort(dim=1)
+    cosines, order = cosines.gather(1, by_column).sort(dim=1, descending=True, stable=True)
+    ranked = [columns.gather(1, order), *(x.gather(1, by_column).gather(1, order) for x in others)]
+    return cosines[:, :k], *(x[:, :k] for x in ranked)
 
 
 def _search_bank(inputs: Inputs) -> tuple[Tensor, Tensor]:
@@ -256,7 +257,7 @@ def contrastive_group(*arguments):
             z, shard, diagonal=peers.first - first, k=min(k, len(shard)), **(columns.admissible(passing) if k else {})
         )
         lse = torch.logaddexp(lse, part)
-        found = _merge(found, (cosines, indices.where(indices < 0, indices + first)), k)
+        found = merge_best(found, (cosines, indices.where(indices < 0, indices + first)), k)
         for name, group in groups.items():
             add_rows(sums[name], group.slots(passing), similarity, shard)
     cosines, indices = found if inputs.bank is None else _search_bank(inputs)
@@ -401,22 +402,13 @@ def _setup_context(ctx, inputs, output):
     _, _, lse, instance_weight, class_weight, cosines, indices, gathered, sizes = output
     ctx.mark_non_differentiable(instance_weight, class_weight, cosines, indices, gathered, sizes)
     ctx.set_materialize_grads(False)
-    ctx.tensors = [isinstance(x, Tensor) for x in inputs]
-    ctx.others = [None if isinstance(x, Tensor) else x for x in inputs]
-    given = (x for x in inputs if isinstance(x, Tensor))
-    ctx.save_for_backward(lse, instance_weight, class_weight, indices, gathered, sizes, *given)
-
-
-def _used(gradient: Tensor | None) -> Tensor | None:
-    """None for the gradient of a part that was not asked for, which torch.compile makes an empty tensor."""
-    return None if gradient is None or gradient.shape[0] == 0 else gradient
+    save_inputs(ctx, inputs, lse, instance_weight, class_weight, indices, gathered, sizes)
 
 
 def _backward(ctx, grad_instance, grad_class, grad_lse, *_):
-    saved, given = ctx.saved_tensors[:6], iter(ctx.saved_tensors[6:])
-    inputs = [next(given) if tensor else other for tensor, other in zip(ctx.tensors, ctx.others, strict=True)]
+    saved, inputs = saved_inputs(ctx)
     temperature = inputs[2]
-    gradients = _used(grad_instance), _used(grad_class), grad_lse
+    gradients = used(grad_instance), used(grad_class), grad_lse
     grad_z, grad_temperature = torch.ops.ltood_fast.contrastive_group_bwd(*gradients, *saved, *inputs)
     grad_temperature = None if temperature is None else grad_temperature.to(temperature.dtype)
     return grad_z, None, grad_temperature, *([None] * (len(inputs) - 3))

@@ -41,6 +41,9 @@ class Across:
             Peers.of(self.op, self.name, 0, {}, refusal=f"{type(error).__name__}: {error}")
 
 
+ALONE = Across("", None)
+
+
 def group_name(op: str, group: object) -> str:
     """The name by which operators know a process group."""
     available = dist.is_available()
@@ -232,6 +235,26 @@ def operator(name: str, schema: str) -> Callable[[Callable], Callable]:
         return function
 
     return register
+
+
+def save_inputs(ctx, inputs: tuple, *outputs: Tensor) -> None:
+    """For the backward of an operator that takes all of the forward's arguments again."""
+    ctx.tensors = [isinstance(x, Tensor) for x in inputs]
+    ctx.others = [None if isinstance(x, Tensor) else x for x in inputs]
+    ctx.save_for_backward(*outputs, *(x for x in inputs if isinstance(x, Tensor)))
+
+
+def saved_inputs(ctx) -> tuple[list[Tensor], list[object]]:
+    """(outputs, inputs) as they were saved."""
+    outputs = len(ctx.saved_tensors) - sum(ctx.tensors)
+    given = iter(ctx.saved_tensors[outputs:])
+    inputs = [next(given) if tensor else other for tensor, other in zip(ctx.tensors, ctx.others, strict=True)]
+    return list(ctx.saved_tensors[:outputs]), inputs
+
+
+def used(gradient: Tensor | None) -> Tensor | None:
+    """None for the gradient of a part that was not asked for, which torch.compile makes an empty tensor."""
+    return None if gradient is None or gradient.shape[0] == 0 else gradient
 
 
 @operator("sum_over_ranks", "(Tensor x, str op, str same, str group) -> Tensor")

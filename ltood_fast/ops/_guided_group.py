@@ -1,7 +1,16 @@
-"""torch.ops.ltood_fast.gather_batch: the rows of all ranks on every rank, for the losses of stage 2.
+"""torch.ops.ltood_fast.guided_group: the losses of stage 2 of this rank's rows against the rows of all ranks.
 
-Every rank then computes the whole loss; its gradient with respect to the rows of a rank comes back from all ranks in a
-reduce-scatter, so that it is the gradient of the sum of what all ranks return.
+    l_i = lse_i - sum_{p in P(i)} w+_ip s_ip / weight_i, i a row of this rank, P(i) = V(i) + M(i)
+
+Shards of the other ranks' rows pass by, all in one (gather) or one rank's at a time (ring), and `guided_block` sums
+over each what a row meets there: its negatives, its views, both softmaxes, the guide's nearest. Which M(i) are the
+nearest is known when all have passed; what a row needs of them, s and cos, goes along with each candidate. Only then is
+it known, too, which rows have no negative left in their farthest cluster and fall back on all rows; the few that might
+(their farthest cluster holds at most k rows of other images) are summed both ways.
+
+The gradient of the own rows needs G_ij = dL/ds_ij and G_ji: with what arrived at every row (4 doubles a part, gathered)
+`guided_block_push` has both, for the views too. Of a neighbour m of i, G_im is known to the owner of i alone: these k
+coefficients a row are gathered with the neighbours' numbers, and the owner of m adds G_im u_i when i's shard passes.
 """
 
 from __future__ import annotations
@@ -12,125 +21,357 @@ import torch
 from torch import Tensor
 
 from . import _check as check
-from ._group import Across, Peers, operator, resolve
-from ._shards import fingerprint
+from ._contrastive_group import CHUNK, Similarity, add_chosen, add_rows, merge_best
+from ._group import Peers, gather_even, operator, resolve, save_inputs, saved_inputs, used
+from ._guided_batch import agree, ids_of
+from ._guided_block_op import Block
+from ._guided_op import _wide_dtype
+
+GUIDE = Similarity(1.0, True, True)  # cosines
 
 
-class Batch(NamedTuple):
-    """The rows that a loss is computed on: those of this process, or those of all ranks."""
+class Inputs(NamedTuple):
+    """The arguments of the operator."""
 
-    z: Tensor  # [M, D]
-    guide: Tensor  # [M, Dg]
-    clusters: Tensor | None  # [M]
-    instance_ids: Tensor | None  # [M]
-    pos_idx: Tensor | None  # [M, k]
-    own: Tensor | None = None  # [N], where the rows of this rank are; None: they are all there are
+    z: Tensor
+    guide: Tensor
+    clusters: Tensor | None
+    far: Tensor | None
+    instance_ids: Tensor | None
+    pos_idx: Tensor | None
+    temperature: float
+    temperature_tensor: Tensor | None
+    teacher_temperature: float | None
+    k: int
+    weighted: bool
+    gamma: float
+    normalize: bool
+    distill: bool
+    op: str
+    facts: str
+    exchange: str
+    group: str
 
-    def local(self, rows: Tensor) -> Tensor:
-        """The rows of this rank, of one value a row; a number stays as it is."""
-        return rows if self.own is None or rows.dim() == 0 else rows[self.own]
+    @property
+    def contrast(self) -> bool:
+        return self.clusters is not None
+
+    @property
+    def searched(self) -> int:
+        """Neighbours to look for."""
+        return self.k if self.contrast and self.pos_idx is None else 0
+
+    @property
+    def width(self) -> int:
+        """Neighbours of a row."""
+        return self.searched if self.pos_idx is None else self.pos_idx.shape[1]
+
+    @property
+    def student(self) -> Similarity:
+        tensor = self.temperature_tensor
+        return Similarity(self.temperature if tensor is None else tensor.detach(), self.normalize, True)
+
+    @property
+    def temperatures(self) -> tuple:
+        return self.temperature, self.temperature_tensor, self.teacher_temperature
+
+    def shards(self, peers: Peers):
+        """(number of the first row, z, guide) of what passes by."""
+        both = zip(peers.shards(self.z, self.exchange), peers.shards(self.guide, self.exchange), strict=True)
+        for (first, z), (_, guide) in both:
+            yield first, z, guide
+
+    def force(self, cosines: Tensor) -> Tensor:
+        return ((1 + cosines) / 2).clamp(min=0) ** self.gamma if self.weighted else torch.ones_like(cosines)
 
 
-def batch_of(
-    across: Across,
-    z: Tensor,
-    guide: Tensor,
-    far: Tensor | None = None,
-    clusters: Tensor | None = None,
-    instance_ids: Tensor | None = None,
-    pos_idx: Tensor | None = None,
-    **same: object,
-) -> Batch:
-    """The rows that the call is about. `same`: arguments that must be the same on all ranks."""
-    if not across.many:
-        return Batch(z, guide, clusters, instance_ids, pos_idx)
-    same = {**same, "reduction": across.reduction}
-    facts = "\n".join([f"{name}={'a tensor' if isinstance(x, Tensor) else x}" for name, x in same.items()])
-    keys = [None if x is None else x.to(torch.int64) for x in (clusters, instance_ids, pos_idx)]
-    z, guide, keys, own, _ = torch.ops.ltood_fast.gather_batch(z, guide, far, *keys, across.op, facts, across.name)
-    return Batch(
-        z,
-        guide,
-        None if clusters is None else keys[:, 1],
-        keys[:, 0],
-        None if pos_idx is None else keys[:, 2:],
-        own,
-    )
-
-
-GATHER = (
-    "(Tensor z, Tensor guide, Tensor? far, Tensor? clusters, Tensor? instance_ids, Tensor? pos_idx, str op, str facts, "
-    "str group) -> (Tensor z_all, Tensor guide_all, Tensor keys, Tensor own, Tensor sizes)"
+INPUTS = (
+    "Tensor z, Tensor guide, Tensor? clusters, Tensor? far, Tensor? instance_ids, Tensor? pos_idx, float temperature, "
+    "Tensor? temperature_tensor, float? teacher_temperature, int k, bool weighted, float gamma, bool normalize, "
+    "bool distill, str op, str facts, str exchange, str group"
+)
+FORWARD = (
+    f"({INPUTS}) -> (Tensor loss, Tensor weight, Tensor lse, Tensor neighbors, Tensor kl, Tensor student_lse, "
+    "Tensor teacher_lse, Tensor pairs, Tensor fallback, Tensor gathered, Tensor gathered_guide, Tensor sizes)"
+)
+BACKWARD = (
+    "(Tensor? grad_loss, Tensor? grad_lse, Tensor? grad_kl, Tensor? grad_student_lse, Tensor weight, Tensor lse, "
+    "Tensor neighbors, Tensor student_lse, Tensor teacher_lse, Tensor pairs, Tensor fallback, Tensor gathered, "
+    f"Tensor gathered_guide, Tensor sizes, {INPUTS}) -> (Tensor grad_z, Tensor grad_temperature)"
 )
 
 
-@operator("gather_batch", GATHER)
-def gather_batch(z, guide, far, clusters, instance_ids, pos_idx, op, facts, group):
-    n, device = z.shape[0], z.device
-    same = {
-        "the width of z": z.shape[1],
-        "the dtype of z": str(z.dtype),
-        "the width of the guide": guide.shape[1],
-        "the dtype of the guide": str(guide.dtype),
-        "far": None if far is None or far.device.type != "cpu" else fingerprint(far),  # a GPU's is not read
-        "instance_ids": "None" if instance_ids is None else "a tensor",
-        "the width of pos_idx": None if pos_idx is None else pos_idx.shape[1],
-        **dict(line.split("=", 1) for line in facts.splitlines()),
-    }
-    peers = Peers.of(op, group, n, same)
-    own = peers.first + torch.arange(n, device=device)
-    if instance_ids is None:  # rows i and i + n/2 of one rank
-        instance_ids = peers.first + torch.arange(n, device=device) % max(n // 2, 1)
-    clusters = torch.zeros_like(instance_ids) if clusters is None else clusters
-    columns = [instance_ids[:, None], clusters[:, None]] + ([] if pos_idx is None else [pos_idx])
-    keys = peers.gather(torch.cat(columns, dim=1))
-    if pos_idx is None and "k" in same:
-        check.count(op, "k", int(same["k"]), 1, peers.total - 1)
-    check.index_range(op, "pos_idx", keys[:, 2:], -1, peers.total)
-    return peers.gather(z), peers.gather(guide), keys, own, torch.tensor(peers.sizes)
+class Keys:
+    """The instance and the cluster of every row of the batch, and further columns of 8 bytes."""
+
+    def __init__(self, inputs: Inputs, peers: Peers, more: tuple[Tensor, ...] = ()):
+        self.own = slice(peers.first, peers.first + peers.sizes[peers.rank])
+        self.far = inputs.far
+        named = [ids_of(peers, inputs.z, inputs.instance_ids), inputs.clusters] if inputs.contrast else []
+        columns = [x.view(torch.int64) for x in (*named, *more)]
+        every = [x.contiguous() for x in peers.gather(torch.stack(columns, dim=1)).unbind(dim=1)] if columns else []
+        self.instance, self.cluster = every[:2] if inputs.contrast else (None, None)
+        self.more = every[len(named) :]
+
+    def of_block(self, columns: slice) -> tuple[Tensor | None, ...]:
+        """Clusters, far and instances of the own rows and of a shard, as the kernels take them."""
+        if self.cluster is None:
+            return (None,) * 5
+        pairs = [x[part].contiguous() for x in (self.cluster, self.instance) for part in (self.own, columns)]
+        return *pairs[:2], self.far, *pairs[2:]
+
+    def others_in_far(self) -> Tensor:
+        """[n]: how many rows of other instances each own row's farthest cluster holds."""
+        clusters, own_far = len(self.far), self.far[self.cluster[self.own]]
+        instance = self.instance.unique(return_inverse=True)[1]
+        ranked = (instance * clusters + self.cluster).sort().values
+        key = instance[self.own] * clusters + own_far
+        of_own = torch.searchsorted(ranked, key, right=True) - torch.searchsorted(ranked, key)
+        return self.cluster.bincount(minlength=clusters)[own_far] - of_own
 
 
-@torch.library.register_fake("ltood_fast::gather_batch")
-def _(z, guide, far, clusters, instance_ids, pos_idx, op, facts, group):
-    rows = torch.library.get_ctx().new_dynamic_size()
-    width = 2 if pos_idx is None else 2 + pos_idx.shape[1]
-    return (
-        z.new_empty((rows, z.shape[1])),
-        guide.new_empty((rows, guide.shape[1])),
-        z.new_empty((rows, width), dtype=torch.int64),
-        z.new_empty(z.shape[0], dtype=torch.int64),
-        torch.empty(resolve(group).size(), dtype=torch.int64, device="cpu"),
+def _given(inputs: Inputs, peers: Peers, keys: Keys) -> Tensor:
+    """pos_idx less what is no neighbour of its own: the row itself and its views, a row that was named before."""
+    chosen = inputs.pos_idx
+    if chosen.device.type == "cpu" and chosen.numel():  # what one rank refuses, all of them raise
+        extremes = torch.stack([chosen.min(), chosen.max()])[None]
+        check.index_range(inputs.op, "pos_idx", gather_even(inputs.op, peers.group, extremes), -1, peers.total)
+    chosen = chosen.where(keys.instance[chosen.clamp(min=0)] != keys.instance[keys.own][:, None], -1)
+    named_before = (chosen[:, :, None] == chosen[:, None, :]).tril(-1).any(dim=2)
+    return chosen.masked_fill(named_before, -1)
+
+
+def _products(similarity: Similarity, x: Tensor, y: Tensor, choice: Tensor) -> Tensor:
+    """[n, k] float64: similarities with the chosen rows of y; of what is no row of it, any."""
+    out = torch.empty(choice.shape, dtype=torch.float64, device=x.device)
+    for rows in torch.arange(len(x), device=x.device).split(CHUNK):
+        u = similarity.unit(x[rows])
+        for slot in range(choice.shape[1]):
+            chosen = similarity.unit(y[choice[rows, slot].clamp(0, len(y) - 1)])
+            out[rows, slot] = (u * chosen).sum(dim=1)
+    return out / similarity.tau
+
+
+class Sums:
+    """What the own rows met in the shards so far."""
+
+    def __init__(self, inputs: Inputs, given: Tensor | None):
+        n, k, z = inputs.z.shape[0], inputs.width, inputs.z
+        self.inputs, self.block = inputs, None
+        self.neighbors = z.new_full((n, k), -1, dtype=torch.int64) if given is None else given
+        self.ranked = z.new_full((n, k), -torch.inf, dtype=_wide_dtype(z.dtype))
+        self.s, self.cos = (z.new_zeros((n, k), dtype=torch.float64) for _ in range(2))
+
+    def add(self, first: int, shard: Tensor, guide: Tensor, block: Block) -> None:
+        inputs = self.inputs
+        self.block = block if self.block is None else _merged(self.block, block)
+        local = block.indices if inputs.searched else self.neighbors - first
+        s = _products(inputs.student, inputs.z, shard, local)
+        cos = _products(GUIDE, inputs.guide, guide, local)
+        if inputs.searched:
+            best = self.ranked, self.neighbors, self.s, self.cos
+            more = block.cosines, local.where(local < 0, local + first), s, cos
+            self.ranked, self.neighbors, self.s, self.cos = merge_best(best, more, inputs.k)
+        else:
+            inside = (self.neighbors >= 0) & (local >= 0) & (local < len(shard))
+            self.s, self.cos = s.where(inside, self.s), cos.where(inside, self.cos)
+
+    def contrast(self, keys: Keys, others: Tensor) -> tuple[Tensor, ...]:
+        """(loss, weight, lse, pairs, fallback), pairs [3, n, k]: s, the share of exp(s) that the sums of the shards
+        have left out, and the attraction, of the neighbours."""
+        block, chosen = self.block, self.neighbors >= 0
+        in_far = chosen & (keys.cluster[self.neighbors.clamp(min=0)] == keys.far[keys.cluster[keys.own]][:, None])
+        fallback = others == in_far.sum(dim=1)
+        share = 1 - self.inputs.force(-self.cos).where(in_far | fallback[:, None], 0)
+        attract = self.inputs.force(self.cos).where(chosen, 0)
+        missing = (self.s + share.log()).masked_fill(~chosen, -torch.inf)
+        counted = block.lse_every.where(fallback, block.lse)
+        lse = torch.cat([counted[:, None], missing], dim=1).logsumexp(dim=1)
+        weight = block.weight + attract.sum(dim=1)
+        pulled = block.pulled + (attract * self.s).where(chosen, 0).sum(dim=1)
+        has_positive = weight != 0  # true for NaN, which has to reach the loss
+        loss = torch.where(has_positive, lse - pulled / weight.where(has_positive, 1), 0)
+        return loss, weight, lse, torch.stack([self.s, share, attract]), fallback
+
+    def divergence(self) -> Tensor:
+        """KL(p || q) = E_p[t - s] + lse_s - lse_t, the difference through the gap where it is small; alone: 0."""
+        block = self.block
+        difference = block.gap.log1p().where(block.gap.abs() < 0.5, block.student_lse - block.teacher_lse)
+        return (block.excess + difference).where(block.teacher_lse != -torch.inf, 0)
+
+
+def _merged(a: Block, b: Block) -> Block:
+    """Of the columns of both."""
+    teacher = torch.logaddexp(a.teacher_lse, b.teacher_lse)
+
+    def mean(of_a: Tensor, of_b: Tensor) -> Tensor:
+        """Of what is a share of the teacher's sum."""
+        parts = ((block.teacher_lse - teacher).exp().where(block.teacher_lse != -torch.inf, 0) for block in (a, b))
+        return sum(part * x for part, x in zip(parts, (of_a, of_b), strict=True))
+
+    return Block(
+        lse=torch.logaddexp(a.lse, b.lse),
+        lse_every=torch.logaddexp(a.lse_every, b.lse_every),
+        weight=a.weight + b.weight,
+        pulled=a.pulled + b.pulled,
+        cosines=b.cosines,
+        indices=b.indices,
+        student_lse=torch.logaddexp(a.student_lse, b.student_lse),
+        teacher_lse=teacher,
+        excess=mean(a.excess, b.excess),
+        gap=mean(a.gap, b.gap),
     )
 
 
-SCATTER = "(Tensor gradient, Tensor sizes, SymInt n, str op, str group) -> Tensor"
+@operator("guided_group", FORWARD)
+def guided_group(*arguments):
+    inputs = Inputs(*arguments)
+    z, guide = inputs.z, inputs.guide
+    names = z, guide, inputs.far, inputs.instance_ids, inputs.pos_idx, inputs.op, inputs.facts, inputs.group
+    peers = agree(*names)
+    keys = Keys(inputs, peers)
+    others = keys.others_in_far() if inputs.contrast else None
+    every = None if others is None else others <= inputs.width
+    sums = Sums(inputs, None if inputs.pos_idx is None else _given(inputs, peers, keys))
+    for first, shard, guide_shard in inputs.shards(peers):
+        passing = keys.of_block(slice(first, first + len(shard)))
+        options = (inputs.searched, inputs.weighted, inputs.gamma, inputs.normalize, inputs.distill)
+        rectangle = z, guide, shard, guide_shard, peers.first - first, *passing, every, *inputs.temperatures
+        sums.add(first, shard, guide_shard, Block(*torch.ops.ltood_fast.guided_block(*rectangle, *options)))
+    wide, none = _wide_dtype(z.dtype), z.new_empty(0, dtype=torch.float64)
+    contrast = none, none.clone(), none.clone(), z.new_empty((3, len(z), 0), dtype=torch.float64), none.bool()
+    loss, weight, lse, pairs, fallback = sums.contrast(keys, others) if inputs.contrast else contrast
+    kl = sums.divergence() if inputs.distill else none
+    if inputs.exchange == "ring":
+        shard, guide_shard = z.new_empty((0, z.shape[1])), guide.new_empty((0, guide.shape[1]))
+    contrasts = loss.to(wide), weight, lse, sums.neighbors.contiguous()
+    softmaxes = kl.to(wide, copy=True), sums.block.student_lse, sums.block.teacher_lse
+    return *contrasts, *softmaxes, pairs, fallback, shard, guide_shard, torch.tensor(peers.sizes)
 
 
-@operator("scatter_batch", SCATTER)
-def scatter_batch(gradient, sizes, n, op, group):
-    peers = resolve(group)
-    return Peers(op, peers, peers.rank(), sizes.tolist()).scatter_sum(gradient)
+@torch.library.register_fake("ltood_fast::guided_group")
+def _(*arguments):
+    inputs = Inputs(*arguments)
+    z, guide, n = inputs.z, inputs.guide, inputs.z.shape[0]
+    parts = n if inputs.contrast else 0, n if inputs.distill else 0
+    rows = torch.library.get_ctx().new_dynamic_size() if inputs.exchange == "gather" else 0
+
+    def doubles(*shape: int) -> Tensor:
+        return z.new_empty(shape, dtype=torch.float64)
+
+    wide = _wide_dtype(z.dtype)
+    return (
+        *(z.new_empty(parts[0], dtype=wide), doubles(parts[0]), doubles(parts[0])),
+        z.new_empty((n, inputs.width), dtype=torch.int64),
+        *(z.new_empty(parts[1], dtype=wide), doubles(parts[1]), doubles(parts[1])),
+        doubles(3, n, inputs.width),
+        z.new_empty(parts[0], dtype=torch.bool),
+        z.new_empty((rows, z.shape[1])),
+        guide.new_empty((rows, guide.shape[1])),
+        torch.empty(resolve(inputs.group).size(), dtype=torch.int64, device="cpu"),
+    )
 
 
-@torch.library.register_fake("ltood_fast::scatter_batch")
-def _(gradient, sizes, n, op, group):
-    return gradient.new_empty((n, gradient.shape[1]))
+class Arrived(NamedTuple):
+    """What the losses of the own rows send back, float64: states as `guided_block_push` takes them, coefficients of the
+    neighbours."""
+
+    contrast: Tensor | None  # [n, 4]
+    distill: Tensor | None  # [n, 4]
+    coefficients: Tensor  # [n, k], dL/ds
+
+    @staticmethod
+    def of(inputs: Inputs, gradients: list[Tensor | None], saved: list[Tensor]) -> Arrived:
+        grad_loss, grad_lse, grad_kl, grad_student_lse = gradients
+        weight, lse, neighbors, student_lse, teacher_lse, pairs, fallback = saved
+        contrast, distill, coefficients = None, None, pairs[0]
+        if inputs.contrast:
+            loss = _doubles(grad_loss, lse).where(weight != 0, 0)
+            pull = (_doubles(grad_lse, lse) + loss).where(lse != -torch.inf, 0)
+            attract = loss / weight.where(weight != 0, 1)
+            contrast = torch.stack([lse, pull, attract, fallback.double()], dim=1)
+            s, share, force = pairs
+            coefficients = pull[:, None] * share * (s - lse[:, None]).exp() - attract[:, None] * force
+            coefficients = coefficients.where(neighbors >= 0, 0)
+        if inputs.distill:
+            kl = _doubles(grad_kl, student_lse)
+            distill = torch.stack([student_lse, teacher_lse, _doubles(grad_student_lse, student_lse) + kl, kl], dim=1)
+        return Arrived(contrast, distill, coefficients)
+
+
+def _doubles(gradient: Tensor | None, like: Tensor) -> Tensor:
+    return torch.zeros_like(like) if gradient is None else gradient.double()
+
+
+@operator("guided_group_bwd", BACKWARD)
+def guided_group_bwd(*arguments):
+    gradients, saved, inputs = list(arguments[:4]), list(arguments[4:14]), Inputs(*arguments[14:])
+    *saved, gathered, gathered_guide, sizes = saved
+    z, student, group = inputs.z, inputs.student, resolve(inputs.group)
+    peers = Peers(inputs.op, group, group.rank(), sizes.tolist())
+    arrived, neighbors = Arrived.of(inputs, gradients, saved), saved[2]
+    states = [state for state in (arrived.contrast, arrived.distill) if state is not None]
+    doubles = torch.cat([*states, arrived.coefficients], dim=1)
+    keys = Keys(inputs, peers, (*doubles.unbind(dim=1), *neighbors.unbind(dim=1)))
+    every = torch.stack(keys.more, dim=1)
+    *states, coefficients = (
+        every[:, : doubles.shape[1]].view(torch.float64).split([4] * len(states) + [inputs.width], 1)
+    )
+    choices = every[:, doubles.shape[1] :]
+    near, push = z.new_zeros(z.shape, dtype=torch.float64), None
+    here = [(0, gathered, gathered_guide)] if inputs.exchange == "gather" else inputs.shards(peers)
+    for first, shard, guide_shard in here:
+        passing = slice(first, first + len(shard))
+        of_columns = iter(states)
+        pairs = [(x, x if x is None else next(of_columns)[passing].contiguous()) for x in arrived[:2]]
+        rectangle = z, inputs.guide, shard, guide_shard, peers.first - first, *keys.of_block(passing)
+        options = *inputs.temperatures, inputs.weighted, inputs.gamma, inputs.normalize
+        part = torch.ops.ltood_fast.guided_block_push(*rectangle, *pairs[0], *pairs[1], *options)
+        push = part if push is None else push.add_(part)
+        del part  # not beside that of the next shard
+        for slot in range(inputs.width):
+            add_chosen(near, neighbors[:, slot] - first, student, shard, arrived.coefficients[:, slot])
+            mine = choices[passing, slot] - peers.first
+            add_rows(near, mine.where(mine < len(z), -1), student, shard, coefficients[passing, slot])
+    return _finish(inputs, push, near)
+
+
+def _finish(inputs: Inputs, push: Tensor, near: Tensor) -> tuple[Tensor, Tensor]:
+    """The gradients at z and at tau, from those at the unit rows. A similarity is in the gradients of both its rows."""
+    z, student = inputs.z, inputs.student
+    grad_z, along = torch.empty_like(z, memory_format=torch.contiguous_format), z.new_zeros((), dtype=torch.float64)
+    for rows in torch.arange(len(z), device=z.device).split(CHUNK):
+        at_unit = push[rows].double() + near[rows] / student.tau
+        along += (student.unit(z[rows]) * at_unit).sum() / 2
+        grad_z[rows] = student.gradient(z[rows], at_unit).to(z.dtype)
+    return grad_z, (-along / student.tau).to(push.dtype)
+
+
+@torch.library.register_fake("ltood_fast::guided_group_bwd")
+def _(*arguments):
+    z = Inputs(*arguments[14:]).z
+    return z.new_empty(z.shape), z.new_empty((), dtype=_wide_dtype(z.dtype))
 
 
 def _setup_context(ctx, inputs, output):
-    z, *_, ctx.op, _, ctx.group = inputs
-    ctx.n = z.shape[0]
-    ctx.mark_non_differentiable(*output[1:])
+    loss, weight, lse, neighbors, kl, student_lse, teacher_lse, *rest = output
+    ctx.mark_non_differentiable(weight, neighbors, teacher_lse, *rest)
     ctx.set_materialize_grads(False)
-    ctx.save_for_backward(output[-1])
+    save_inputs(ctx, inputs, weight, lse, neighbors, student_lse, teacher_lse, *rest)
 
 
-def _backward(ctx, gradient, *_):
-    nothing = [None] * 8
-    if gradient is None:
-        return None, *nothing
-    (sizes,) = ctx.saved_tensors
-    return torch.ops.ltood_fast.scatter_batch(gradient, sizes, ctx.n, ctx.op, ctx.group), *nothing
+def _backward(ctx, grad_loss, _weight, grad_lse, _neighbors, grad_kl, grad_student_lse, *_):
+    saved, inputs = saved_inputs(ctx)
+    gradients = [used(gradient) for gradient in (grad_loss, grad_lse, grad_kl, grad_student_lse)]
+    grad_z, grad_temperature = torch.ops.ltood_fast.guided_group_bwd(*gradients, *saved, *inputs)
+    temperature = Inputs(*inputs).temperature_tensor
+    grad_temperature = None if temperature is None else grad_temperature.to(temperature.dtype)
+    return grad_z, *([None] * 6), grad_temperature, *([None] * (len(inputs) - 8))
 
 
-torch.library.register_autograd("ltood_fast::gather_batch", _backward, setup_context=_setup_context)
+def _refuse_double_backward(ctx, *_):
+    raise RuntimeError("guided: double backward is not supported")
+
+
+torch.library.register_autograd("ltood_fast::guided_group", _backward, setup_context=_setup_context)
+torch.library.register_autograd("ltood_fast::guided_group_bwd", _refuse_double_backward)

@@ -7,7 +7,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from ..reference._common import reduce_rows
+from ._group import ALONE, Across
 
 
 class Rows(NamedTuple):
@@ -21,11 +21,18 @@ class Rows(NamedTuple):
     student_lse: Tensor  # [N] float64
     teacher_lse: Tensor  # [N] float64
 
-    def guided(self, reduction: str) -> Tensor:
-        return reduce_rows(self.loss, self.weight != 0, reduction)
+    @property
+    def contrast(self) -> tuple[Tensor, Tensor]:
+        """Losses, and which of them count."""
+        return self.loss, self.weight != 0
 
-    def distill(self, reduction: str) -> Tensor:
-        return reduce_rows(self.kl, torch.ones_like(self.kl, dtype=torch.bool), reduction)
+    @property
+    def divergence(self) -> tuple[Tensor, Tensor]:
+        return all_of(self.kl)
+
+
+def all_of(rows: Tensor) -> tuple[Tensor, Tensor]:
+    return rows, torch.ones_like(rows, dtype=torch.bool)
 
 
 def guided(
@@ -43,27 +50,31 @@ def guided(
     normalize: bool,
     distill: bool = False,
     teacher_temperature: float | None = None,
+    across: Across = ALONE,
+    facts: str = "",
 ) -> Rows:
-    """Row losses from the kernel: the contrastive part where there are clusters, distillation on request, one pass."""
+    """Row losses from the kernel: the contrastive part where there are clusters, distillation on request, one pass.
+    `across`: the ranks whose rows are one batch, `facts` what they have to agree on."""
     learned = isinstance(temperature, Tensor)
-    return Rows(
-        *torch.ops.ltood_fast.guided(
-            z,
-            guide.detach(),
-            _int64(clusters),
-            _int64(far),
-            _int64(instance_ids),
-            _int64(pos_idx),
-            1.0 if learned else float(temperature),
-            temperature if learned else None,
-            teacher_temperature,
-            k,
-            weighted,
-            float(gamma),
-            normalize,
-            distill,
-        )
+    arguments = (
+        z,
+        guide.detach(),
+        _int64(clusters),
+        _int64(far),
+        _int64(instance_ids),
+        _int64(pos_idx),
+        1.0 if learned else float(temperature),
+        temperature if learned else None,
+        teacher_temperature,
+        k,
+        weighted,
+        float(gamma),
+        normalize,
+        distill,
     )
+    if not across.many:
+        return Rows(*torch.ops.ltood_fast.guided(*arguments))
+    return Rows(*torch.ops.ltood_fast.guided_group(*arguments, across.op, facts, across.exchange, across.name)[:7])
 
 
 def _int64(x: Tensor | None) -> Tensor | None:

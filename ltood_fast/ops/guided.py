@@ -13,10 +13,11 @@ from torch import Tensor
 from ..reference import guided as reference
 from ..reference.guided import Stage2Result
 from . import _check as check
+from . import _guided_group  # noqa: F401  (defines the operator)
 from ._backend import use_kernel
 from ._group import Across, reduce_parts
-from ._guided_group import batch_of
-from ._guided_op import guided
+from ._guided_batch import batch_of
+from ._guided_op import all_of, guided
 from .contrastive import _check_common, _check_views
 
 if TYPE_CHECKING:
@@ -41,6 +42,7 @@ def guided_contrastive(
     reduction: str = "mean",
     return_lse: bool = False,
     group: ProcessGroup | None = None,
+    exchange: str = "gather",
     backend: str = "auto",
 ) -> Tensor | tuple[Tensor, Tensor]:
     """Contrastive loss whose positives, negatives and forces come from a frozen guide.
@@ -86,33 +88,48 @@ def guided_contrastive(
         return_lse: also return ``lse`` ``[N]`` (-inf for a row with neither positives nor negatives).
         group: a ``torch.distributed.ProcessGroup`` whose ranks call this together: the batch is the concatenation of
             their rows in the order of the ranks, whose numbers may differ; see below.
+        exchange: with a group, ``"gather"`` (all rows at once, kept for the backward) or ``"ring"`` (one rank's rows at
+            a time, the next on their way meanwhile; sent again by the backward).
         backend: ``"auto"``, ``"reference"``, ``"cpu"`` or ``"cuda"`` (not yet verified on hardware; no float64).
 
     Returns:
         The loss, 0-d or ``[N]``, float32 (float64 for float64 ``z``); with ``return_lse`` the tuple ``(loss, lse)``.
 
     **Many ranks.** Values, rows and gradients are as :func:`ltood_fast.nt_xent` says; ``clusters`` and ``far`` number
-    the same clusters on all ranks, ``pos_idx`` the rows of the whole batch. Every rank gathers all rows and computes
-    the whole loss: the work is that of one process, the memory O(M·(D + Dg)) for the M rows of all ranks. Of W ranks
-    with N rows each, b and bg bytes an element, a rank receives ``(W - 1) (16 + N (D b + Dg bg + 16 + 8 k'))``
-    bytes forward (k' the width of ``pos_idx``) and ``(W - 1) N D b`` backward.
+    the same clusters on all ranks, ``pos_idx`` the rows of the whole batch. On the CPU a rank computes its own rows
+    against all ranks' columns. For W ranks of N rows (M in all) with b and bg bytes an element of z and of the guide,
+    w = 4 (8 for float64), k neighbours, p losses with a mean or sum, c and r = 1 for the contrastive part and for
+    relational distillation, else 0, in bytes a rank and step::
+
+        received, gather:  (W - 1) (N (D b + Dg bg + 8 (8 c + 4 r + 2 k)) + 16 + 32 p)
+        received, ring:    (W - 1) N (D b + Dg bg) more
+        peak, gather:      M (D b + Dg bg) + (M + N) (D + Dg) w + N D (2 w + 8) + 8 M (12 c + 8 r + 4 k)
+        peak, ring:        2 N (D b + Dg bg) + 2 N (D + Dg) w + N D (3 w + 8) + 8 M (12 c + 8 r + 4 k)
+        work:              2 N M (3 D + 2 Dg) FLOP with relational distillation, else 2 N M (Dg + (5 D + 3 Dg) / K)
+
+    Where there is no kernel for blocks of rows and columns (CUDA, the reference), every rank gathers all rows, whatever
+    ``exchange`` says, and computes the whole loss: the work is that of one process, the memory O(M·(D + Dg)), and a
+    rank receives ``(W - 1) (16 + N (D b + Dg bg + 16 + 8 k'))`` bytes forward (k' the width of ``pos_idx``) and
+    ``(W - 1) N D b`` backward.
 
     Raises:
         TypeError, ValueError: an argument of the wrong type, shape, device or range, named in the message.
         RuntimeError: ``backend`` names a kernel that this build lacks; double backward.
     """
     op = "guided_contrastive"
-    with Across(op, group, reduction) as across:
+    with Across(op, group, reduction, exchange) as across:
         _check_pair(op, z, guide, temperature, reduction)
         _check_selection(op, z, clusters, far, k, pos_idx, gamma, instance_ids, across)
         kernel = use_kernel(op, backend, z, guide)
     options = {"k": k, "weighted": weighted, "gamma": gamma, "normalize": normalize}
-    batch = batch_of(across, z, guide, far, clusters, instance_ids, pos_idx, temperature=temperature, **options)
+    same = {"temperature": temperature, **options}
+    batch = batch_of(across, kernel, z, guide, far, clusters, instance_ids, pos_idx, **same)
     options |= {"pos_idx": batch.pos_idx, "instance_ids": batch.instance_ids}
     embeddings = batch.z, batch.guide, batch.clusters, far, temperature
     if kernel:
-        rows = guided(*embeddings, **options)
-        loss, lse = rows.guided(reduction), rows.lse.to(rows.loss.dtype)
+        rows = guided(*embeddings, **options, across=batch.across, facts=batch.facts)
+        (loss,) = reduce_parts([rows.contrast], reduction, batch.across)
+        lse = rows.lse.to(rows.loss.dtype)
     else:
         loss, lse = reference.guided_contrastive(*embeddings, **options, reduction=reduction, return_lse=True)
     return (batch.local(loss), batch.local(lse)) if return_lse else batch.local(loss)
@@ -128,6 +145,7 @@ def relational_distill(
     reduction: str = "mean",
     return_lse: bool = False,
     group: ProcessGroup | None = None,
+    exchange: str = "gather",
     backend: str = "auto",
 ) -> Tensor | tuple[Tensor, Tensor]:
     """Distillation of the guide's geometry: each row's softmax over all other rows, student against guide.
@@ -154,7 +172,8 @@ def relational_distill(
         normalize: L2-normalise the rows of ``z`` (eps 1e-12); the gradient goes through it.
         reduction: ``"mean"``, ``"sum"``, or ``"none"`` (``[N]``, row order).
         return_lse: also return the student's ``log sum_{j != i} exp(s_ij)``, ``[N]`` (-inf for N = 1).
-        group: the process group whose ranks' rows are one batch: see :func:`guided_contrastive`.
+        group, exchange: the process group whose ranks' rows are one batch, and how they travel: see
+            :func:`guided_contrastive`.
         backend: ``"auto"``, ``"reference"``, ``"cpu"`` or ``"cuda"`` (not yet verified on hardware; no float64).
 
     Returns:
@@ -165,15 +184,17 @@ def relational_distill(
         RuntimeError: ``backend`` names a kernel that this build lacks; double backward.
     """
     op = "relational_distill"
-    with Across(op, group, reduction) as across:
+    with Across(op, group, reduction, exchange) as across:
         _check_pair(op, z, guide, temperature, reduction)
         _check_teacher(op, teacher_temperature)
         kernel = use_kernel(op, backend, z, guide)
     options = {"normalize": normalize, "teacher_temperature": teacher_temperature}
-    batch = batch_of(across, z, guide, temperature=temperature, **options)
+    batch = batch_of(across, kernel, z, guide, temperature=temperature, **options)
     if kernel:
-        rows = guided(batch.z, batch.guide, None, None, temperature, distill=True, **options)
-        loss, lse = rows.distill(reduction), rows.student_lse.to(rows.kl.dtype)
+        ranks = {"across": batch.across, "facts": batch.facts}
+        rows = guided(batch.z, batch.guide, None, None, temperature, distill=True, **options, **ranks)
+        (loss,) = reduce_parts([rows.divergence], reduction, batch.across)
+        lse = rows.student_lse.to(rows.kl.dtype)
     else:
         options |= {"reduction": reduction, "return_lse": True}
         loss, lse = reference.relational_distill(batch.z, batch.guide, temperature, **options)
@@ -211,7 +232,7 @@ def feature_distill(
         check.same_width(op, "guide", guide, "z", z)
         use_kernel(op, backend, z, guide)
     rows = reference.feature_distill(z, guide, reduction="none")
-    return reduce_parts([(rows, torch.ones_like(rows, dtype=torch.bool))], reduction, across, reduction)[0]
+    return reduce_parts([all_of(rows)], reduction, across, reduction)[0]
 
 
 def stage2_loss(
@@ -233,6 +254,7 @@ def stage2_loss(
     reduction: str = "mean",
     return_lse: bool = False,
     group: ProcessGroup | None = None,
+    exchange: str = "gather",
     backend: str = "auto",
 ) -> Stage2Result | tuple[Stage2Result, Tensor]:
     """The loss of stage 2: ``guided_contrastive + beta * distillation``, beta = 0.4 **[source: arXiv 2506.12698]**.
@@ -252,7 +274,8 @@ def stage2_loss(
         teacher_temperature: of the guide in relational distillation; None: the same value as ``temperature``.
         reduction: ``"mean"``, ``"sum"``, or ``"none"`` (``[N]`` each), applied to each part.
         return_lse: also return the guided loss's ``lse`` ``[N]``.
-        group: the process group whose ranks' rows are one batch: see :func:`guided_contrastive`.
+        group, exchange: the process group whose ranks' rows are one batch, and how they travel: see
+            :func:`guided_contrastive`.
         backend: ``"auto"``, ``"reference"``, ``"cpu"`` or ``"cuda"`` (not yet verified on hardware; no float64).
 
     Returns:
@@ -264,7 +287,7 @@ def stage2_loss(
         RuntimeError: ``backend`` names a kernel that this build lacks; double backward.
     """
     op = "stage2_loss"
-    with Across(op, group, reduction) as across:
+    with Across(op, group, reduction, exchange) as across:
         _check_pair(op, z, guide, temperature, reduction)
         _check_selection(op, z, clusters, far, k, pos_idx, gamma, instance_ids, across)
         _check_teacher(op, teacher_temperature)
@@ -282,18 +305,16 @@ def stage2_loss(
         "teacher_temperature": teacher_temperature,
     }
     same = {"temperature": temperature, "beta": beta, "distill": distill, **options}
-    batch = batch_of(across, z, guide, far, clusters, instance_ids, pos_idx, **same)
+    batch = batch_of(across, kernel, z, guide, far, clusters, instance_ids, pos_idx, **same)
     options |= {"pos_idx": batch.pos_idx, "instance_ids": batch.instance_ids}
     embeddings = batch.z, batch.guide, batch.clusters, far, temperature
     if kernel:
-        rows = guided(*embeddings, distill=relational, **options)
-        contrast, lse = rows.guided(reduction), rows.lse.to(rows.loss.dtype)
-        distilled = (
-            rows.distill(reduction)
-            if relational
-            else reference.feature_distill(batch.z, batch.guide, reduction=reduction)
-        )
+        rows = guided(*embeddings, distill=relational, **options, across=batch.across, facts=batch.facts)
+        features = None if relational else reference.feature_distill(batch.z, batch.guide, reduction="none")
+        second = rows.divergence if relational else all_of(features)
+        contrast, distilled = reduce_parts([rows.contrast, second], reduction, batch.across)
         losses = Stage2Result(contrast + beta * distilled, contrast, distilled)
+        lse = rows.lse.to(rows.loss.dtype)
     else:
         options |= {"beta": beta, "distill": distill, "reduction": reduction, "return_lse": True}
         losses, lse = reference.stage2_loss(*embeddings, **options)

@@ -33,8 +33,13 @@ CASES = {
     "stage1 any domain": ("stage1_loss", {"k": 2, "same_domain": False, "alpha": 0.7}, ("domain", "bank")),
     "bce": ("domain_loss", {"kind": "bce"}, ("domain", "weight", "bias")),
 }
+# Cluster 0 has an empty farthest cluster: its rows fall back on all others; those of a small one may, and do where
+# their neighbours take it up.
+FEW_FAR = torch.tensor([4, 0, 3, 3, 0])
 GUIDED_CASES = {
     "guided": ("guided_contrastive", {"k": 2}, ("guide", "clusters", "far")),
+    "guided weights": ("guided_contrastive", {"k": 1, "gamma": 2.0, "normalize": False}, ("guide", "clusters", "far")),
+    "guided fallback": ("guided_contrastive", {"k": 4, "far": FEW_FAR}, ("guide", "clusters", "instance_ids")),
     "guided given": ("guided_contrastive", {}, ("guide", "clusters", "far", "instance_ids", "pos_idx")),
     "relational": ("relational_distill", {"teacher_temperature": 0.5}, ("guide",)),
     "feature": ("feature_distill", {}, ("guide",)),
@@ -66,7 +71,7 @@ def batch(n: int, dtype: torch.dtype, seed: int = 0, d: int = D) -> dict[str, Te
     def rows(count: int) -> Tensor:
         return torch.randn(count, d, generator=g, dtype=torch.float64).to(dtype)
 
-    return {
+    batch = {
         "z": rows(n),
         "instance_ids": torch.randint(0, n // 2 + 1, (n,), generator=g),
         "labels": torch.randint(-3, 3, (n,), generator=g),
@@ -82,6 +87,11 @@ def batch(n: int, dtype: torch.dtype, seed: int = 0, d: int = D) -> dict[str, Te
         "far": torch.tensor([2, 3, 0, 1]),
         "pos_idx": torch.randint(-1, n, (n, 3), generator=g),
     }
+    few = torch.tensor([1, n // 2, n - 1])  # all of cluster 1, which some rows of cluster 3 have as neighbours
+    batch["clusters"][batch["clusters"] == 1] = 0
+    batch["clusters"][few] = 1
+    batch["pos_idx"][(batch["clusters"] == 3) & (torch.arange(n) % 4 > 0)] = few
+    return batch
 
 
 def view_ids(sizes: list[int]) -> Tensor:
@@ -124,7 +134,7 @@ def on_a_rank(
 ) -> Outcome:
     whole = batch(sum(sizes), dtype)
     own = local({**whole, "row_weight": row_weights(sum(sizes))}, sizes, rank)
-    options = {"exchange": exchange} if case in CASES else {}
+    options = {} if case == "feature" else {"exchange": exchange}
     if case == "bce":
         backend = "auto"
     group = torch.distributed.group.WORLD

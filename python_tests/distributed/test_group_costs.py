@@ -12,6 +12,7 @@ import torch.distributed as dist
 from torch.profiler import ProfilerActivity, profile
 
 import ltood_fast
+from ltood_fast.ops._group import EXCHANGES
 
 WORLD, D, DG = 3, 128, 64
 FEW, N = 256, 2048  # rows of a rank: bytes are exact for any number, memory needs rows that outweigh the rest
@@ -70,7 +71,9 @@ def step_of(name: str, dtype: torch.dtype, n: int) -> tuple[Callable, torch.Tens
     return {
         "nt_xent": lambda: ltood_fast.nt_xent(z, **options),
         "stage1": lambda: ltood_fast.stage1_loss(z, domain, k=2, **options).total,
-        "stage2": lambda: ltood_fast.stage2_loss(z, guide, domain, far, group=group).total,
+        "guided": lambda: ltood_fast.guided_contrastive(z, guide, domain, far, **options),
+        "stage2": lambda: ltood_fast.stage2_loss(z, guide, domain, far, **options).total,
+        "whole": lambda: ltood_fast.stage2_loss(z, guide, domain, far, group=group, backend="reference").total,
     }[function], z
 
 
@@ -84,15 +87,20 @@ def memory_of_a_rank(rank: int, world: int, name: str, dtype: torch.dtype) -> tu
     loss, z = step_of(name, dtype, N)
     values = []
     forward = peak(lambda: values.append(loss()))
-    kept = WORLD * N * D * z.element_size() if name.endswith("gather") else 0
+    width = D * z.element_size() + (DG * 4 if name.startswith(("guided", "stage2")) else 0)
+    kept = WORLD * N * width if name.endswith("gather") else 0
     return forward, kept + peak(lambda: values.pop().backward())
 
 
 def bytes_by_formula(name: str, b: int) -> int:
     """The formulas of nt_xent's and guided_contrastive's docstrings: bytes that a rank receives."""
     function, exchange = name.split()
-    if function == "stage2":
+    if function == "whole":
         return (WORLD - 1) * (16 + FEW * (D * b + DG * 4 + 16) + FEW * D * b)
+    if function in ("guided", "stage2"):
+        k, c, r = 5, 1, int(function == "stage2")
+        times = 2 if exchange == "ring" else 1
+        return (WORLD - 1) * (FEW * (times * (D * b + DG * 4) + 8 * (8 * c + 4 * r + 2 * k)) + 16 + 32 * (c + r))
     keys, parts, k = (0, 1, 0) if function == "nt_xent" else (2, 2, 2)
     columns = 2 * keys + 2 + parts + k + (k > 0)
     return (WORLD - 1) * (FEW * D * b * (2 if exchange == "ring" else 1) + 16 + 32 * parts + 8 * FEW * columns)
@@ -101,24 +109,37 @@ def bytes_by_formula(name: str, b: int) -> int:
 def memory_by_formula(name: str, b: int, w: int = 4) -> tuple[int, int]:
     """The formulas of nt_xent's docstring: peaks of the forward and of the backward."""
     function, exchange = name.split()
+    if function in ("guided", "stage2"):
+        return guided_memory(exchange, b, w, relational=function == "stage2")
     parts, searched = (1, 0) if function == "nt_xent" else (2, 1)
     shared = WORLD * N * D * (b + 2 * w) if exchange == "gather" else N * D * 2 * (b + w)
     own = N * D * (2 * w + 8 * parts), N * D * ((3 if exchange == "gather" else 4) * w + 16 * parts + 8 * searched)
     return shared + own[0], shared + own[1]
 
 
+def guided_memory(exchange: str, b: int, w: int, relational: bool) -> tuple[int, int]:
+    """The same of guided_contrastive's docstring, k = 5; beside the embeddings a forward holds the numbers of its own
+    rows, a backward those of all."""
+    shards, rows = (WORLD, WORLD + 1) if exchange == "gather" else (2, 2)
+    embeddings = N * (shards * (D * b + DG * 4) + rows * (D + DG) * w)
+    gradients = N * D * ((2 if exchange == "gather" else 3) * w + 8)
+    of_a_row = 24 + 8 * relational + 8 * 5, 12 + 8 * relational + 4 * 5
+    return embeddings + 8 * N * of_a_row[0], embeddings + gradients + 8 * WORLD * N * of_a_row[1]
+
+
+LOSSES = [f"{function} {exchange}" for function in ("nt_xent", "stage1", "guided", "stage2") for exchange in EXCHANGES]
 DTYPES = {torch.float32: 4, torch.bfloat16: 2}
 
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
-@pytest.mark.parametrize("name", ["nt_xent gather", "nt_xent ring", "stage1 gather", "stage1 ring", "stage2 gather"])
+@pytest.mark.parametrize("name", [*LOSSES, "whole gather"])
 def test_bytes_received(groups, name, dtype):
     expected = bytes_by_formula(name, DTYPES[dtype])
     for measured in groups(WORLD).results(bytes_of_a_rank, name, dtype):
         assert abs(measured / expected - 1) <= WITHIN, (measured, expected)
 
 
-@pytest.mark.parametrize("name", ["nt_xent gather", "nt_xent ring", "stage1 gather", "stage1 ring"])
+@pytest.mark.parametrize("name", [name for name in LOSSES if not name.startswith("guided")])
 def test_peak_memory(groups, name):
     expected = memory_by_formula(name, 4)
     for peaks in groups(WORLD).results(memory_of_a_rank, name, torch.float32):

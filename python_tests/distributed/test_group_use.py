@@ -5,36 +5,58 @@ import torch
 import torch.distributed as dist
 import torch.nn.functional as F
 from torch import nn
+from torch.distributed.device_mesh import init_device_mesh
+from torch.distributed.fsdp import fully_shard
 from torch.nn.parallel import DistributedDataParallel
 
 import ltood_fast
-from python_tests.distributed.group_cases import SIZES, batch, local
+from ltood_fast.ops._group import EXCHANGES
+from python_tests.distributed.group_cases import ALL_CASES, SIZES, batch, local
 from python_tests.tolerances import assert_gradient_close
 
 
-def compiled(rank: int, world: int, exchange: str) -> None:
-    """Uneven batches; both stages in one graph where the exchange serves both."""
+def compiled(rank: int, world: int, exchange: str, backend: str, cases: list[str]) -> None:
+    """Uneven batches; the losses in one graph, each with a z and a temperature (or head) of its own."""
     own = local(batch(sum(SIZES[2]["uneven"]), torch.float32), SIZES[2]["uneven"], rank)
-    group, z, tau = dist.group.WORLD, own["z"].requires_grad_(), torch.tensor(0.3, requires_grad=True)
+    variables = {case: own["z"].clone().requires_grad_() for case in cases}
+    shared = {case: torch.tensor(0.3, requires_grad=True) for case in cases}
 
-    def loss(z, tau):
-        first, lse = ltood_fast.stage1_loss(z, own["domain"], tau, k=2, group=group, exchange=exchange, return_lse=True)
-        if exchange == "ring":
-            return first.total + lse.sum()
-        return (
-            first.total + ltood_fast.stage2_loss(z, own["guide"], own["clusters"], own["far"], tau, group=group).total
-        )
+    def losses(variables, shared):
+        values = []
+        for case in cases:
+            function, options, names = ALL_CASES[case]
+            given = {name: own[name] for name in names} | options | {"group": dist.group.WORLD, "exchange": exchange}
+            if function == "feature_distill":
+                del given["exchange"]
+            elif case == "bce":
+                given["bias"] = shared[case]
+            else:
+                given |= {"temperature": shared[case], "return_lse": True}
+            result = getattr(ltood_fast, function)(variables[case], **given)
+            result, *extras = result if "return_lse" in given else (result,)
+            value = result.total + 0.3 * result[2] if hasattr(result, "total") else result
+            values.append(value + sum(0.1 * lse.sum() for lse in extras))
+        return values
 
-    eager = loss(z, tau)
-    in_one_graph = torch.compile(loss, fullgraph=True, backend="aot_eager")(z, tau)
+    inputs = *variables.values(), *(x for case, x in shared.items() if case != "feature")
+    in_one_graph = torch.compile(losses, fullgraph=True, backend=backend)(variables, shared)
+    eager = losses(variables, shared)
     torch.testing.assert_close(in_one_graph, eager)
-    gradients = [torch.autograd.grad(value, (z, tau)) for value in (eager, in_one_graph)]
+    gradients = [torch.autograd.grad(sum(values), inputs) for values in (eager, in_one_graph)]
     torch.testing.assert_close(*gradients)
+    assert all(gradient.abs().sum() > 0 for gradient in gradients[0])
 
 
-@pytest.mark.parametrize("exchange", ["gather", "ring"])
-def test_compiles_in_one_graph(groups, exchange):
-    groups(2).results(compiled, exchange)
+ONE_OF_EACH = [*{function: case for case, (function, _, _) in ALL_CASES.items() if case != "bce"}.values(), "bce"]
+
+
+@pytest.mark.parametrize("exchange", EXCHANGES)
+def test_every_loss_compiles_in_one_graph(groups, exchange):
+    groups(2).results(compiled, exchange, "aot_eager", ONE_OF_EACH)
+
+
+def test_inductor_compiles_a_loss(groups):
+    groups(2).results(compiled, "ring", "inductor", ["relational"])
 
 
 class GatherWithGrad(torch.autograd.Function):
@@ -106,6 +128,35 @@ def test_the_step_of_ddp_is_that_of_one_process(groups):
             assert_gradient_close(actual, truth, torch.float64)
 
 
+def both_stages(model: nn.Module, rows: dict[str, torch.Tensor], **options) -> torch.Tensor:
+    z, ids = model(rows["z"]), {"instance_ids": rows["instance_ids"]}
+    first = ltood_fast.stage1_loss(z, rows["domain"], k=2, **ids, **options).total
+    return first + ltood_fast.stage2_loss(z, rows["guide"], rows["clusters"], rows["far"], **ids, **options).total
+
+
+def step_under_fsdp(rank: int, world: int, exchange: str) -> list[torch.Tensor]:
+    """The parameters, sharded over the ranks, after a step."""
+    sizes = SIZES[world]["uneven"]
+    model, _ = trained_parts()
+    mesh = init_device_mesh("cpu", (world,))
+    for layer in (model[0], model[2], model):
+        fully_shard(layer, mesh=mesh)
+    own = local(batch(sum(sizes), torch.float64), sizes, rank)
+    both_stages(model, own, group=dist.group.WORLD, exchange=exchange).backward()
+    torch.optim.SGD(model.parameters(), lr=0.5).step()
+    return [p.full_tensor().detach() for p in model.parameters()]
+
+
+@pytest.mark.parametrize("exchange", EXCHANGES)
+def test_the_step_of_fsdp_is_that_of_one_process(groups, exchange):
+    model, _ = trained_parts()
+    both_stages(model, batch(sum(SIZES[2]["uneven"]), torch.float64)).backward()
+    torch.optim.SGD(model.parameters(), lr=0.5).step()
+    for result in groups(2).results(step_under_fsdp, exchange):
+        for actual, truth in zip(result, model.parameters(), strict=True):
+            torch.testing.assert_close(actual, truth.detach(), rtol=1e-10, atol=1e-12)
+
+
 def modules(rank: int, world: int) -> None:
     own = local(batch(16, torch.float64), [10, 6], rank)
     group = dist.group.WORLD
@@ -118,16 +169,16 @@ def modules(rank: int, world: int) -> None:
         (ltood_fast.nn.PSDLoss(k=2, **shared)(z), ltood_fast.psd_loss(z, k=2, **shared)),
         (ltood_fast.nn.Stage1Loss(**shared)(z, domain), ltood_fast.stage1_loss(z, domain, **shared)),
         (
-            ltood_fast.nn.GuidedContrastiveLoss(group=group)(z, guide, clusters, far),
-            ltood_fast.guided_contrastive(z, guide, clusters, far, group=group),
+            ltood_fast.nn.GuidedContrastiveLoss(**shared)(z, guide, clusters, far),
+            ltood_fast.guided_contrastive(z, guide, clusters, far, **shared),
         ),
         (
-            ltood_fast.nn.RelationalDistillLoss(group=group)(z, guide),
-            ltood_fast.relational_distill(z, guide, group=group),
+            ltood_fast.nn.RelationalDistillLoss(**shared)(z, guide),
+            ltood_fast.relational_distill(z, guide, **shared),
         ),
         (
-            ltood_fast.nn.Stage2Loss(group=group)(z, guide, clusters, far),
-            ltood_fast.stage2_loss(z, guide, clusters, far, group=group),
+            ltood_fast.nn.Stage2Loss(**shared)(z, guide, clusters, far),
+            ltood_fast.stage2_loss(z, guide, clusters, far, **shared),
         ),
     ]
     for actual, expected in pairs:

@@ -1,5 +1,6 @@
 #include "ops/guided/guided.h"
 
+#include <ATen/ops/cat.h>
 #include <ATen/ops/linalg_vector_norm.h>
 #include <ATen/ops/max.h>
 
@@ -50,11 +51,12 @@ double temperature_value(double temperature, const std::optional<at::Tensor>& te
 
 c10::ScalarType compute_dtype(const GuidedArguments& a) {
   constexpr double kMaxFloatExponent = 128;
-  double length = 1;
-  if (!a.normalize) {
-    length = at::linalg_vector_norm(a.z, 2, at::IntArrayRef{1}, false, at::kDouble).max().item().toDouble();
-  }
-  const double largest = std::max(length * length / a.temperature, 1 / a.teacher_temperature);
+  const auto longest = [&](const at::Tensor& z) {
+    if (a.normalize) return 1.0;
+    return at::linalg_vector_norm(z, 2, at::IntArrayRef{1}, false, at::kDouble).max().item().toDouble();
+  };
+  const double product = longest(a.z) * longest(a.rows.has_value() ? a.rows->z : a.z);
+  const double largest = std::max(product / a.temperature, 1 / a.teacher_temperature);
   return largest <= kMaxFloatExponent ? wide_dtype(a.z.scalar_type()) : at::kDouble;
 }
 
@@ -63,7 +65,7 @@ void check_guided(const GuidedArguments& a) {
   check_embeddings("guide", a.guide);
   const int64_t n = a.n();
   check_devices(a);
-  LTOOD_CHECK_VALUE(a.guide.size(0) == n, "guided", "guide", "of as many rows as z", a.guide.sizes());
+  LTOOD_CHECK_VALUE(a.guide.size(0) == a.z.size(0), "guided", "guide", "of as many rows as z", a.guide.sizes());
   LTOOD_CHECK_VALUE(a.temperature > 0, "guided", "temperature", "positive", a.temperature);
   LTOOD_CHECK_VALUE(a.teacher_temperature > 0, "guided", "teacher_temperature", "positive", a.teacher_temperature);
   LTOOD_CHECK_VALUE(a.force.gamma >= 0, "guided", "gamma", "non-negative", a.force.gamma);
@@ -106,6 +108,45 @@ void check_guided(const GuidedArguments& a, const GuidedSaved& saved) {
   check_rows("grad_student_lse", saved.grad_student_lse, a.distill);
   check_rows("student_lse", saved.student_lse, a.distill);
   check_rows("teacher_lse", saved.teacher_lse, a.distill);
+}
+
+std::optional<at::Tensor> both(const char* argument, const std::optional<at::Tensor>& x,
+                               const std::optional<at::Tensor>& y) {
+  LTOOD_CHECK_VALUE(x.has_value() == y.has_value(), "guided_block", argument, "given of the rows and of the columns",
+                    "one of them");
+  if (!x.has_value()) return std::nullopt;
+  return at::cat({*y, *x});
+}
+
+void check_guided_block(const GuidedArguments& a) {
+  const GuidedRows& rows = *a.rows;
+  check_embeddings("x", rows.z);
+  check_embeddings("x_guide", rows.guide);
+  const auto check_like = [](const char* argument, const at::Tensor& x, const at::Tensor& y) {
+    const bool like = x.scalar_type() == y.scalar_type() && x.size(1) == y.size(1) && x.device() == y.device();
+    LTOOD_CHECK_VALUE(like, "guided_block", argument, "of the type, width and device of the columns", x.sizes());
+  };
+  check_guided(a);
+  check_like("x", rows.z, a.z);
+  check_like("x_guide", rows.guide, a.guide);
+  LTOOD_CHECK_VALUE(rows.guide.size(0) == rows.z.size(0), "guided_block", "x_guide", "of as many rows as x",
+                    rows.guide.sizes());
+  const bool has_views = !a.clusters.has_value() || a.instance_ids.has_value();
+  LTOOD_CHECK_VALUE(has_views, "guided_block", "x_instance", "given where clusters are", "none");
+}
+
+void check_guided_block(const GuidedArguments& a, const GuidedStates& states) {
+  check_guided_block(a);
+  const auto check = [&](const char* argument, const std::optional<at::Tensor>& x, bool used, int64_t rows) {
+    const bool fits = x.has_value() == used && (!used || (x->scalar_type() == at::kDouble && x->dim() == 2 &&
+                                                          x->size(0) == rows && x->size(1) == kStateColumns));
+    LTOOD_CHECK_VALUE(fits, "guided_block_push", argument, "float64 with a row of 4 for each row, where its part is",
+                      x.has_value() ? c10::str(x->sizes()) : "none");
+  };
+  check("x_contrast", states.x_contrast, a.clusters.has_value(), a.rows->z.size(0));
+  check("y_contrast", states.y_contrast, a.clusters.has_value(), a.z.size(0));
+  check("x_distill", states.x_distill, a.distill, a.rows->z.size(0));
+  check("y_distill", states.y_distill, a.distill, a.z.size(0));
 }
 
 }  // namespace ltood

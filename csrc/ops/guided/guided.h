@@ -2,6 +2,12 @@
 //
 // One op serves guided_contrastive (clusters given), relational_distill (distill) and stage2_loss (both). Legend: N
 // rows, D and Dg features, K clusters, k neighbours. The formulas are in ltood_fast/reference/guided.py.
+//
+// Over a process group the same tiles are a rectangle: rows of one process [n] against the columns of others [M].
+//   guided_block        sums over the columns, which merge with those of other columns; positives: the views alone
+//   guided_block_push   (1/tau) sum_j (G_ij + G_ji) u(y_j), the gradient at u(x_i) of all rows' losses, where both
+//   sides
+//                       say what arrived at them; less the neighbours, whose pairs the caller adds
 #pragma once
 
 #include <ATen/core/Tensor.h>
@@ -11,6 +17,13 @@
 #include "ops/guided/guided_tile.h"
 
 namespace ltood {
+
+// The rows of a rectangle: row i is the same embedding as column i + diagonal, if there is such a column.
+struct GuidedRows {
+  at::Tensor z;      // [n, D]
+  at::Tensor guide;  // [n, Dg]
+  int64_t diagonal;
+};
 
 struct GuidedArguments {
   at::Tensor z;                            // [N, D] float64, float32, bfloat16 or float16
@@ -24,8 +37,9 @@ struct GuidedArguments {
   Force force;
   bool normalize;
   bool distill;
+  std::optional<GuidedRows> rows = std::nullopt;  // then the above are columns first, and N counts these rows too
 
-  int64_t n() const { return z.size(0); }
+  int64_t n() const { return z.size(0) + (rows.has_value() ? rows->z.size(0) : 0); }
 };
 
 // The value of a temperature that may be a 0-d tensor (which then wins).
@@ -43,9 +57,24 @@ struct GuidedSaved {
   at::Tensor student_lse, teacher_lse;
 };
 
+// What arrived at the rows and at the columns of a rectangle, float64; none: that part is not there.
+struct GuidedStates {
+  std::optional<at::Tensor> x_contrast, y_contrast;  // [., 4] kContrast*
+  std::optional<at::Tensor> x_distill, y_distill;    // [., 4] kDistill*
+};
+enum { kContrastLse, kContrastPull, kContrastAttract, kContrastFallback };
+enum { kDistillStudentLse, kDistillTeacherLse, kDistillPull, kDistillAttract };
+constexpr int64_t kStateColumns = 4;
+
+// Columns, then rows: what a rectangle knows of both. Raises ValueError where only one of them is given.
+std::optional<at::Tensor> both(const char* argument, const std::optional<at::Tensor>& x,
+                               const std::optional<at::Tensor>& y);
+
 // Raise ValueError or TypeError. Integer values are read on the CPU alone: elsewhere that would wait for the device,
 // and the kernels take what is out of range for no cluster and no neighbour.
 void check_guided(const GuidedArguments& arguments);
 void check_guided(const GuidedArguments& arguments, const GuidedSaved& saved);
+void check_guided_block(const GuidedArguments& arguments);
+void check_guided_block(const GuidedArguments& arguments, const GuidedStates& states);
 
 }  // namespace ltood

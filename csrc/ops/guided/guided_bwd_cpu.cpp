@@ -65,6 +65,38 @@ RowGradients<T> order_gradients(const GuidedSaved& saved, const GuidedTiles<T>& 
   return rows;
 }
 
+// The same of a rectangle's columns and rows.
+template <typename T>
+RowGradients<T> order_states(const GuidedStates& states, const GuidedTiles<T>& in) {
+  const auto gather = [&](const at::Tensor& by_row, int64_t column, double factor) {
+    std::vector<T> to(in.order.size());
+    const double* from = by_row.const_data_ptr<double>();
+    for (int64_t i = 0; i < in.order.size(); ++i) {
+      to[i] = static_cast<T>(from[in.order.row_at[i] * kStateColumns + column] * factor);
+    }
+    return to;
+  };
+  RowGradients<T> rows;
+  if (in.contrast) {
+    const at::Tensor contrast = *both("contrast", states.x_contrast, states.y_contrast);
+    rows.lse = gather(contrast, kContrastLse, kLog2E);
+    rows.a = gather(contrast, kContrastPull, 1);
+    rows.b_over_weight = gather(contrast, kContrastAttract, 1);
+    rows.a_fallback = rows.a;
+    for (int64_t i = 0; i < in.order.size(); ++i) {
+      if (!in.order.fallback[i]) rows.a_fallback[i] = 0;
+    }
+  }
+  if (in.distill) {
+    const at::Tensor distill = *both("distill", states.x_distill, states.y_distill);
+    rows.student_lse = gather(distill, kDistillStudentLse, kLog2E);
+    rows.teacher_lse = gather(distill, kDistillTeacherLse, kLog2E);
+    rows.distill_a = gather(distill, kDistillPull, 1);
+    rows.distill_b = gather(distill, kDistillAttract, 1);
+  }
+  return rows;
+}
+
 // The columns that any of a tile's rows reads: its negatives, the rows it is a negative of, all rows that fell back.
 std::vector<Span> active_spans(const RowOrder& order, const int64_t* positions, int64_t rows) {
   std::vector<Span> spans = order.fallback_spans;
@@ -79,15 +111,16 @@ std::vector<Span> active_spans(const RowOrder& order, const int64_t* positions, 
 template <typename T>
 void add_contrast_row(const GuidedTiles<T>& in, const RowGradients<T>& rows, int64_t i, Span columns, const T* s,
                       const T* cos, T* h) {
+  const int64_t self = in.order.self(i);
   const auto as_negative = [&](Span span, const std::vector<T>& a) {
-    without(span, i, [&](Span part) {
+    without(span, self, [&](Span part) {
       const int64_t from = part.begin - columns.begin;
       grad_as_negative(h + from, s + from, cos + from, part.size(), in.force, rows.lse.data() + part.begin,
                        a.data() + part.begin);
     });
   };
   if (!in.order.fallback[i]) {
-    without(in.order.out(i).meet(columns), i, [&](Span part) {
+    without(in.order.out(i).meet(columns), self, [&](Span part) {
       const int64_t from = part.begin - columns.begin;
       grad_negatives(h + from, s + from, cos + from, part.size(), in.force, rows.lse[i], rows.a[i]);
     });
@@ -104,13 +137,13 @@ void add_contrast_row(const GuidedTiles<T>& in, const RowGradients<T>& rows, int
   }
 }
 
-// grad [N, D] by position, in units of tau: all pairs but the positives and the negatives of rows that fell back.
+// grad [N, D] by slot, in units of tau: all pairs but the positives and the negatives of rows that fell back.
 template <typename T>
 void backward_tile(const GuidedTiles<T>& in, const RowGradients<T>& rows_gradients, const int64_t* positions,
                    int64_t rows, Scratch<T>& scratch, T* grad) {
   in.load(positions, rows, scratch);
   std::fill_n(scratch.grad.get(), rows * in.z.width, T(0));
-  const auto spans = in.distill ? std::vector<Span>{{0, in.order.size()}} : active_spans(in.order, positions, rows);
+  const auto spans = in.distill ? std::vector<Span>{in.order.everything()} : active_spans(in.order, positions, rows);
   for_each_column_tile(spans, [&](Span columns) {
     in.student_products(rows, columns, scratch);
     if (in.distill || in.force.weighted) in.guide_products(rows, columns, scratch);
@@ -122,7 +155,7 @@ void backward_tile(const GuidedTiles<T>& in, const RowGradients<T>& rows_gradien
       T* h = scratch.h.get() + r * columns.size();
       if (in.contrast) add_contrast_row(in, rows_gradients, i, columns, s, cos, h);
       if (in.distill) {
-        without(columns, i, [&](Span part) {
+        without(columns, in.order.self(i), [&](Span part) {
           const int64_t from = part.begin - columns.begin;
           grad_distill(h + from, s + from, cos + from, part.size(), in.teacher_scale, rows_gradients.distill(i),
                        rows_gradients.distill(part.begin));
@@ -132,7 +165,7 @@ void backward_tile(const GuidedTiles<T>& in, const RowGradients<T>& rows_gradien
     in.add_gradient(rows, columns, scratch);
   });
   for (int64_t r = 0; r < rows; ++r) {
-    std::copy_n(scratch.grad.get() + r * in.z.width, in.z.width, grad + positions[r] * in.z.width);
+    std::copy_n(scratch.grad.get() + r * in.z.width, in.z.width, grad + in.order.slot(positions[r]) * in.z.width);
   }
 }
 
@@ -142,13 +175,13 @@ void fallback_tile(const GuidedTiles<T>& in, const RowGradients<T>& rows_gradien
                    int64_t rows, Scratch<T>& scratch, T* grad) {
   in.load(positions, rows, scratch);
   std::fill_n(scratch.grad.get(), rows * in.z.width, T(0));
-  for_each_column_tile({{0, in.order.size()}}, [&](Span columns) {
+  for_each_column_tile({in.order.everything()}, [&](Span columns) {
     in.student_products(rows, columns, scratch);
     if (in.force.weighted) in.guide_products(rows, columns, scratch);
     std::fill_n(scratch.h.get(), rows * columns.size(), T(0));
     for (int64_t r = 0; r < rows; ++r) {
       const int64_t i = positions[r], row_begin = r * columns.size();
-      without(columns, i, [&](Span part) {
+      without(columns, in.order.self(i), [&](Span part) {
         const int64_t from = row_begin + part.begin - columns.begin;
         grad_negatives(scratch.h.get() + from, scratch.s.get() + from, scratch.cos.get() + from, part.size(), in.force,
                        rows_gradients.lse[i], rows_gradients.a[i]);
@@ -157,7 +190,8 @@ void fallback_tile(const GuidedTiles<T>& in, const RowGradients<T>& rows_gradien
     in.add_gradient(rows, columns, scratch);
   });
   for (int64_t r = 0; r < rows; ++r) {
-    for (int64_t d = 0; d < in.z.width; ++d) grad[positions[r] * in.z.width + d] += scratch.grad[r * in.z.width + d];
+    T* row = grad + in.order.slot(positions[r]) * in.z.width;
+    for (int64_t d = 0; d < in.z.width; ++d) row[d] += scratch.grad[r * in.z.width + d];
   }
 }
 
@@ -169,7 +203,19 @@ T positive_gradient(const GuidedTiles<T>& in, const RowGradients<T>& rows, int64
   return static_cast<T>(rows.a[i] * share - rows.b_over_weight[i] * static_cast<double>(pair.attract));
 }
 
-// Views both ways row by row; neighbours in two steps, as their other side belongs to another row: the coefficients
+// The views of the row at a position, both ways.
+template <typename T>
+void add_views(const GuidedTiles<T>& in, const RowGradients<T>& rows, int64_t i, T* grad) {
+  for (const int64_t* v = in.order.views_begin(i); v != in.order.views_end(i); ++v) {
+    if (*v == in.order.self(i)) continue;
+    const PositivePair<T> pair(in, i, *v);
+    const T both_ways = positive_gradient(in, rows, i, *v, pair) + positive_gradient(in, rows, *v, i, pair);
+    T* row = grad + in.order.slot(i) * in.z.width;
+    for (int64_t d = 0; d < in.z.width; ++d) row[d] += both_ways * in.z.at(*v)[d];
+  }
+}
+
+// Views row by row; neighbours in two steps, as their other side belongs to another row: the coefficients
 // first, then slices of features, each of which one task adds in the order of the rows.
 template <typename T>
 void add_positives(const GuidedTiles<T>& in, const RowGradients<T>& rows, const at::Tensor& neighbors, T* grad) {
@@ -178,12 +224,7 @@ void add_positives(const GuidedTiles<T>& in, const RowGradients<T>& rows, const 
   const std::unique_ptr<T[]> coefficients(new T[n * k]);
   at::parallel_for(0, n, 64, [&](int64_t begin, int64_t end) {
     for (int64_t i = begin; i < end; ++i) {
-      for (const int64_t* v = in.order.views_begin(i); v != in.order.views_end(i); ++v) {
-        if (*v == i) continue;
-        const PositivePair<T> pair(in, i, *v);
-        const T both = positive_gradient(in, rows, i, *v, pair) + positive_gradient(in, rows, *v, i, pair);
-        for (int64_t d = 0; d < width; ++d) grad[i * width + d] += both * in.z.at(*v)[d];
-      }
+      add_views(in, rows, i, grad);
       for (int64_t s = 0; s < k; ++s) {
         const int64_t j = neighbor[in.order.row_at[i] * k + s];
         if (j < 0) continue;
@@ -230,6 +271,17 @@ double through_normalisation(const GuidedTiles<T>& in, bool normalize, double te
   return std::accumulate(along.begin(), along.end(), 0.0);
 }
 
+// Everything but the positives.
+template <typename T>
+void add_tiles(const GuidedTiles<T>& in, const RowGradients<T>& rows_gradients, T* grad) {
+  in.for_each_row_tile(in.order.all_positions(), [&](const int64_t* positions, int64_t rows, Scratch<T>& scratch) {
+    backward_tile(in, rows_gradients, positions, rows, scratch, grad);
+  });
+  in.for_each_row_tile(in.order.fallback_positions(), [&](const int64_t* positions, int64_t rows, Scratch<T>& scratch) {
+    fallback_tile(in, rows_gradients, positions, rows, scratch, grad);
+  });
+}
+
 template <typename T>
 std::tuple<at::Tensor, at::Tensor> backward(const GuidedArguments& arguments, const GuidedSaved& saved) {
   const int64_t n = arguments.n(), width = arguments.z.size(1);
@@ -240,12 +292,7 @@ std::tuple<at::Tensor, at::Tensor> backward(const GuidedArguments& arguments, co
   const RowGradients<T> rows_gradients = order_gradients(saved, in);
 
   const std::unique_ptr<T[]> grad(new T[n * width]);  // by position
-  in.for_each_row_tile(order.all_positions(), [&](const int64_t* positions, int64_t rows, Scratch<T>& scratch) {
-    backward_tile(in, rows_gradients, positions, rows, scratch, grad.get());
-  });
-  in.for_each_row_tile(order.fallback_positions(), [&](const int64_t* positions, int64_t rows, Scratch<T>& scratch) {
-    fallback_tile(in, rows_gradients, positions, rows, scratch, grad.get());
-  });
+  add_tiles(in, rows_gradients, grad.get());
   if (has_contrast) add_positives(in, rows_gradients, saved.neighbors, grad.get());
   const double along = through_normalisation(in, arguments.normalize, arguments.temperature, grad.get());
 
@@ -255,6 +302,62 @@ std::tuple<at::Tensor, at::Tensor> backward(const GuidedArguments& arguments, co
   for (int64_t i = 0; i < n; ++i) std::copy_n(grad.get() + i * width, width, out + order.row_at[i] * width);
   const auto dtype = arguments.z.scalar_type();
   return {grad_z.to(dtype), at::scalar_tensor(-along / (2 * arguments.temperature), options.dtype(wide_dtype(dtype)))};
+}
+
+template <typename T>
+at::Tensor push_block(const GuidedArguments& arguments, const GuidedStates& states) {
+  RowOrder order = order_rows(arguments);
+  if (states.x_contrast.has_value()) {
+    const at::Tensor flags = both("contrast", states.x_contrast, states.y_contrast)->select(1, kContrastFallback);
+    std::vector<char> marked(order.size());
+    for (int64_t i = 0; i < order.size(); ++i) marked[i] = flags.const_data_ptr<double>()[i * kStateColumns] != 0;
+    order.mark_fallback(marked);
+  }
+  const GuidedTiles<T> in(arguments, order);
+  const RowGradients<T> rows_gradients = order_states(states, in);
+  const int64_t n = arguments.rows->z.size(0), width = in.z.width;
+  const auto type = c10::CppTypeToScalarType<T>::value;
+  at::Tensor by_slot = at::empty({n, width}, type), push = at::empty({n, width}, type);
+  T *grad = by_slot.mutable_data_ptr<T>(), *out = push.mutable_data_ptr<T>();
+  add_tiles(in, rows_gradients, grad);
+  at::parallel_for(order.first, order.size(), 64, [&](int64_t begin, int64_t end) {
+    for (int64_t i = begin; i < end; ++i) {
+      if (in.contrast) add_views(in, rows_gradients, i, grad);
+      const T* row = grad + order.slot(i) * width;
+      T* to = out + order.result_row(i) * width;
+      for (int64_t d = 0; d < width; ++d) to[d] = static_cast<T>(row[d] / arguments.temperature);
+    }
+  });
+  return push.to(wide_dtype(arguments.rows->z.scalar_type()));
+}
+
+at::Tensor guided_block_push_cpu(
+    const at::Tensor& x, const at::Tensor& x_guide,  // [n, D], [n, Dg]
+    const at::Tensor& y, const at::Tensor& y_guide,  // [M, D], [M, Dg]
+    int64_t diagonal, const std::optional<at::Tensor>& x_clusters, const std::optional<at::Tensor>& y_clusters,
+    const std::optional<at::Tensor>& far,  // [K]
+    const std::optional<at::Tensor>& x_instance, const std::optional<at::Tensor>& y_instance,
+    const std::optional<at::Tensor>& x_contrast, const std::optional<at::Tensor>& y_contrast,
+    const std::optional<at::Tensor>& x_distill, const std::optional<at::Tensor>& y_distill, double temperature,
+    const std::optional<at::Tensor>& temperature_tensor, std::optional<double> teacher_temperature, bool weighted,
+    double gamma, bool normalize) {
+  const double tau = temperature_value(temperature, temperature_tensor);
+  const GuidedArguments arguments{y,
+                                  y_guide,
+                                  both("clusters", x_clusters, y_clusters),
+                                  far,
+                                  both("instance", x_instance, y_instance),
+                                  std::nullopt,
+                                  tau,
+                                  teacher_temperature.value_or(tau),
+                                  {weighted && gamma != 0, gamma},
+                                  normalize,
+                                  x_distill.has_value(),
+                                  GuidedRows{x, x_guide, diagonal}};
+  const GuidedStates states{x_contrast, y_contrast, x_distill, y_distill};
+  check_guided_block(arguments, states);
+  return dispatch_wide(compute_dtype(arguments),
+                       [&](auto zero) { return push_block<decltype(zero)>(arguments, states); });
 }
 
 std::tuple<at::Tensor, at::Tensor> guided_bwd_cpu(
@@ -290,4 +393,7 @@ std::tuple<at::Tensor, at::Tensor> guided_bwd_cpu(
 
 }  // namespace ltood
 
-TORCH_LIBRARY_IMPL(ltood_fast, CPU, m) { m.impl("guided_bwd", &ltood::guided_bwd_cpu); }
+TORCH_LIBRARY_IMPL(ltood_fast, CPU, m) {
+  m.impl("guided_bwd", &ltood::guided_bwd_cpu);
+  m.impl("guided_block_push", &ltood::guided_block_push_cpu);
+}

@@ -8,6 +8,7 @@
 #include <cmath>
 #include <tuple>
 
+#include "common/check.h"
 #include "common/dispatch.h"
 #include "ops/guided/guided_rows.h"
 
@@ -22,8 +23,15 @@ struct ForwardState {
   std::vector<ExpSum<T>> negatives;          // [N] by position
   std::vector<DivergenceSum<T>> divergence;  // [N] by position
   int64_t k = 0;                             // neighbours to search for; 0: they are given
-  std::unique_ptr<T[]> best;                 // [N, k] by position
+  std::unique_ptr<T[]> best;                 // [N, k] by row
   int64_t* best_row = nullptr;               // [N, k] by row
+
+  void search(int64_t n, int64_t neighbors, int64_t* rows) {
+    k = neighbors;
+    best.reset(new T[n * k]);
+    std::fill_n(best.get(), n * k, -std::numeric_limits<T>::infinity());
+    best_row = rows;
+  }
 };
 
 // Which columns of a tile's rows hold negatives.
@@ -54,17 +62,17 @@ void forward_tile(const GuidedTiles<T>& in, const int64_t* positions, int64_t ro
   in.load(positions, rows, scratch);
   const auto negatives = in.contrast ? negative_spans(in.order, positions, rows) : std::vector<Span>{};
   const bool everything = k > 0 || distill;
-  for_each_column_tile(everything ? std::vector<Span>{{0, in.order.size()}} : negatives, [&](Span columns) {
+  for_each_column_tile(everything ? std::vector<Span>{in.order.everything()} : negatives, [&](Span columns) {
     const Span students = distill ? columns : hull(negatives, columns);
     if (students.size() > 0) in.student_products(rows, students, scratch);
     if (everything || in.force.weighted) in.guide_products(rows, columns, scratch);
     for (int64_t r = 0; r < rows; ++r) {
-      const int64_t i = positions[r];
+      const int64_t i = positions[r], self = in.order.self(i), slot = in.order.slot(i);
       const T* s = scratch.s.get() + r * students.size();
       const T* cos = scratch.cos.get() + r * columns.size();
       if (k > 0) {
-        const NeighborSearch<T> search{state.best.get() + i * k,
-                                       state.best_row + in.order.row_at[i] * k,
+        const NeighborSearch<T> search{state.best.get() + in.order.result_row(i) * k,
+                                       state.best_row + in.order.result_row(i) * k,
                                        k,
                                        in.e.at(i),
                                        in.e.width,
@@ -75,15 +83,15 @@ void forward_tile(const GuidedTiles<T>& in, const int64_t* positions, int64_t ro
                   columns.begin);
       }
       if (in.contrast) {
-        without(in.order.negatives(i).meet(students), i, [&](Span part) {
-          add_negatives(state.negatives[i], s + (part.begin - students.begin), cos + (part.begin - columns.begin),
+        without(in.order.negatives(i).meet(students), self, [&](Span part) {
+          add_negatives(state.negatives[slot], s + (part.begin - students.begin), cos + (part.begin - columns.begin),
                         part.size(), in.force);
         });
       }
       if (distill) {
-        without(columns, i, [&](Span part) {
+        without(columns, self, [&](Span part) {
           const int64_t from = part.begin - columns.begin;
-          add_distill(state.divergence[i], s + from, cos + from, part.size(), in.teacher_scale);
+          add_distill(state.divergence[slot], s + from, cos + from, part.size(), in.teacher_scale);
         });
       }
     }
@@ -97,28 +105,39 @@ struct ContrastOutputs {
   double* lse;     // [N]
 };
 
+// The row at a position: its sum, and its positives as they are added.
+template <typename T>
+struct RowSums {
+  ExpSum<T> sum;
+  double weight = 0, pulled = 0;  // of the attractions, and of what they multiply, in base 2
+
+  void add(const GuidedTiles<T>& in, int64_t i, int64_t p) {
+    const PositivePair<T> pair(in, i, p);
+    sum.add(pair.s, pair.missing_share(in, i, p));
+    weight += pair.attract;
+    pulled += static_cast<double>(pair.attract) * pair.s;
+  }
+  void add_views(const GuidedTiles<T>& in, int64_t i) {
+    for (const int64_t* v = in.order.views_begin(i); v != in.order.views_end(i); ++v) {
+      if (*v != in.order.self(i)) add(in, i, *v);
+    }
+  }
+};
+
 // Adds the positives of the row at a position, and writes its loss.
 template <typename T>
 void finish_row(const GuidedTiles<T>& in, int64_t i, const int64_t* neighbors, int64_t k, ExpSum<T> sum,
                 ContrastOutputs<T> out) {
   const int64_t row = in.order.row_at[i];
-  double weight = 0, pulled = 0;
-  const auto add = [&](int64_t p) {
-    const PositivePair<T> pair(in, i, p);
-    sum.add(pair.s, pair.missing_share(in, i, p));
-    weight += pair.attract;
-    pulled += static_cast<double>(pair.attract) * pair.s;
-  };
-  for (const int64_t* v = in.order.views_begin(i); v != in.order.views_end(i); ++v) {
-    if (*v != i) add(*v);
-  }
+  RowSums<T> sums{sum};
+  sums.add_views(in, i);
   for (int64_t s = 0; s < k; ++s) {
     const int64_t j = neighbors[row * k + s];
-    if (j >= 0) add(in.order.position_of[j]);
+    if (j >= 0) sums.add(in, i, in.order.position_of[j]);
   }
-  const double lse = sum.log2();
-  out.loss[row] = weight == 0 ? T(0) : static_cast<T>((lse - pulled / weight) * kLn2);
-  out.weight[row] = weight;
+  const double lse = sums.sum.log2();
+  out.loss[row] = sums.weight == 0 ? T(0) : static_cast<T>((lse - sums.pulled / sums.weight) * kLn2);
+  out.weight[row] = sums.weight;
   out.lse[row] = lse * kLn2;
 }
 
@@ -171,17 +190,12 @@ Outputs forward(const GuidedArguments& arguments, int64_t k) {
   ForwardState<T> state;
   state.negatives.resize(has_contrast ? n : 0);
   state.divergence.resize(in.distill ? n : 0);
-  state.best_row = neighbors.mutable_data_ptr<int64_t>();
-  if (search) {
-    state.k = k;
-    state.best.reset(new T[n * k]);
-    std::fill_n(state.best.get(), n * k, -std::numeric_limits<T>::infinity());
-  }
+  if (search) state.search(n, k, neighbors.mutable_data_ptr<int64_t>());
   in.for_each_row_tile(order.all_positions(), [&](const int64_t* positions, int64_t rows, Scratch<T>& scratch) {
     forward_tile(in, positions, rows, false, scratch, state);
   });
   if (has_contrast) {
-    contrast(in, order, state.best_row, neighbors.size(1), state,
+    contrast(in, order, neighbors.mutable_data_ptr<int64_t>(), neighbors.size(1), state,
              {loss.mutable_data_ptr<T>(), weight.mutable_data_ptr<double>(), lse.mutable_data_ptr<double>()});
   }
   if (in.distill) {
@@ -190,6 +204,84 @@ Outputs forward(const GuidedArguments& arguments, int64_t k) {
   }
   const auto wide = wide_dtype(arguments.z.scalar_type());
   return {loss.to(wide), weight, lse, neighbors, kl.to(wide), student_lse, teacher_lse};
+}
+
+using BlockOutputs = std::tuple<at::Tensor, at::Tensor, at::Tensor, at::Tensor, at::Tensor, at::Tensor, at::Tensor,
+                                at::Tensor, at::Tensor, at::Tensor>;
+
+// The log-sum-exp of the rows at some positions, and the pull of their views.
+template <typename T>
+void finish_block(const GuidedTiles<T>& in, const std::vector<int64_t>& positions, const ForwardState<T>& state,
+                  double* weight, double* pulled, double* lse) {
+  at::parallel_for(0, static_cast<int64_t>(positions.size()), 64, [&](int64_t begin, int64_t end) {
+    for (int64_t at = begin; at < end; ++at) {
+      const int64_t i = positions[at], row = in.order.result_row(i);
+      RowSums<T> sums{state.negatives[in.order.slot(i)]};
+      sums.add_views(in, i);
+      weight[row] = sums.weight;
+      pulled[row] = sums.pulled * kLn2;
+      lse[row] = sums.sum.log2() * kLn2;
+    }
+  });
+}
+
+// excess and gap as shares of the teacher's sum, in nats: with the log-sums they merge with those of other columns.
+template <typename T>
+void write_block_distill(const RowOrder& order, const ForwardState<T>& state, double* student_lse, double* teacher_lse,
+                         double* excess, double* gap) {
+  for (const int64_t i : order.all_positions()) {
+    const int64_t row = order.result_row(i);
+    const DivergenceSum<T>& sums = state.divergence[order.slot(i)];
+    const bool empty = sums.teacher.sum == 0;
+    student_lse[row] = sums.student.log2() * kLn2;
+    teacher_lse[row] = sums.teacher.log2() * kLn2;
+    excess[row] = empty ? 0 : sums.excess / sums.teacher.sum * kLn2;
+    gap[row] = empty ? 0 : sums.gap / sums.teacher.sum;
+  }
+}
+
+template <typename T>
+BlockOutputs forward_block(const GuidedArguments& arguments, const std::optional<at::Tensor>& x_every, int64_t k) {
+  const int64_t n = arguments.rows->z.size(0);
+  RowOrder order = order_rows(arguments);
+  const GuidedTiles<T> in(arguments, order);
+  const auto doubles = [&](bool used) { return at::full({used ? n : 0}, -INFINITY, at::kDouble); };
+  at::Tensor lse = doubles(in.contrast), lse_every = doubles(in.contrast);
+  at::Tensor weight = doubles(in.contrast), pulled = doubles(in.contrast);
+  at::Tensor student_lse = doubles(in.distill), teacher_lse = doubles(in.distill);
+  at::Tensor excess = doubles(in.distill), gap = doubles(in.distill);
+  at::Tensor indices = at::full({n, k}, -1, at::kLong);
+  ForwardState<T> state;
+  state.negatives.resize(in.contrast ? n : 0);
+  state.divergence.resize(in.distill ? n : 0);
+  state.search(n, k, indices.mutable_data_ptr<int64_t>());
+  const auto pass = [&](const std::vector<int64_t>& rows_at, bool negatives_only) {
+    in.for_each_row_tile(rows_at, [&](const int64_t* positions, int64_t rows, Scratch<T>& scratch) {
+      forward_tile(in, positions, rows, negatives_only, scratch, state);
+    });
+  };
+  pass(order.all_positions(), false);
+  if (in.contrast) {
+    double* of_views[] = {weight.mutable_data_ptr<double>(), pulled.mutable_data_ptr<double>()};
+    finish_block(in, order.all_positions(), state, of_views[0], of_views[1], lse.mutable_data_ptr<double>());
+    if (x_every.has_value()) {
+      std::vector<char> marked(order.size());
+      std::copy_n(x_every->const_data_ptr<bool>(), n, marked.begin() + order.first);
+      order.mark_fallback(marked);
+      for (const int64_t i : order.fallback_positions()) state.negatives[order.slot(i)] = {};
+      pass(order.fallback_positions(), true);
+      finish_block(in, order.fallback_positions(), state, of_views[0], of_views[1],
+                   lse_every.mutable_data_ptr<double>());
+    }
+  }
+  if (in.distill) {
+    write_block_distill(order, state, student_lse.mutable_data_ptr<double>(), teacher_lse.mutable_data_ptr<double>(),
+                        excess.mutable_data_ptr<double>(), gap.mutable_data_ptr<double>());
+  }
+  at::Tensor cosines = at::empty({n, k}, c10::CppTypeToScalarType<T>::value);
+  std::copy_n(state.best.get(), n * k, cosines.mutable_data_ptr<T>());
+  const auto wide = wide_dtype(arguments.rows->z.scalar_type());
+  return {lse, lse_every, weight, pulled, cosines.to(wide), indices, student_lse, teacher_lse, excess, gap};
 }
 
 Outputs guided_cpu(const at::Tensor& z,                            // [N, D]
@@ -217,8 +309,43 @@ Outputs guided_cpu(const at::Tensor& z,                            // [N, D]
   return dispatch_wide(compute_dtype(arguments), [&](auto zero) { return forward<decltype(zero)>(arguments, k); });
 }
 
+BlockOutputs guided_block_cpu(const at::Tensor& x, const at::Tensor& x_guide,  // [n, D], [n, Dg]
+                              const at::Tensor& y, const at::Tensor& y_guide,  // [M, D], [M, Dg]
+                              int64_t diagonal, const std::optional<at::Tensor>& x_clusters,
+                              const std::optional<at::Tensor>& y_clusters,
+                              const std::optional<at::Tensor>& far,  // [K]
+                              const std::optional<at::Tensor>& x_instance, const std::optional<at::Tensor>& y_instance,
+                              const std::optional<at::Tensor>& x_every,  // [n] bool
+                              double temperature, const std::optional<at::Tensor>& temperature_tensor,
+                              std::optional<double> teacher_temperature, int64_t k, bool weighted, double gamma,
+                              bool normalize, bool distill) {
+  const double tau = temperature_value(temperature, temperature_tensor);
+  const GuidedArguments arguments{y,
+                                  y_guide,
+                                  both("clusters", x_clusters, y_clusters),
+                                  far,
+                                  both("instance", x_instance, y_instance),
+                                  std::nullopt,
+                                  tau,
+                                  teacher_temperature.value_or(tau),
+                                  {weighted && gamma != 0, gamma},
+                                  normalize,
+                                  distill,
+                                  GuidedRows{x, x_guide, diagonal}};
+  check_guided_block(arguments);
+  const bool fits = !x_every.has_value() ||
+                    (x_every->scalar_type() == at::kBool && x_every->is_contiguous() && x_every->numel() == x.size(0));
+  LTOOD_CHECK_VALUE(fits, "guided_block", "x_every", "contiguous bool of shape [n]", x_every->sizes());
+  LTOOD_CHECK_VALUE(k >= 0, "guided_block", "k", "at least 0", k);
+  return dispatch_wide(compute_dtype(arguments),
+                       [&](auto zero) { return forward_block<decltype(zero)>(arguments, x_every, k); });
+}
+
 }  // namespace
 
 }  // namespace ltood
 
-TORCH_LIBRARY_IMPL(ltood_fast, CPU, m) { m.impl("guided", &ltood::guided_cpu); }
+TORCH_LIBRARY_IMPL(ltood_fast, CPU, m) {
+  m.impl("guided", &ltood::guided_cpu);
+  m.impl("guided_block", &ltood::guided_block_cpu);
+}

@@ -19,34 +19,54 @@ std::vector<Span> merge_spans(std::vector<Span> spans, int64_t gap) {
   return merged;
 }
 
-RowOrder::RowOrder(int64_t n, const int64_t* clusters, const int64_t* far, int64_t k, const int64_t* instance_ids)
-    : row_at(n), position_of(n), fallback(n, 0), cluster(n, 0), out_of_cluster(1), in_of_cluster(1), group(n) {
+RowOrder::RowOrder(int64_t n, const int64_t* clusters, const int64_t* far, int64_t k, const int64_t* instance_ids,
+                   std::optional<Rectangle> rectangle)
+    : row_at(n),
+      position_of(n),
+      fallback(n, 0),
+      columns(rectangle ? rectangle->columns : n),
+      first(rectangle ? columns : 0),
+      cluster(n, 0),
+      far_of(far, far + k),
+      own_column(n),
+      out_of_cluster(1),
+      in_of_cluster(1),
+      group(n) {
   if (clusters != nullptr) {
     order_by_cluster(clusters, far, k);
   } else {
     std::iota(row_at.begin(), row_at.end(), 0);
   }
   for (int64_t p = 0; p < n; ++p) position_of[row_at[p]] = p;
+  for (int64_t p = 0; p < n; ++p) {
+    const int64_t row = row_at[p], same = row < first || !rectangle ? row : row - first + rectangle->diagonal;
+    own_column[p] = 0 <= same && same < columns ? position_of[same] : -1;
+  }
   group_views(instance_ids);
 }
 
 // Two stable counting sorts: clusters by far[c], then rows by the rank of their cluster.
 void RowOrder::order_by_cluster(const int64_t* clusters, const int64_t* far, int64_t k) {
-  const int64_t n = size();
-  std::vector<int64_t> first_rank(k + 1, 0), rank(k), begin(k + 1, 0), cluster_at(k);
+  std::vector<int64_t> first_rank(k + 1, 0), rank(k);
   for (int64_t c = 0; c < k; ++c) ++first_rank[far[c] + 1];
   std::partial_sum(first_rank.begin(), first_rank.end(), first_rank.begin());
   std::vector<int64_t> next(first_rank.begin(), first_rank.end() - 1);
-  for (int64_t c = 0; c < k; ++c) cluster_at[rank[c] = next[far[c]]++] = c;
+  for (int64_t c = 0; c < k; ++c) rank[c] = next[far[c]]++;
 
-  for (int64_t i = 0; i < n; ++i) ++begin[rank[clusters[i]] + 1];
-  std::partial_sum(begin.begin(), begin.end(), begin.begin());
-  next.assign(begin.begin(), begin.end() - 1);
-  for (int64_t i = 0; i < n; ++i) {
-    const int64_t position = next[rank[clusters[i]]]++;
-    row_at[position] = i;
-    cluster[position] = clusters[i];
-  }
+  const auto order = [&](int64_t from, int64_t to) {  // rows and positions from, ..., to - 1
+    std::vector<int64_t> begin(k + 1, 0);
+    for (int64_t i = from; i < to; ++i) ++begin[rank[clusters[i]] + 1];
+    std::partial_sum(begin.begin(), begin.end(), begin.begin());
+    next.assign(begin.begin(), begin.end() - 1);
+    for (int64_t i = from; i < to; ++i) {
+      const int64_t position = from + next[rank[clusters[i]]]++;
+      row_at[position] = i;
+      cluster[position] = clusters[i];
+    }
+    return begin;
+  };
+  order(columns, size());
+  const std::vector<int64_t> begin = order(0, columns);
   out_of_cluster.resize(k);
   in_of_cluster.resize(k);
   for (int64_t c = 0; c < k; ++c) {
@@ -65,9 +85,11 @@ void RowOrder::group_views(const int64_t* instance_ids) {
   members.resize(n);
   for (int64_t begin = 0, end = 0; begin < n; begin = end) {
     while (end < n && keyed[end].first == keyed[begin].first) ++end;
+    int64_t columns_end = end;  // behind the columns come the rows of a rectangle
+    while (columns_end > begin && keyed[columns_end - 1].second >= columns) --columns_end;
     for (int64_t m = begin; m < end; ++m) {
       members[m] = keyed[m].second;
-      group[keyed[m].second] = {begin, end};
+      group[keyed[m].second] = {begin, columns_end};
     }
   }
 }
@@ -86,7 +108,7 @@ void RowOrder::keep_distinct(int64_t* neighbors, int64_t k) const {
 }
 
 void RowOrder::mark_fallback(const int64_t* neighbors, int64_t k) {
-  std::vector<Span> marked;
+  std::vector<char> marked(size());
   for (int64_t p = 0; p < size(); ++p) {
     const Span far_rows = out_of_cluster[cluster[p]];
     int64_t left = far_rows.size();
@@ -95,21 +117,29 @@ void RowOrder::mark_fallback(const int64_t* neighbors, int64_t k) {
       const int64_t j = neighbors[row_at[p] * k + s];
       left -= j >= 0 && far_rows.contains(position_of[j]);
     }
-    fallback[p] = left == 0;
-    if (left == 0) marked.push_back({p, p + 1});
+    marked[row_at[p]] = left == 0;
+  }
+  mark_fallback(marked);
+}
+
+void RowOrder::mark_fallback(const std::vector<char>& rows) {
+  std::vector<Span> marked;
+  for (int64_t p = 0; p < size(); ++p) {
+    fallback[p] = rows[row_at[p]];
+    if (fallback[p] && p < columns) marked.push_back({p, p + 1});
   }
   fallback_spans = merge_spans(std::move(marked), 0);
 }
 
 std::vector<int64_t> RowOrder::all_positions() const {
-  std::vector<int64_t> positions(size());
-  std::iota(positions.begin(), positions.end(), 0);
+  std::vector<int64_t> positions(size() - first);
+  std::iota(positions.begin(), positions.end(), first);
   return positions;
 }
 
 std::vector<int64_t> RowOrder::fallback_positions() const {
   std::vector<int64_t> positions;
-  for (int64_t p = 0; p < size(); ++p) {
+  for (int64_t p = first; p < size(); ++p) {
     if (fallback[p]) positions.push_back(p);
   }
   return positions;

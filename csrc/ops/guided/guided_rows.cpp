@@ -1,6 +1,7 @@
 #include "ops/guided/guided_rows.h"
 
 #include <ATen/ops/addmm.h>
+#include <ATen/ops/empty.h>
 #include <ATen/ops/from_blob.h>
 #include <ATen/ops/mm.h>
 
@@ -30,20 +31,33 @@ RowOrder order_rows(const GuidedArguments& arguments) {
     return x.has_value() ? x->const_data_ptr<int64_t>() : nullptr;
   };
   const int64_t k = arguments.far.has_value() ? arguments.far->numel() : 0;
-  return {arguments.n(), values(arguments.clusters), values(arguments.far), k, values(arguments.instance_ids)};
+  std::optional<Rectangle> rectangle;
+  if (arguments.rows.has_value()) rectangle = {arguments.z.size(0), arguments.rows->diagonal};
+  return {arguments.n(), values(arguments.clusters), values(arguments.far), k, values(arguments.instance_ids),
+          rectangle};
 }
 
 template <typename T>
-OrderedRows<T>::OrderedRows(const at::Tensor& x, const RowOrder& order, bool normalize)
-    : width(x.size(1)), data(new T[x.numel()]), norms(new T[x.size(0)]) {
-  const at::Tensor wide = x.to(c10::CppTypeToScalarType<T>::value).contiguous();
-  const T* from = wide.template const_data_ptr<T>();
+OrderedRows<T>::OrderedRows(const at::Tensor& x, const std::optional<at::Tensor>& more, const RowOrder& order,
+                            bool normalize)
+    : width(x.size(1)),
+      data(at::empty({order.size(), width}, c10::CppTypeToScalarType<T>::value)),
+      lengths(at::empty({order.size()}, c10::CppTypeToScalarType<T>::value)),
+      rows(data.const_data_ptr<T>()),
+      norms(lengths.const_data_ptr<T>()) {
+  const auto widened = [](const at::Tensor& from) { return from.to(c10::CppTypeToScalarType<T>::value).contiguous(); };
+  const at::Tensor wide = widened(x), wide_more = more.has_value() ? widened(*more) : wide;
+  const T* of_x = wide.template const_data_ptr<T>();
+  const T* of_more = wide_more.template const_data_ptr<T>();
+  T* to_rows = data.mutable_data_ptr<T>();
+  T* to_norms = lengths.mutable_data_ptr<T>();
   at::parallel_for(0, order.size(), 256, [&](int64_t begin, int64_t end) {
     for (int64_t p = begin; p < end; ++p) {
-      const T* row = from + order.row_at[p] * width;
-      T* to = data.get() + p * width;
-      norms[p] = normalize ? std::sqrt(dot(row, row, width)) : T(1);
-      const T length = normalize ? std::max(norms[p], static_cast<T>(kNormEps)) : T(1);
+      const int64_t number = order.row_at[p];
+      const T* row = number < x.size(0) ? of_x + number * width : of_more + (number - x.size(0)) * width;
+      T* to = to_rows + p * width;
+      to_norms[p] = normalize ? std::sqrt(dot(row, row, width)) : T(1);
+      const T length = normalize ? std::max(to_norms[p], static_cast<T>(kNormEps)) : T(1);
       for (int64_t d = 0; d < width; ++d) to[d] = row[d] / length;
     }
   });
@@ -52,8 +66,8 @@ OrderedRows<T>::OrderedRows(const at::Tensor& x, const RowOrder& order, bool nor
 template <typename T>
 GuidedTiles<T>::GuidedTiles(const GuidedArguments& arguments, const RowOrder& row_order)
     : order(row_order),
-      z(arguments.z, row_order, arguments.normalize),
-      e(arguments.guide, row_order, true),
+      z(arguments.z, arguments.rows ? std::optional(arguments.rows->z) : std::nullopt, row_order, arguments.normalize),
+      e(arguments.guide, arguments.rows ? std::optional(arguments.rows->guide) : std::nullopt, row_order, true),
       scale(static_cast<T>(kLog2E / arguments.temperature)),
       teacher_scale(static_cast<T>(kLog2E / arguments.teacher_temperature)),
       force(arguments.force),

@@ -27,16 +27,17 @@ constexpr double kNormEps = 1e-12;  // torch.nn.functional.normalize
 // The order of the rows; theirs as they came where there are no clusters.
 RowOrder order_rows(const GuidedArguments& arguments);
 
-// Rows in the order of the plan, unit length on request.
+// Rows in the order of the plan, unit length on request: those of x, and behind them those of `more`.
 template <typename T>
 struct OrderedRows {
-  OrderedRows(const at::Tensor& x, const RowOrder& order, bool normalize);
+  OrderedRows(const at::Tensor& x, const std::optional<at::Tensor>& more, const RowOrder& order, bool normalize);
 
-  const T* at(int64_t position) const { return data.get() + position * width; }
+  const T* at(int64_t position) const { return rows + position * width; }
 
   int64_t width;
-  std::unique_ptr<T[]> data;   // [N, width]
-  std::unique_ptr<T[]> norms;  // [N]; 1 where rows are used as they are
+  at::Tensor data, lengths;  // tensors, so that torch counts their memory
+  const T* rows;             // [N, width]
+  const T* norms;            // [N]; 1 where rows are used as they are
 };
 
 template <typename T>
@@ -124,7 +125,7 @@ struct PositivePair {
   // The share of exp(s_ip) that the tiles have left out of row i's sum: all of it, or, where p lies among i's negatives
   // and was added with its repulsion, the rest. Both parts are positive: nothing cancels.
   double missing_share(const GuidedTiles<T>& in, int64_t i, int64_t p) const {
-    return in.order.negatives(i).contains(p) ? 1.0 - repulsion(in.force, cos) : 1.0;
+    return in.order.may_repel(i, p) ? 1.0 - repulsion(in.force, cos) : 1.0;
   }
 
   T s, cos, attract;

@@ -1,11 +1,11 @@
-"""The contrastive losses of a batch that is spread over 1 to 4 processes, against one process in float64."""
+"""The losses of a batch that is spread over 1 to 4 processes, against one process in float64."""
 
 import pytest
 import torch
 import torch.distributed as dist
 
 import ltood_fast
-from python_tests.distributed.group_cases import ALL_CASES, CASES, SIZES, Outcome, batch, of_one_process, on_a_rank
+from python_tests.distributed.group_cases import ALL_CASES, SIZES, Outcome, batch, of_one_process, on_a_rank
 from python_tests.tolerances import assert_gradient_close, assert_loss_close
 
 SPREAD = [(world, shape) for world, shapes in SIZES.items() for shape in shapes]
@@ -36,7 +36,7 @@ def check(outcomes: list[Outcome], expected: Outcome, reduction: str, dtype: tor
 @pytest.mark.parametrize("exchange", ["gather", "ring"])
 def test_rows_and_gradients_are_those_of_one_process(groups, world, shape, exchange):
     sizes = SIZES[world][shape]
-    for case in ALL_CASES if exchange == "gather" else CASES:
+    for case in ALL_CASES:
         arguments = (case, sizes, torch.float64, "none")
         outcomes = groups(world).results(on_a_rank, *arguments, exchange, "auto")
         check(outcomes, of_one_process(*arguments), "none", torch.float64)
@@ -48,7 +48,7 @@ def test_rows_and_gradients_are_those_of_one_process(groups, world, shape, excha
 def test_reductions_in_the_dtypes_of_training(groups, dtype, reduction, exchange):
     for world in (2, 3):
         sizes = SIZES[world]["uneven"]
-        for case in ("nt_xent ids", "psd bank", "stage1", *(("stage2", "feature") if exchange == "gather" else ())):
+        for case in ("nt_xent ids", "psd bank", "stage1", "guided fallback", "relational", "stage2", "feature"):
             arguments = (case, sizes, dtype, reduction)
             outcomes = groups(world).results(on_a_rank, *arguments, exchange, "auto")
             check(outcomes, of_one_process(*arguments), reduction, dtype)
@@ -56,7 +56,7 @@ def test_reductions_in_the_dtypes_of_training(groups, dtype, reduction, exchange
 
 @pytest.mark.parametrize("exchange", ["gather", "ring"])
 def test_the_reference_where_there_is_no_kernel(groups, exchange):
-    for case in ("psd domain k3", "psd bank", "stage1", "supcon"):
+    for case in ("psd domain k3", "psd bank", "stage1", "supcon", "stage2"):
         arguments = (case, SIZES[3]["uneven"], torch.float64, "none")
         check(
             groups(3).results(on_a_rank, *arguments, exchange, "reference"),
@@ -99,6 +99,7 @@ def bits(rank: int, world: int, exchange: str) -> list[torch.Tensor]:
         temperature = torch.tensor(0.2, requires_grad=True)
         options = {"k": 2, "exchange": exchange, "group": dist.group.WORLD}
         total = ltood_fast.stage1_loss(z, domain, temperature, **options).total
+        total = total + ltood_fast.stage2_loss(z, z, domain, torch.tensor([1, 0]), temperature, **options).total
         total.backward()
         results.append([total.detach(), z.grad, temperature.grad])
     torch.set_num_threads(1)
@@ -123,6 +124,10 @@ def opchecks(rank: int, world: int) -> None:
     )
     keys = (whole["far"], whole["clusters"], None, whole["pos_idx"])
     torch.library.opcheck(torch.ops.ltood_fast.gather_batch.default, (z, whole["guide"], *keys, "stage2", "", group))
+    for exchange, pos_idx in (("gather", None), ("ring", whole["pos_idx"])):
+        keys = (whole["clusters"], whole["far"], None, pos_idx)
+        options = (1.0, temperature, None, 2, True, 1.0, True, True, "stage2_loss", "", exchange, group)
+        torch.library.opcheck(torch.ops.ltood_fast.guided_group.default, (z, whole["guide"], *keys, *options))
 
 
 def test_opcheck(groups):

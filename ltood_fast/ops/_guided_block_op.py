@@ -1,0 +1,61 @@
+"""torch.ops.ltood_fast.guided_block and its push: the pairs of stage 2 between the rows of one process and the columns
+of all of them, or of one other. The building blocks of its losses over a process group, called by them alone.
+
+With s, cos, w+ and w- as in `guided_contrastive`, j over the columns, N'(i) those of the farthest cluster (all of them
+in lse_every, for the rows that ask for it), V(i) the other views:
+
+    lse = log( sum_{j in N'(i)} w-_ij exp(s_ij) + sum_{v in V(i)} (1 - [v in N'(i)] w-_iv) exp(s_iv) )
+    weight, pulled = sum_{v in V(i)} w+_iv, sum_{v in V(i)} w+_iv s_iv
+    excess, gap = sum_j p_ij (t_ij - s_ij), sum_j exp(s_ij) / sum_j exp(t_ij) - 1,  t = cos / teacher_temperature, p its
+                  softmax over the columns
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from .._ext import has_kernel
+from ._guided_op import _wide_dtype
+
+
+class Block(NamedTuple):
+    """[n] float64 of the parts that were asked for, which merge with those of other columns; and the k best columns."""
+
+    lse: Tensor
+    lse_every: Tensor
+    weight: Tensor
+    pulled: Tensor
+    cosines: Tensor  # [n, k] of the guide, best first, -inf where the candidates run out
+    indices: Tensor  # [n, k] int64, columns; -1 where the candidates run out
+    student_lse: Tensor
+    teacher_lse: Tensor
+    excess: Tensor
+    gap: Tensor
+
+
+def _fake(x, x_guide, y, y_guide, diagonal, clusters, y_clusters, far, x_ids, y_ids, x_every, *options):
+    k, distill, n = options[3], options[-1], x.shape[0]
+
+    def rows(used: bool, count: int) -> tuple[Tensor, ...]:
+        return tuple(x.new_empty(n if used else 0, dtype=torch.float64) for _ in range(count))
+
+    best = x.new_empty((n, k), dtype=_wide_dtype(x.dtype)), x.new_empty((n, k), dtype=torch.int64)
+    return *rows(clusters is not None, 4), *best, *rows(distill, 4)
+
+
+def _fake_push(x, *_):
+    return x.new_empty(x.shape, dtype=_wide_dtype(x.dtype))
+
+
+def _refuse(*_):
+    raise RuntimeError("guided_block: differentiation is not supported; the loss that calls it implements its gradient")
+
+
+if has_kernel("guided_block", "cpu") or has_kernel("guided_block", "cuda"):
+    torch.library.register_fake("ltood_fast::guided_block", _fake)
+    torch.library.register_fake("ltood_fast::guided_block_push", _fake_push)
+    torch.library.register_autograd("ltood_fast::guided_block", _refuse)
+    torch.library.register_autograd("ltood_fast::guided_block_push", _refuse)
