@@ -29,9 +29,9 @@ import torch
 import torch.distributed as dist
 
 import ltood_fast
+from ltood_fast._memory import peak_mib_cpu, status_mib
 
 from .machine import machine, provenance
-from .timing import peak_mib_cpu, status_mib
 
 RESULTS = Path(__file__).resolve().parent / "results"
 WIDTH = 128

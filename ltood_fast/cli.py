@@ -74,6 +74,8 @@ def build_parser() -> Parser:
     experiment.add_argument("--jobs", type=int, default=2, help="runs at a time (2)")
     experiment.add_argument("--no-train", action="store_true", help="the table of the runs that are done")
     experiment.add_argument("--balanced-list", default="", help="simclr-balance: the balanced set, for data.id list")
+    experiment.add_argument("--other-ood", default="", help="ood-relevance: another pool, as data.ood (letters)")
+    experiment.add_argument("--other-root", default="", help="folder that its relative paths refer to")
     experiment.epilog = train.epilog + " A run that is done is not trained again; a killed experiment goes on."
 
     commands.add_parser("info", help="what was built and what this machine offers")
@@ -193,7 +195,8 @@ def run_sample_ood(args: argparse.Namespace, overrides: dict[str, str]) -> None:
 def run_experiments(args: argparse.Namespace, overrides: dict[str, str]) -> None:
     from .experiments import Setting, run_experiment
 
-    setting = Setting(args.config, args.output, args.seeds, args.jobs, overrides, args.balanced_list)
+    sets = (args.balanced_list, args.other_ood, args.other_root)
+    setting = Setting(args.config, args.output, args.seeds, args.jobs, overrides, *sets)
     try:
         print(run_experiment(args.name, setting, train=not args.no_train))
     except KeyboardInterrupt:

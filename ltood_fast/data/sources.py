@@ -30,7 +30,7 @@ class Source:
     part: str = "train"  # train, probe or test; the probe of a set without one is its training part
     image_size: int = 32
     cache_dir: str = ""
-    limit: int = 0  # images to make (letters); 0: the source's default
+    limit: int = 0  # images to make (letters, noise); 0: the source's default
     seed: int = 0
 
     def resolve(self, path: str) -> Path:
@@ -40,8 +40,8 @@ class Source:
 
 def open_set(spec: str, **options) -> ImageSet:
     """The set that a specification names: `digits`, `letters`, `cifar10`, `cifar100`, `folder:PATH`, `list:PATH`,
-    `npy:PATH`, and pools by name (`random_images`, `imagenet_r`, `places_extra69`), where they are unpacked below the
-    root or at the path."""
+    `npy:PATH`, `noise`, and pools by name (`random_images`, `imagenet_r`, `places_extra69`), where they are unpacked
+    below the root or at the path."""
     kind, _, path = spec.partition(":")
     if kind not in SOURCES:
         raise DataError(f"data: set must be one of {', '.join(SOURCES)} (kind or kind:path), got {spec!r}")
@@ -219,6 +219,17 @@ def _pool(read: Callable[[Source], ImageSet], download: str, *paths: str) -> Cal
     return open_pool
 
 
+DEFAULT_NOISE = 2000
+
+
+def _noise(source: Source) -> ImageSet:
+    """Uniform noise, every pixel by itself: an OOD set that is like nothing [ours]."""
+    shape = (source.limit or DEFAULT_NOISE, 3, source.image_size, source.image_size)
+    generator = torch.Generator().manual_seed(source.seed)
+    images = torch.randint(0, 256, shape, generator=generator, dtype=torch.uint8)
+    return ImageSet(images, torch.full((len(images),), -1), (), "noise")
+
+
 def resized(images: torch.Tensor, size: int, chunk: int = 4096) -> torch.Tensor:
     """uint8 [N, C, size, size]: shorter side scaled (bilinear, antialiased) and centre cropped, as `decode_files` does;
     unchanged (not read) where the size is right."""
@@ -244,6 +255,7 @@ SOURCES: dict[str, Callable[[Source], ImageSet]] = {
     "folder": _folder,
     "list": _list,
     "npy": _npy,
+    "noise": _noise,
     "random_images": _pool(
         _npy, "https://people.eecs.berkeley.edu/~hendrycks/300K_random_images.npy", "300K_random_images.npy"
     ),
@@ -252,4 +264,4 @@ SOURCES: dict[str, Callable[[Source], ImageSet]] = {
         _folder, "http://places2.csail.mit.edu/download.html", "data_256_extra", "data_large_extra"
     ),
 }
-POOLS = ("letters", "npy", "list", "random_images", "imagenet_r", "places_extra69")  # sets without a test part
+POOLS = ("letters", "npy", "noise", "list", "random_images", "imagenet_r", "places_extra69")  # sets without a test part

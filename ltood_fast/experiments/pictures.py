@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import io
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import matplotlib as mpl
 from matplotlib.axes import Axes
@@ -15,7 +15,7 @@ from ..eval.runs import spread
 from .outcomes import Outcomes
 
 OVERALL = {"color": "black", "marker": "D"}
-SPREAD_COLOR = "#7A4FA3"
+SPREAD = {"color": "#7A4FA3", "marker": "o"}
 
 
 def to_png(draw: Callable[[], Figure]) -> bytes:
@@ -31,34 +31,52 @@ def variants_figure(outcomes: Outcomes) -> Figure:
     names = [variant.name for variant in outcomes.variants]
     figure = Figure(figsize=(9.5, 1.5 + 0.5 * len(names)), layout="constrained")
     left, right = figure.subplots(1, 2, sharey=True, width_ratios=(3, 1))
-    marks = [("overall", OVERALL)]
-    marks += [(group, {"color": GROUP_COLORS[group], "marker": GROUP_MARKERS[group]}) for group in GROUPS]
-    for i, (measure, mark) in enumerate(marks):
-        draw_rows(left, outcomes, names, measure, mark, shift=0.15 * (i - 1.5))
-    draw_rows(right, outcomes, names, "std", {"color": SPREAD_COLOR, "marker": "o"}, shift=0.0)
-    left.set_yticks(range(len(names)), names)
-    left.set_ylim(len(names) - 0.5, -0.5)
-    left.set_xlabel("accuracy, linear probe (%)")
+    accuracy_panel(left, outcomes)
+    points = [(row, outcomes.values(name, "std")) for row, name in enumerate(names)]
+    errorbar(right, points, SPREAD, "std", horizontal=True)
     right.set_xlabel("std of groups (points)")
-    for ax in (left, right):
-        ax.tick_params(left=False)
-        ax.grid(axis="y", visible=False)
-    handles, labels = left.get_legend_handles_labels()
-    figure.legend(handles, labels, loc="outside upper center", ncols=len(handles))
+    right.tick_params(left=False)
+    right.grid(axis="y", visible=False)
+    legend_above(figure, left)
     return figure
 
 
-def draw_rows(ax: Axes, outcomes: Outcomes, names: list[str], measure: str, mark: dict, shift: float) -> None:
-    """Mean and standard deviation of a measure, in per cent, at the row of each variant."""
-    label: str | None = measure.capitalize()
-    for row, name in enumerate(names):
-        values = [100 * value for value in outcomes.values(name, measure)]
+def accuracy_panel(ax: Axes, outcomes: Outcomes) -> None:
+    """A row a variant: accuracy overall and of the groups."""
+    names = [variant.name for variant in outcomes.variants]
+    marks = {"overall": OVERALL}
+    marks |= {group: {"color": GROUP_COLORS[group], "marker": GROUP_MARKERS[group]} for group in GROUPS}
+    for i, (measure, mark) in enumerate(marks.items()):
+        points = [(row + 0.15 * (i - 1.5), outcomes.values(name, measure)) for row, name in enumerate(names)]
+        errorbar(ax, points, mark, measure.capitalize(), horizontal=True)
+    ax.set_yticks(range(len(names)), names)
+    ax.set_ylim(len(names) - 0.5, -0.5)
+    ax.set_xlabel("accuracy, linear probe (%)")
+    ax.tick_params(left=False)
+    ax.grid(axis="y", visible=False)
+
+
+def errorbar(
+    ax: Axes, points: Sequence[tuple[float, Sequence[float]]], mark: dict, label: str, *, horizontal: bool = False
+) -> None:
+    """Mean and sample standard deviation, in per cent, of the values at each place, and the values as pale dots."""
+    for place, fractions in points:
+        values = [100 * fraction for fraction in fractions]
         if (found := spread(values)) is None:
             continue
-        ax.errorbar(found.mean, row + shift, xerr=found.std, fmt=mark["marker"], color=mark["color"], markersize=5.5,
-                    capsize=2.5, elinewidth=1.2, label=label, zorder=3)  # fmt: skip
+        x, y = (found.mean, place) if horizontal else (place, found.mean)
+        bars = {"xerr" if horizontal else "yerr": found.std}
+        ax.errorbar(x, y, **bars, fmt=mark["marker"], color=mark["color"], markersize=5.5, capsize=2.5,
+                    elinewidth=1.2, label=label, zorder=3)  # fmt: skip
         if len(values) > 1:
-            ax.scatter(
-                values, [row + shift] * len(values), s=9, color=mark["color"], alpha=0.35, linewidths=0, zorder=2
-            )
-        label = None
+            same = [place] * len(values)
+            dots = (values, same) if horizontal else (same, values)
+            ax.scatter(*dots, s=9, color=mark["color"], alpha=0.35, linewidths=0, zorder=2)
+
+
+def legend_above(figure: Figure, ax: Axes) -> None:
+    """Of one panel, each label once."""
+    handles, labels = ax.get_legend_handles_labels()
+    once = dict(zip(labels, handles, strict=True))
+    if once:
+        figure.legend(once.values(), once.keys(), loc="outside upper center", ncols=len(once))

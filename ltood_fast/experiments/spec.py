@@ -59,6 +59,7 @@ class Setting:
     overrides: Mapping[str, str] = field(default_factory=dict)
     balanced_list: str = ""
     other_ood: str = ""
+    other_root: str = ""
 
     @property
     def preset_name(self) -> str:

@@ -72,4 +72,4 @@ def in_points(found: Estimate) -> str:
     if found.n == 0:
         return "-"
     error = "" if found.error is None else f" ± {100 * found.error:.2f}"
-    return f"{100 * found.mean:+.2f}{error}"
+    return f"{round(100 * found.mean, 2) + 0.0:+.2f}{error}"  # no -0.00

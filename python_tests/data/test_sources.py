@@ -6,8 +6,9 @@ import pytest
 import torch
 from on_disk import greys, numbered, write_list
 
-from ltood_fast.data import DataError, open_set
+from ltood_fast.data import DataError, load_data, open_set
 from ltood_fast.data.sources import read_list, resized
+from ltood_fast.train.config import DataConfig
 
 
 @pytest.fixture
@@ -253,3 +254,14 @@ def test_without_torchvision_cifar_says_what_to_install(monkeypatch):
     monkeypatch.setitem(sys.modules, "torchvision", None)
     with pytest.raises(DataError, match="cifar10 needs torchvision, which cannot be imported beside this torch"):
         open_set("cifar10")
+
+
+def test_noise_is_a_pool_of_its_own():
+    images = open_set("noise", image_size=8, limit=30, seed=1)
+    assert images.images.shape == (30, 3, 8, 8)
+    assert images.images.float().std() > 60  # uniform: 74
+    assert (images.labels == -1).all()
+    assert torch.equal(open_set("noise", image_size=8, limit=30, seed=1).images, images.images)
+    assert not torch.equal(open_set("noise", image_size=8, limit=30, seed=2).images, images.images)
+    with pytest.raises(DataError, match="must be a set with a training and a test part, got 'noise'"):
+        load_data(DataConfig(id="noise"))

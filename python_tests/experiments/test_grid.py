@@ -10,9 +10,9 @@ import yaml
 from made_up_runs import finish
 
 from ltood_fast.experiments import grid
-from ltood_fast.experiments.core import FULL, NO_DISTILLATION, NO_DOMAIN, RANDOM, SIMCLR, TAILNESS
 from ltood_fast.experiments.grid import collect, plan_runs, train_grid
 from ltood_fast.experiments.spec import ExperimentError, Variant
+from ltood_fast.experiments.variants import FULL, NO_DISTILLATION, NO_DOMAIN, RANDOM, SIMCLR, TAILNESS
 from ltood_fast.train.config import ConfigError, load_config
 
 

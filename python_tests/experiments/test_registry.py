@@ -4,9 +4,11 @@ import numpy as np
 import pytest
 
 from ltood_fast.data import load_data
+from ltood_fast.experiments import imbalance
 from ltood_fast.experiments.command import find_experiment, list_experiments
 from ltood_fast.experiments.core import balanced
 from ltood_fast.experiments.grid import plan_runs
+from ltood_fast.experiments.outcomes import Outcomes
 from ltood_fast.experiments.registry import EXPERIMENTS
 from ltood_fast.experiments.spec import ExperimentError
 
@@ -30,11 +32,11 @@ def test_a_name_means_one_configuration(setting):
             assert known.setdefault(variant.name, variant) == variant
 
 
-def test_claims_are_compared_between_variants_that_are_trained(setting):
-    from ltood_fast.experiments.outcomes import Outcomes
-
+def test_claims_are_compared_between_variants_that_are_trained(setting, monkeypatch):
+    monkeypatch.setattr(imbalance, "cells", list)  # no synthetic part
     for experiment in EXPERIMENTS.values():
-        variants = experiment.variants(setting)
+        if not (variants := experiment.variants(setting)):
+            continue
         values = experiment.summarise(setting, Outcomes(variants, {})).values
         for comparison in values.get("comparisons", []):
             assert {comparison["better"], comparison["worse"]} <= {variant.name for variant in variants}

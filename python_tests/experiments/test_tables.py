@@ -3,10 +3,10 @@ import math
 import pytest
 from made_up_runs import make_report
 
-from ltood_fast.experiments.core import compare, judge
 from ltood_fast.experiments.outcomes import read_outcomes
 from ltood_fast.experiments.pictures import to_png, variants_figure
 from ltood_fast.experiments.spec import Comparison, Table, Variant
+from ltood_fast.experiments.summaries import compare, judge
 from ltood_fast.experiments.tables import comparisons_table, to_markdown, variants_table
 from ltood_fast.train.config import load_config
 

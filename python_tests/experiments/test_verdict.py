@@ -48,3 +48,4 @@ def test_points():
     assert in_points(estimate([0.01, 0.02, 0.03])) == "+2.00 ± 0.58"
     assert in_points(estimate([-0.01])) == "-1.00"
     assert in_points(estimate([])) == "-"
+    assert in_points(estimate([-1e-9])) == "+0.00"
