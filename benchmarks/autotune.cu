@@ -12,6 +12,7 @@
 #include <vector>
 
 #include "ops/contrastive/contrastive_sm90_launch.h"
+#include "ops/guided/guided_sm90_launch.h"
 #include "ops/knn/knn_sm90_launch.h"
 
 namespace ltood {
@@ -49,8 +50,8 @@ std::vector<float> get(const float* from, size_t count) {
 }
 
 // Random unit rows: bfloat16, or two parts of float16.
-Operand operand(int parts, int slices, int rows) {
-  std::mt19937 random(1);
+Operand operand(int parts, int slices, int rows, int seed = 1) {
+  std::mt19937 random(seed);
   std::normal_distribution<float> normal;
   std::vector<float> x(size_t(rows) * kSlice * slices);
   for (float& value : x) value = normal(random);
@@ -86,9 +87,9 @@ struct Problem {
   std::function<double()> sum;
 };
 
-double sum_of(const float* values, size_t count) {
+double sum_of(const float* values, size_t count, bool absolute = false) {
   double sum = 0;
-  for (const float value : get(values, count)) sum += value;
+  for (const float value : get(values, count)) sum += absolute ? std::fabs(value) : value;
   return sum;
 }
 
@@ -135,6 +136,35 @@ Problem topk(const Operand& u, const cuda::DeviceLimits& limits) {
           [=] { return sum_of(p.values, count); }};
 }
 
+// Distillation, student and guide with half of the slices each: every tile is read.
+Problem distillation(bool backward, int slices, int rows, const cuda::DeviceLimits& limits) {
+  GuidedParams p{};
+  p.z = p.v = operand(1, slices / 2, rows), p.e = operand(1, slices / 2, rows, 2);
+  p.n = rows, p.padded = cuda::ceil_div(rows, kGuidedRows) * kGuidedRows, p.distill = 1, p.weighted = 1, p.splits = 1;
+  p.backward = backward, p.gamma = 1, p.inv_tau = kInvTau;
+  const int blocks = p.padded / kGuidedRows, words = cuda::ceil_div(p.padded / kGuidedColumns, 32);
+  p.tiles = put(std::vector<uint32_t>(size_t(blocks) * words, ~0u));
+  std::vector<float> fields(size_t(kGuidedFields) * p.padded, 1.f / rows);
+  for (const int lse : {kStudentLse, kTeacherLse}) {
+    std::fill_n(fields.begin() + size_t(lse) * p.padded, p.padded, std::log2(float(rows)));
+  }
+  const std::vector<float> z = get(p.z.scale, rows), e = get(p.e.scale, rows);
+  std::copy(z.begin(), z.end(), fields.begin() + size_t(kScaleZ) * p.padded);
+  std::copy(e.begin(), e.end(), fields.begin() + size_t(kScaleE) * p.padded);
+  p.fields = put(fields);
+  const size_t of_sums = size_t(kGuidedSums) * p.padded, of_gradient = size_t(rows) * kSlice * p.z.slices;
+  p.sums = fresh<float>(of_sums), p.gradient = fresh<float>(of_gradient);
+  const int stages = guided::sm90::stages(p, limits, backward);
+  must(stages ? 0 : cudaErrorNotSupported, "guided");
+  if (backward) {
+    return {[=] { return guided::sm90::launch_backward(p, stages, nullptr); },
+            [=] { return sum_of(p.gradient, of_gradient, true); }};
+  }
+  // Of the sums, not of what guided contrast would leave.
+  return {[=] { return guided::sm90::launch_forward(p, stages, nullptr); },
+          [=] { return sum_of(p.sums + size_t(kStudentMax) * p.padded, of_sums - size_t(kStudentMax) * p.padded); }};
+}
+
 Problem problem(int kernel, const Operand& u, const cuda::DeviceLimits& limits) {
   switch (kernel) {
     case hopper::kPush:
@@ -156,7 +186,10 @@ int main(int count, char** arguments) {
   must(cuda::device_limits(limits), "the device");
   for (int i = 1; i + 3 < count; i += 4) {
     const auto number = [&](int at) { return std::atoi(arguments[i + at]); };
-    const Problem timed = problem(number(0), operand(number(1), number(2), number(3)), limits);
+    const int kernel = number(0), slices = number(2), rows = number(3);
+    const bool both = kernel == hopper::kGuided || kernel == hopper::kGuidedPush;
+    const Problem timed = both ? distillation(kernel == hopper::kGuidedPush, slices, rows, limits)
+                               : problem(kernel, operand(number(1), slices, rows), limits);
     const double ms = median_ms(timed.launch);
     std::printf("%.5f %.9g\n", ms, timed.sum());
   }

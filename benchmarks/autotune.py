@@ -23,7 +23,7 @@ ROOT = Path(__file__).resolve().parent.parent
 TABLE = ROOT / "csrc/cuda/hopper_tiles.h"
 SOURCES = (
     "benchmarks/autotune.cu", "csrc/cuda/operand.cu", "csrc/ops/contrastive/contrastive_sm90_launch.cu",
-    "csrc/ops/knn/knn_sm90_launch.cu",
+    "csrc/ops/guided/guided_sm90_launch.cu", "csrc/ops/knn/knn_sm90_launch.cu",
 )  # fmt: skip
 # What may differ from the entry; what fits is left to the header.
 RING = {"stages": (4, 6, 8)}
@@ -32,6 +32,8 @@ CHOICES = {
     "kNeighbors": RING | {"units": (4, 8, 16)},
     "kPush": RING | {"columns": (64, 128), "stage_slices": (1, 2), "units": (1, 2)},
     "kTopk": RING,
+    "kGuided": RING,
+    "kGuidedPush": RING,
 }
 ROWS = 16_384
 NOISE = 0.02  # an entry stays unless another is faster by more
@@ -108,7 +110,8 @@ def candidates(tiles: list[Tile]) -> list[list[Tile]]:
 
 
 def problems(tiles: list[Tile], at: int) -> list[tuple[int, int, int]]:
-    """(parts, slices, rows) on which entry `at` is timed: the widest that it takes, and half of that if it does."""
+    """(parts, slices, rows) on which entry `at` is timed: the widest that it takes, and half of that if it does. Slices
+    are those of the table: student and guide have half each."""
     tile = tiles[at]
     if tile.kernel == "kPush":
         return [(tile.parts, tile.slices, ROWS)]
@@ -161,8 +164,9 @@ def choose(timed: list[list[Timed]]) -> int:
 
 def note(tiles: list[Tile], at: int, timed: list[list[Timed]], chosen: int) -> str:
     """The medians of what was chosen, and of the entry that it replaces."""
+    width = 32 if tiles[at].kernel.startswith("kGuided") else 64
     medians = ", ".join(
-        f"{case.ms:.3f} ms at D = {64 * slices}"
+        f"{case.ms:.3f} ms at D = {width * slices}"
         for case, (_, slices, _) in zip(timed[chosen], problems(tiles, at), strict=True)
     )
     return medians if chosen == 0 else f"{medians} ({', '.join(f'{case.ms:.3f}' for case in timed[0])} before)"

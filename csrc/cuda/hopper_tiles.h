@@ -30,16 +30,18 @@ constexpr int kFewestStages = kInFlight + 2;
 constexpr int kMostColTiles = 8;  // of a unit of the upper triangle: their sums stay in shared memory
 
 enum Kernel {
-  kSums,       // contrastive forward, the log-sum-exp alone
-  kNeighbors,  // the same with the nearest row
-  kPush,       // contrastive backward
-  kTopk,       // nearest neighbours
+  kSums,        // contrastive forward, the log-sum-exp alone
+  kNeighbors,   // the same with the nearest row
+  kPush,        // contrastive backward
+  kTopk,        // nearest neighbours
+  kGuided,      // guided losses forward
+  kGuidedPush,  // the same backward
 };
 
 struct Tile {
   Kernel kernel;
   int parts;   // of the operands; 0: any
-  int slices;  // up to so many: parts × slices of the resident rows; kPush: slices of a block's output
+  int slices;  // up to so many: parts × slices of the resident rows (guided: both); kPush: slices of a block's output
   int rows, columns;
   int stage_slices;  // of the columns, in a stage of the ring
   int stages;        // of the ring; fewer where the rows leave less room
@@ -58,6 +60,8 @@ constexpr Tile kTiles[] = {
     {kPush, 2, 2, 128, 64, 2, 8, 1},
     {kPush, 2, 4, 128, 64, 2, 8, 1},
     {kTopk, 0, 4, 256, 128, 1, 6, 1},
+    {kGuided, 1, 8, 128, 64, 2, 6, 1},
+    {kGuidedPush, 1, 8, 128, 64, 2, 6, 1},
 };
 // clang-format on
 
@@ -70,7 +74,8 @@ constexpr Tile tile_of(Kernel kernel, int parts, int slices) {
 }
 
 // Registers of a consumer thread that live from one product to the next: S (and G, its second operand), the output, the
-// sums and neighbours of 32 rows.
+// sums and neighbours of 32 rows. The guided losses have two products, sums of two rows, an output of 128 features and
+// what H takes of two rows.
 constexpr int registers_of(const Tile& t) {
   const int products = t.rows * t.columns / kConsumerThreads;
   switch (t.kernel) {
@@ -80,6 +85,10 @@ constexpr int registers_of(const Tile& t) {
       return products + 3 * 32;
     case kPush:
       return products + t.parts * products / 2 + t.rows * t.slices * 64 / kConsumerThreads;
+    case kGuided:
+      return 2 * products + 2 * 8;
+    case kGuidedPush:
+      return 2 * products + products / 2 + t.rows * 128 / kConsumerThreads + 2 * 14;
     default:
       return products;
   }
@@ -98,6 +107,9 @@ constexpr int fixed_bytes(const Tile& t) {
       return rows + sums + (2 + warps + kMostColTiles) * 128 * 8;
     case kPush:
       return rows * t.parts;
+    case kGuided:
+    case kGuidedPush:
+      return rows;
     default:
       return rows + 16 * t.rows * 8;
   }

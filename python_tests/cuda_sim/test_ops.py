@@ -15,8 +15,9 @@ from python_tests.tolerances import assert_gradient_close, assert_loss_close
 
 LAUNCHERS = [
     *CONTRASTIVE, "csrc/ops/contrastive/contrastive_block_launch.cu", "csrc/ops/knn/knn_launch.cu",
-    "csrc/ops/knn/knn_sm90_launch.cu", "csrc/ops/guided/guided_launch.cu", "csrc/cuda/probe.cu",
-    "csrc/ops/cluster_kl/cluster_kl_launch.cu", "csrc/ops/cluster_kl/cluster_kl_bwd_launch.cu",
+    "csrc/ops/knn/knn_sm90_launch.cu", "csrc/ops/guided/guided_launch.cu",
+    "csrc/ops/guided/guided_sm90_launch.cu", "csrc/ops/cluster_kl/cluster_kl_launch.cu",
+    "csrc/ops/cluster_kl/cluster_kl_bwd_launch.cu", "csrc/cuda/probe.cu",
 ]  # fmt: skip
 GLUE = [
     "csrc/ops/contrastive/contrastive_cuda.cpp", "csrc/ops/guided/guided.cpp", "csrc/ops/guided/guided_cuda.cpp",
@@ -93,7 +94,8 @@ def test_the_hopper_path(served, monkeypatch):
     x, y = torch.randn(70, 20), torch.randn(150, 20)
     rules, device = rules_of(70, 150), torch.device("cpu")
     check_block(device, x, y, 0.3, True, 15, k=3, rules=rules, on_cuda=True)
-    for kernel in ("tiles_sm90", "push_sm90", "topk_sm90"):
+    test_stage2(served, torch.float16, torch.float16)
+    for kernel in ("tiles_sm90", "push_sm90", "topk_sm90", "forward_sm90", "backward_sm90"):
         assert any(kernel in name for name in served.launches), kernel
 
 

@@ -56,6 +56,28 @@ __device__ __forceinline__ float pair_gradient(const GuidedParams& p, const RowF
   return h;
 }
 
+// Of the row at row.index; its student's scale becomes a factor of exponents.
+template <bool kContrast>
+__device__ __forceinline__ void read_row_fields(RowFields& row, const GuidedParams& p, float inv_tau) {
+#pragma unroll
+  for (int f = 0; f < kGuidedTileFields; ++f) row.field[f] = p.fields[size_t(f) * p.padded + row.index];
+  row.field[kScaleZ] *= inv_tau;
+  const GuidedSpans spans = kContrast && row.index < p.n ? p.spans[row.index] : GuidedSpans{0, 0, 0, 0};
+  row.out_begin = spans.out_begin, row.out_count = spans.out_end - spans.out_begin;
+  row.in_begin = spans.in_begin, row.in_count = spans.in_end - spans.in_begin;
+}
+
+// H_ij times the column's scale, which its operand lacks, from the operands' products.
+template <bool kContrast, bool kDistill>
+__device__ __forceinline__ float weighted_gradient(const GuidedParams& p, const RowFields& row, int column,
+                                                   const float (&of_column)[kGuidedTileFields], float product_z,
+                                                   float product_e, float teacher) {
+  const float h = pair_gradient<kContrast, kDistill>(p, row, column, of_column,
+                                                     product_z * (row.field[kScaleZ] * of_column[kScaleZ]),
+                                                     product_e * (row.field[kScaleE] * of_column[kScaleE]), teacher);
+  return column != row.index && column < p.n ? h * of_column[kScaleZ] : 0.f;
+}
+
 template <typename half_t, bool kContrast, bool kDistill>
 __global__ void __launch_bounds__(kBackwardThreads) guided_backward_kernel(GuidedParams p) {
   using value_t = __nv_bfloat16;  // H spans more powers of two than float16 has
@@ -78,12 +100,7 @@ __global__ void __launch_bounds__(kBackwardThreads) guided_backward_kernel(Guide
   for (int half = 0; half < 2; ++half) {
     RowFields& row = rows[half];
     row.index = first_row + warp_row + fragment_row(0, 2 * half);
-#pragma unroll
-    for (int f = 0; f < kGuidedTileFields; ++f) row.field[f] = p.fields[size_t(f) * p.padded + row.index];
-    row.field[kScaleZ] *= inv_tau;
-    const GuidedSpans spans = kContrast && row.index < p.n ? p.spans[row.index] : GuidedSpans{0, 0, 0, 0};
-    row.out_begin = spans.out_begin, row.out_count = spans.out_end - spans.out_begin;
-    row.in_begin = spans.in_begin, row.in_count = spans.in_end - spans.in_begin;
+    read_row_fields<kContrast>(row, p, inv_tau);
   }
 
   float s[1][kColumnFragments][4], c[1][kColumnFragments][4], out[kGuidedOutSlices][1][kSlice / 8][4];
@@ -98,18 +115,15 @@ __global__ void __launch_bounds__(kBackwardThreads) guided_backward_kernel(Guide
     for (int j = 0; j < kColumnFragments; ++j) {
 #pragma unroll
       for (int e = 0; e < 2; ++e) {
-        const int column = fragment_col(j, e), position = first_column + column;
+        const int column = fragment_col(j, e);
         float of_column[kGuidedTileFields];
 #pragma unroll
         for (int f = 0; f < kGuidedTileFields; ++f) of_column[f] = slot[f * kGuidedColumns + column];
 #pragma unroll
         for (int half = 0; half < 2; ++half) {
-          const RowFields& row = rows[half];
           float& x = s[0][j][2 * half + e];
-          const float h = pair_gradient<kContrast, kDistill>(
-              p, row, position, of_column, x * (row.field[kScaleZ] * of_column[kScaleZ]),
-              c[0][j][2 * half + e] * (row.field[kScaleE] * of_column[kScaleE]), teacher);
-          x = position != row.index && position < p.n ? h * of_column[kScaleZ] : 0.f;
+          x = weighted_gradient<kContrast, kDistill>(p, rows[half], first_column + column, of_column, x,
+                                                     c[0][j][2 * half + e], teacher);
         }
       }
     }

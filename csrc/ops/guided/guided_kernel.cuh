@@ -41,9 +41,9 @@ __device__ __forceinline__ float exp2_minus_1(float x) {
   return p * x;
 }
 
-using Tile = float[kForwardFragments][kColumnFragments][4];
+using Fragment = float[kColumnFragments][4];  // 16 rows of a tile, of a warp
 
-// One row of a lane's part of a tile: fragment i, elements 2 half and 2 half + 1 of each column fragment.
+// One row of a lane's part of a fragment: elements 2 half and 2 half + 1 of each eight columns.
 template <typename Body>
 __device__ __forceinline__ void for_each_column(Body body) {
 #pragma unroll
@@ -54,14 +54,14 @@ __device__ __forceinline__ void for_each_column(Body body) {
 }
 
 // s and c of one row; `self` is the row's own place among the tile's columns, `count` how many of them exist.
-__device__ __forceinline__ void add_distill(RowSums& sums, const Tile& s, const Tile& c, int i, int half, float scale,
+__device__ __forceinline__ void add_distill(RowSums& sums, const Fragment& s, const Fragment& c, int half, float scale,
                                             int self, int count) {
   const auto valid = [&](int column) { return column != self && column < count; };
   float s_max = -INFINITY, t_max = -INFINITY;
   for_each_column([&](int j, int e, int column) {
     if (!valid(column)) return;
-    s_max = fmaxf(s_max, s[i][j][2 * half + e]);
-    t_max = fmaxf(t_max, c[i][j][2 * half + e] * scale);
+    s_max = fmaxf(s_max, s[j][2 * half + e]);
+    t_max = fmaxf(t_max, c[j][2 * half + e] * scale);
   });
   sums.student *= raise(sums.student_max, s_max);
   const float grown = raise(sums.teacher_max, t_max);
@@ -71,7 +71,7 @@ __device__ __forceinline__ void add_distill(RowSums& sums, const Tile& s, const 
   float student = 0, teacher = 0, excess = 0, gap = 0;
   for_each_column([&](int j, int e, int column) {
     if (!valid(column)) return;
-    const float student_exponent = s[i][j][2 * half + e], t = c[i][j][2 * half + e] * scale;
+    const float student_exponent = s[j][2 * half + e], t = c[j][2 * half + e] * scale;
     const float q = prim::exp2_fast(student_exponent - s_shift), p = prim::exp2_fast(t - t_shift);
     const float u = t - student_exponent;
     student += q;
@@ -87,11 +87,11 @@ __device__ __forceinline__ void add_distill(RowSums& sums, const Tile& s, const 
 
 // The negatives of one row: columns first, ..., first + count - 1 of the tile but for the row itself. Leaves exponents
 // in s and factors in c.
-__device__ __forceinline__ void add_negatives(RowSums& sums, const GuidedParams& p, Tile& s, Tile& c, int i, int half,
+__device__ __forceinline__ void add_negatives(RowSums& sums, const GuidedParams& p, Fragment& s, Fragment& c, int half,
                                               int self, int first, int count) {
   float max = -INFINITY;
   for_each_column([&](int j, int e, int column) {
-    float &x = s[i][j][2 * half + e], &w = c[i][j][2 * half + e];
+    float &x = s[j][2 * half + e], &w = c[j][2 * half + e];
     const Repulsion pair(p, x, w);
     const bool inside = static_cast<unsigned>(column - first) < static_cast<unsigned>(count) && column != self;
     x = inside ? pair.exponent : -INFINITY;
@@ -102,7 +102,7 @@ __device__ __forceinline__ void add_negatives(RowSums& sums, const GuidedParams&
   const float shift = shift_of(sums.negative_max);
   float negative = 0;
   for_each_column(
-      [&](int j, int e, int) { negative += c[i][j][2 * half + e] * prim::exp2_fast(s[i][j][2 * half + e] - shift); });
+      [&](int j, int e, int) { negative += c[j][2 * half + e] * prim::exp2_fast(s[j][2 * half + e] - shift); });
   sums.negative += negative;
 }
 
@@ -145,7 +145,7 @@ __global__ void __launch_bounds__(kForwardThreads) guided_forward_kernel(GuidedP
 
   RowSums sums[kForwardFragments][2];
 
-  Tile s, c;
+  Fragment s[kForwardFragments], c[kForwardFragments];
   int load_column = 0;
   const auto load = [&](int, int stage) {
     if (load_at.next()) {
@@ -175,10 +175,10 @@ __global__ void __launch_bounds__(kForwardThreads) guided_forward_kernel(GuidedP
           s[i][j][2 * half] *= row_z * z.x, s[i][j][2 * half + 1] *= row_z * z.y;
           c[i][j][2 * half] *= row_e * e.x, c[i][j][2 * half + 1] *= row_e * e.y;
         }
-        if (kDistill) add_distill(sums[i][half], s, c, i, half, inv_teacher_tau, self, p.n - first_column);
+        if (kDistill) add_distill(sums[i][half], s[i], c[i], half, inv_teacher_tau, self, p.n - first_column);
         if (kContrast) {
           const GuidedSpans spans = row < p.n ? p.spans[row] : GuidedSpans{0, 0, 0, 0};
-          add_negatives(sums[i][half], p, s, c, i, half, self, spans.out_begin - first_column,
+          add_negatives(sums[i][half], p, s[i], c[i], half, self, spans.out_begin - first_column,
                         spans.out_end - spans.out_begin);
         }
         __syncwarp();

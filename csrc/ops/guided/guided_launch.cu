@@ -6,6 +6,7 @@
 #include "ops/guided/guided_launch.h"
 #include "ops/guided/guided_plan.cuh"
 #include "ops/guided/guided_rows.cuh"
+#include "ops/guided/guided_sm90_launch.h"
 
 namespace ltood {
 
@@ -28,16 +29,35 @@ Kernel backward_kernel(const GuidedParams& p) {
   return p.contrast ? guided_backward_kernel<half_t, true, true> : guided_backward_kernel<half_t, false, true>;
 }
 
+cudaError_t launch_forward_tiles(const GuidedParams& p, void* stream) {
+  cuda::DeviceLimits limits;
+  if (const cudaError_t error = cuda::device_limits(limits)) return error;
+  if (const int stages = sm90::stages(p, limits, false)) return sm90::launch_forward(p, stages, stream);
+  const Kernel kernel = p.z.is_half ? forward_kernel<__half>(p) : forward_kernel<__nv_bfloat16>(p);
+  const dim3 grid(p.padded / kGuidedRows, p.splits);
+  return launch(kernel, grid, kForwardThreads, shared_bytes<kGuidedForwardFields>(), p, stream);
+}
+
+cudaError_t launch_backward_tiles(const GuidedParams& p, void* stream) {
+  cuda::DeviceLimits limits;
+  if (const cudaError_t error = cuda::device_limits(limits)) return error;
+  if (const int stages = sm90::stages(p, limits, true)) return sm90::launch_backward(p, stages, stream);
+  const Kernel kernel = p.z.is_half ? backward_kernel<__half>(p) : backward_kernel<__nv_bfloat16>(p);
+  const dim3 grid(p.padded / kGuidedRows, p.splits * ceil_div(p.v.slices, kGuidedOutSlices));
+  return launch(kernel, grid, kBackwardThreads, shared_bytes<kGuidedTileFields>(), p, stream);
+}
+
 }  // namespace
 
 // At N = 4,096 there are 32 blocks of rows for 132 multiprocessors: four shares of the columns each, eight in the
-// forward pass, where two blocks fit. Sixteen bound the workspace.
+// forward pass, where two blocks fit (of the Hopper kernels the table's units). Sixteen bound the workspace.
 extern "C" int ltood_guided_splits(int n, int slices, int backward) {
   constexpr int kMaxSplits = 16;
   cuda::DeviceLimits limits;
   if (const cudaError_t error = cuda::device_limits(limits)) return -error;
+  const int units = cuda::take_sm90() ? sm90::tile(backward).units : backward ? 1 : 2;
   const int groups = backward ? ceil_div(slices, kGuidedOutSlices) : 1;
-  const int blocks = ceil_div(n, kGuidedRows) * groups, wanted = limits.multiprocessors * (backward ? 1 : 2);
+  const int blocks = ceil_div(n, kGuidedRows) * groups, wanted = limits.multiprocessors * units;
   return std::max(1, std::min({wanted / blocks, ceil_div(n, kGuidedColumns), kMaxSplits}));
 }
 
@@ -61,23 +81,17 @@ extern "C" int ltood_launch_guided_plan(const GuidedParams* params, void* stream
 
 extern "C" int ltood_launch_guided_forward(const GuidedParams* params, void* stream) {
   const GuidedParams& p = *params;
-  const Kernel tiles = p.z.is_half ? forward_kernel<__half>(p) : forward_kernel<__nv_bfloat16>(p);
   const Kernel finish =
       p.z.is_half ? guided_finish_forward_kernel<__half> : guided_finish_forward_kernel<__nv_bfloat16>;
-  const dim3 grid(p.padded / kGuidedRows, p.splits);
-  const int shared = shared_bytes<kGuidedForwardFields>();
-  if (const cudaError_t error = launch(tiles, grid, kForwardThreads, shared, p, stream)) return error;
+  if (const cudaError_t error = launch_forward_tiles(p, stream)) return error;
   return launch(finish, ceil_div(p.n, kRowWarps), 32 * kRowWarps, 0, p, stream);
 }
 
 extern "C" int ltood_launch_guided_backward(const GuidedParams* params, void* stream) {
   const GuidedParams& p = *params;
-  const Kernel tiles = p.z.is_half ? backward_kernel<__half>(p) : backward_kernel<__nv_bfloat16>(p);
   const Kernel finish =
       p.z.is_half ? guided_finish_backward_kernel<__half> : guided_finish_backward_kernel<__nv_bfloat16>;
-  const dim3 grid(p.padded / kGuidedRows, p.splits * ceil_div(p.v.slices, kGuidedOutSlices));
-  const int shared = shared_bytes<kGuidedTileFields>();
-  if (const cudaError_t error = launch(tiles, grid, kBackwardThreads, shared, p, stream)) return error;
+  if (const cudaError_t error = launch_backward_tiles(p, stream)) return error;
   return launch(finish, ceil_div(p.n, kRowWarps), 32 * kRowWarps, 0, p, stream);
 }
 

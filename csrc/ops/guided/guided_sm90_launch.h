@@ -1,0 +1,21 @@
+// The Hopper kernels of the guided family, torch-free: the tiles of guided_launch.h's launchers, which call them. Not
+// yet verified on hardware: taken only where LTOOD_CUDA_PATH=sm90 asks for them.
+#pragma once
+
+#include "cuda/hopper_tiles.h"
+#include "cuda/launch.cuh"
+#include "ops/guided/guided_launch.h"
+
+namespace ltood::guided::sm90 {
+
+constexpr hopper::Tile tile(bool backward) {
+  return hopper::tile_of(backward ? hopper::kGuidedPush : hopper::kGuided, 1, 1);
+}
+
+// Stages of the ring; 0: they do not take the problem (not asked for, two parts, rows that do not fit).
+int stages(const GuidedParams& p, const cuda::DeviceLimits& limits, bool backward);
+
+cudaError_t launch_forward(const GuidedParams& p, int stages, void* stream);
+cudaError_t launch_backward(const GuidedParams& p, int stages, void* stream);
+
+}  // namespace ltood::guided::sm90
