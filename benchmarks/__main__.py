@@ -77,7 +77,7 @@ def _table(arguments: argparse.Namespace) -> int:
 
 
 def parser() -> argparse.ArgumentParser:
-    from . import autotune, scaling
+    from . import autotune, profile, scaling
 
     top = argparse.ArgumentParser(prog="python -m benchmarks", description="ltood_fast's ops against everybody else's.")
     commands = top.add_subparsers(dest="command", required=True)
@@ -115,6 +115,7 @@ def parser() -> argparse.ArgumentParser:
 
     scaling.add_parser(commands)
     autotune.add_parser(commands)
+    profile.add_parser(commands)
     return top
 
 
