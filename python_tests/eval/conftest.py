@@ -57,6 +57,7 @@ def make_resampling(epoch=7, **changes):
         cluster_classes=members,
         ood_classes=[{"A": b // 2, "B": b - b // 2} for b in budget],
         seconds=2.0,
+        clustering={"nmi": 0.25, "ari": 0.125},
         thumbnails=[torch.randint(0, 256, (6, 1, 8, 8), dtype=torch.uint8, generator=generator) for _ in budget],
     )
     return dataclasses.replace(resampling, **changes)

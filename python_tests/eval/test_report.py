@@ -99,6 +99,8 @@ def test_page_holds_the_numbers_and_the_signatures(written):
     assert "<td><code>stage1.budget</code></td><td>300</td>" in page
     assert "<td>torch</td><td>2.14.1</td>" in page
     assert "7 → 8 (10 of 50)" in page  # SimCLR has 40 of 50 sevens right
+    cells = re.findall(r"<td>(.*?)</td>", re.search(r'<tr><th scope="row">7</th>(.*?)</tr>', page, re.DOTALL)[1])
+    assert cells == ["5", "0.250", "0.125", "300", "2.0"]  # the re-sampling of epoch 7
 
 
 def test_page_holds_every_picture_with_words_for_it(written):
