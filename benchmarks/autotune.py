@@ -15,6 +15,7 @@ import subprocess
 import tempfile
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import astuple, dataclass, replace
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -38,6 +39,9 @@ CHOICES = {
 ROWS = 16_384
 NOISE = 0.02  # an entry stays unless another is faster by more
 SAME = 1e-3  # sums of 16-bit products in another order
+SHARE = "LTOOD_POLYNOMIAL_EIGHTHS"  # of the exponentials, of these kernels' entries
+SHARES = (0, 1, 2, 3)
+SHARING = ("kSums", "kNeighbors", "kPush")
 
 
 @dataclass(frozen=True)
@@ -121,9 +125,10 @@ def problems(tiles: list[Tile], at: int) -> list[tuple[int, int, int]]:
     return [(1, width, ROWS) for width in taken]
 
 
-def compile_command(nvcc: str, folder: Path) -> list[str]:
+def compile_command(nvcc: str, folder: Path, share: int | None = None) -> list[str]:
     """Makes `folder`/autotune, with the table at `folder`/cuda/hopper_tiles.h."""
     flags = ["-O3", "-std=c++17", "--expt-relaxed-constexpr", "-DLTOOD_SM90A=1"]
+    flags += [] if share is None else [f"-D{SHARE}={share}"]
     target = ["-gencode=arch=compute_90a,code=sm_90a", f"-I{folder}", f"-I{ROOT / 'csrc'}"]
     return [nvcc, *flags, *target, *(str(ROOT / source) for source in SOURCES), "-o", str(folder / "autotune")]
 
@@ -172,27 +177,51 @@ def note(tiles: list[Tile], at: int, timed: list[list[Timed]], chosen: int) -> s
     return medians if chosen == 0 else f"{medians} ({', '.join(f'{case.ms:.3f}' for case in timed[0])} before)"
 
 
+def build(nvcc: str, folder: Path, jobs: int, tables: list[str], shares: list[int | None]) -> list[Path]:
+    """A binary of each table and share."""
+    folders = [folder / str(i) for i in range(len(tables))]
+    for place, table in zip(folders, tables, strict=True):
+        (place / "cuda").mkdir(parents=True)
+        (place / "cuda" / TABLE.name).write_text(table)
+    commands = [compile_command(nvcc, place, share) for place, share in zip(folders, shares, strict=True)]
+    with ThreadPoolExecutor(jobs) as pool:
+        list(pool.map(partial(subprocess.run, check=True), commands))
+    return [place / "autotune" for place in folders]
+
+
 def tune(nvcc: str, folder: Path, jobs: int) -> str:
     """The header's text with the best entries and their medians."""
     text = TABLE.read_text()
     tiles = read(text)
     found = candidates(tiles)
     count = max(map(len, found))
-    folders = [folder / str(i) for i in range(count)]
-    for i, place in enumerate(folders):
-        (place / "cuda").mkdir(parents=True)
-        table = [of_entry[i] if i < len(of_entry) else of_entry[0] for of_entry in found]
-        (place / "cuda" / TABLE.name).write_text(write(text, table))
-    with ThreadPoolExecutor(jobs) as pool:
-        list(pool.map(lambda place: subprocess.run(compile_command(nvcc, place), check=True), folders))
+    tables = [
+        write(text, [of_entry[i] if i < len(of_entry) else of_entry[0] for of_entry in found]) for i in range(count)
+    ]
     timed: list[list[list[Timed]]] = [[] for _ in tiles]
-    for i, place in enumerate(folders):
+    for i, binary in enumerate(build(nvcc, folder, jobs, tables, [None] * count)):
         entries = [at for at, of_entry in enumerate(found) if i < len(of_entry)]
-        for at, cases in run(place / "autotune", tiles, entries).items():
+        for at, cases in run(binary, tiles, entries).items():
             timed[at].append(cases)
     chosen = [choose(of_entry) for of_entry in timed]
     notes = [note(tiles, at, timed[at], chosen[at]) for at in range(len(tiles))]
     return write(text, [found[at][chosen[at]] for at in range(len(tiles))], notes)
+
+
+def share_line(timed: list[list[Timed]]) -> str:
+    """The define of the best share, and the ratio of every share's time to that of none."""
+    ratios = [sum(case.ms / own.ms for case, own in zip(cases, timed[0], strict=True)) / len(cases) for cases in timed]
+    described = ", ".join(f"{share}: {ratio:.3f}" for share, ratio in zip(SHARES, ratios, strict=True))
+    return f"#define {SHARE} {SHARES[choose(timed)]}  // time with so many of eight, by that with none: {described}"
+
+
+def tune_share(nvcc: str, folder: Path, jobs: int, text: str) -> str:
+    """The line for the share of exponentials on the FMA pipe, timed with the chosen table."""
+    tiles = read(text)
+    entries = [at for at, tile in enumerate(tiles) if tile.kernel in SHARING]
+    binaries = build(nvcc, folder, jobs, [text] * len(SHARES), list(SHARES))
+    timed = [run(binary, tiles, entries) for binary in binaries]
+    return share_line([[case for cases in of_share.values() for case in cases] for of_share in timed])
 
 
 def find_nvcc() -> str | None:
@@ -207,8 +236,9 @@ def _run(arguments: argparse.Namespace) -> int:
     if nvcc is None:
         raise ValueError("needs nvcc, which is neither in CUDA_HOME nor on PATH")
     with tempfile.TemporaryDirectory() as folder:
-        tuned = tune(nvcc, Path(folder), arguments.jobs)
-    print("\n".join(line.rstrip("\n") for line in (match[0] for match in _ENTRY.finditer(tuned))))
+        tuned = tune(nvcc, Path(folder, "tiles"), arguments.jobs)
+        share = tune_share(nvcc, Path(folder, "shares"), arguments.jobs, tuned)
+    print("".join(match[0] for match in _ENTRY.finditer(tuned)) + share)
     return 0
 
 

@@ -65,6 +65,16 @@ constexpr Tile kTiles[] = {
 };
 // clang-format on
 
+// Of eight exponentials of the contrastive kernels, those that are polynomials on the FMA pipe. The special-function
+// unit gives 16 a clock: the 32,768 of a wide tile take 2,048 clocks, as its products do at D = 128. One of eight less
+// would save 256 of them, and cost 4,096 * 10 instructions on a pipe that does 128 a clock: 320, beside some 1,500 that
+// are there. It could gain where exponentials are the limit (D = 64) and lose elsewhere: none without a measurement.
+#ifndef LTOOD_POLYNOMIAL_EIGHTHS
+#define LTOOD_POLYNOMIAL_EIGHTHS 0
+#endif
+constexpr int kPolynomialEighths = LTOOD_POLYNOMIAL_EIGHTHS;
+static_assert(0 <= kPolynomialEighths && kPolynomialEighths <= 8);
+
 // The entry for operands of so many parts and slices; rows = 0: none takes them.
 constexpr Tile tile_of(Kernel kernel, int parts, int slices) {
   for (const Tile& t : kTiles) {

@@ -68,6 +68,17 @@ def test_a_candidates_table_hides_the_source(tmp_path):
     assert folders == [f"-I{tmp_path}", f"-I{autotune.ROOT / 'csrc'}"]
     assert "-gencode=arch=compute_90a,code=sm_90a" in command
     assert all((autotune.ROOT / source).exists() for source in autotune.SOURCES)
+    assert not any(autotune.SHARE in part for part in command)
+    assert f"-D{autotune.SHARE}=2" in autotune.compile_command("nvcc", tmp_path, 2)
+    assert f"#define {autotune.SHARE} 0\n" in TEXT
+
+
+def test_the_share_of_exponentials():
+    timed = [[Timed(ms, 1.0), Timed(2.0, 1.0)] for ms in (1.0, 0.9, 0.5, 1.5)]
+    assert autotune.share_line(timed) == (
+        f"#define {autotune.SHARE} 2  "
+        "// time with so many of eight, by that with none: 0: 1.000, 1: 0.950, 2: 0.750, 3: 1.250"
+    )
 
 
 def test_the_fastest_that_is_right_wins():
@@ -96,6 +107,31 @@ def test_what_the_binary_prints(tmp_path):
     binary.write_text("#!/bin/sh\necho the kernel: bad >&2\nexit 1\n")
     with pytest.raises(ValueError, match="a candidate failed on the device: the kernel: bad"):
         autotune.run(binary, TILES, [0])
+
+
+NVCC = """#!/bin/sh
+for output; do :; done
+cat > "$output" <<'binary'
+#!/bin/sh
+ms=0.5
+grep -q '{kTopk, 0, 4, 256, 128, 1, 4, 1}' "$(dirname "$0")/cuda/hopper_tiles.h" && ms=0.4
+while [ $# -gt 0 ]; do echo "$ms 1"; shift 4; done
+binary
+chmod +x "$output"
+"""
+
+
+def test_from_candidates_to_the_table(tmp_path):
+    """A stand-in for the compiler, whose binaries are fast where the table has four stages for the top-k kernel."""
+    nvcc = tmp_path / "nvcc"
+    nvcc.write_text(NVCC)
+    nvcc.chmod(0o755)
+    tuned = autotune.tune(str(nvcc), tmp_path / "tiles", 1)
+    at = next(i for i, tile in enumerate(TILES) if tile.kernel == "kTopk")
+    chosen = autotune.read(tuned)[at]
+    assert chosen == replace(TILES[at], stages=4)
+    assert f"    {chosen.source()}  // 0.400 ms at D = 128, 0.400 ms at D = 256 (0.500, 0.500 before)\n" in tuned
+    assert autotune.tune_share(str(nvcc), tmp_path / "shares", 1, TEXT).startswith(f"#define {autotune.SHARE} 0  //")
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a device here")

@@ -109,7 +109,9 @@ __device__ __forceinline__ void weight_scores(float (&s)[kSize], const float2 (&
 #pragma unroll
       for (int r = 0; r < 2; ++r) {
         float& value = s[4 * j + 2 * r + h];
-        const float x = prim::exp2_fast(fmaf(value * of_col.x, of_row[r].x, -scale));
+        const float t = fmaf(value * of_col.x, of_row[r].x, -scale);
+        const float x =
+            kEdge ? prim::exp2_fast(t) : prim::exp2_shared<hopper::kPolynomialEighths>(t, 4 * j + 2 * r + h);
         value = (of_row[r].y + of_col.y) * x * of_col.x;
         if (kEdge && (!inside || col == same + 8 * r)) value = 0;
       }

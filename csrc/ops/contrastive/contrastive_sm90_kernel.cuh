@@ -172,7 +172,8 @@ __device__ __forceinline__ void add_exponentials(const float (&c)[kHalves][kTile
         const int row = first_row + at, col = first_col + half * 64 + r * 8;
         float t = fmaf(c[half][4 * j + e] * (e % 2 ? factors.y : factors.x), cols.factor[half][r], -shift);
         if (kEdge && (row == col || row >= n || col >= n)) t = minus_infinity();
-        const float x = prim::exp2_fast(t);
+        // The fixed shift keeps t within [-126, 0] but for what is masked.
+        const float x = kEdge ? prim::exp2_fast(t) : prim::exp2_shared<hopper::kPolynomialEighths>(t, 4 * j + e);
         rows.sum[held] += x;
         cols.sum[half][r] += x;
         if (kNearest) {

@@ -1,0 +1,34 @@
+"""Exponentials without the special-function unit: their accuracy, and how many take it."""
+
+import numpy as np
+import pytest
+
+
+def exponentials(dev, x):
+    x = np.asarray(x, np.float32)
+    outputs = [dev.empty(len(x)) for _ in range(2)]
+    assert dev.call("launch_exponentials", dev.put(x), len(x), *outputs) == 0, dev.complaint
+    return [dev.get(output) for output in outputs]
+
+
+@pytest.mark.parametrize("eighths", [0, 3])
+def test_exponentials(simulate, eighths):
+    """Over all that the fixed shift can give, and where the polynomial's pieces meet."""
+    defines = {"LTOOD_POLYNOMIAL_EIGHTHS": str(eighths)} if eighths else {}
+    dev = simulate("python_tests/cuda_sim/kernels/exponentials.cu", defines=defines)
+    rng = np.random.default_rng(0)
+    halves = np.float32(np.arange(-125, 1) - 0.5)
+    whole = np.arange(-126, 2)
+    x = np.concatenate([rng.uniform(-126, 1, 4000), halves, np.nextafter(halves, np.float32(9)), whole])
+    polynomial, shared = exponentials(dev, x)
+    exact = np.exp2(np.float32(x).astype(np.float64))
+    assert (np.abs(polynomial - exact) / exact)[x > -125.5].max() <= 2**-22
+    assert np.abs(polynomial - exact)[x <= -125.5].max() <= 2**-126
+    chosen = np.arange(len(x)) % 8 < eighths
+    assert (shared[chosen] == polynomial[chosen]).all()
+    assert (shared[~chosen] != polynomial[~chosen]).mean() > 0.1
+
+
+def test_not_a_number_stays_one(simulate):
+    dev = simulate("python_tests/cuda_sim/kernels/exponentials.cu")
+    assert np.isnan(exponentials(dev, [np.nan, -np.nan])[0]).all()
