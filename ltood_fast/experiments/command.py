@@ -19,6 +19,7 @@ from .tables import to_markdown
 from .verdict import RULE
 
 SCHEMA, SCHEMA_VERSION = "ltood_fast.experiment", 1
+FOLDERS = ("data.root", "data.ood_root", "data.cache_dir")
 
 
 def find_experiment(name: str) -> Experiment:
@@ -152,5 +153,6 @@ def _spread(outcomes: Outcomes, variant: Variant, measure: str) -> dict[str, Any
 
 
 def without_folders(overrides: dict[str, str]) -> dict[str, str]:
-    """Paths by their last part: where files lie on a machine is nobody else's business."""
-    return {key: Path(value).name if Path(value).is_absolute() else value for key, value in overrides.items()}
+    """Without the roots, and files by their names: where they lie on a machine is nobody else's business."""
+    kept = {key: value for key, value in overrides.items() if key not in FOLDERS}
+    return {key: Path(value).name if Path(value).is_absolute() else value for key, value in kept.items()}

@@ -26,7 +26,7 @@ from .pictures import legend_above
 from .spec import Experiment, Setting, Summary, Table, Variant
 from .tables import variants_table
 from .variants import TAILNESS
-from .verdict import all_of, decide, estimate, say
+from .verdict import HELD, all_of, decide, estimate, say
 
 RATIOS = (100, 500, 1000)
 FEATURES = (128, 512, 2048)
@@ -145,12 +145,14 @@ def summarise(setting: Setting, outcomes: Outcomes) -> Summary:
         **networks,
     }
     decisions = {name: decide(_finite(values)) for name, values in by_cluster.items() if values}
-    positive = sum(decision == "held" for decision in decisions.values())
-    failing = [name for name, decision in decisions.items() if decision != "held"]
-    said = f"tailness ranks the clusters by rarity in {positive} of {len(decisions)} cases"
-    if failing and len(setting.seeds) > 1:
-        said += f", not in {', '.join(failing)}"
+    means = [estimate(_finite(values)).mean for values in by_cluster.values() if _finite(values)]
+    low, high = min(means, default=math.nan), max(means, default=math.nan)
+    said = f"the rank correlation of tailness and rarity lies between {low:+.2f} and {high:+.2f}"
     n = max(len(values) for values in by_cluster.values())
+    if n > 1:
+        failing = [name for name, decision in decisions.items() if decision != HELD]
+        said += f"; it is above zero in {len(decisions) - len(failing)} of {len(decisions)} cases"
+        said += f", not so in {'; '.join(failing)}" if failing else ""
     return Summary(
         [_synthetic_table(found), _trained_table(outcomes, networks), variants_table(outcomes)],
         lambda: figure(found, networks),

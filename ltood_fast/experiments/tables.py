@@ -14,9 +14,12 @@ def variants_table(outcomes: Outcomes) -> Table:
     measures = outcomes.known
     rows = []
     for variant in outcomes.variants:
-        spreads = [(measure, outcomes.spread(variant.name, measure.key)) for measure in measures]
-        cells = ["-" if found is None else found.text(measure) for measure, found in spreads]
-        rows.append([variant.name, str(len(outcomes.of(variant.name))), *cells])
+        n, cells = len(outcomes.of(variant.name)), []
+        for measure in measures:
+            found = outcomes.spread(variant.name, measure.key)
+            fewer = f" (n = {found.n})" if found and found.n < n else ""
+            cells.append(found.text(measure) + fewer if found else "-")
+        rows.append([variant.name, str(n), *cells])
     return Table(
         "Accuracy",
         ["variant", "seeds", *(measure.title for measure in measures)],

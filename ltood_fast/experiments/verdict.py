@@ -10,8 +10,8 @@ from dataclasses import dataclass
 HELD, REFUTED, UNDECIDED = "held", "refuted", "not decided"
 RULE = (
     "A difference counts when its mean over the paired seeds is more than two standard errors from zero: held or "
-    "refuted by its sign, otherwise not decided. That is a rule of thumb: chance alone passes it in 18 of 100 cases "
-    "with three seeds, in 8 with ten. One seed decides nothing."
+    "refuted by its sign, otherwise not decided. That is a rule of thumb: chance alone passes it in 30 of 100 cases "
+    "with two seeds, in 18 with three, in 8 with ten. One seed decides nothing."
 )
 
 

@@ -17,7 +17,20 @@ def run(tmp_path, *argv):
 
 def test_from_the_command_to_the_table(tmp_path, quick_training, capsys):
     started, _ = quick_training
-    assert run(tmp_path, "ood-sampling", *ARGUMENTS, "--stage1.alpha", "0.2", "--data.cache_dir", "/some/where/c") == 0
+    assert (
+        run(
+            tmp_path,
+            "ood-sampling",
+            *ARGUMENTS,
+            "--stage1.alpha",
+            "0.2",
+            "--data.test_list",
+            "/some/where/c",
+            "--data.root",
+            "/my/d",
+        )
+        == 0
+    )
     out = capsys.readouterr().out
     assert "Not decided here: tailness − random (overall) is +0.00 ± 0.00 points" in out
     folder = tmp_path / "out" / "ood-sampling"
@@ -25,9 +38,10 @@ def test_from_the_command_to_the_table(tmp_path, quick_training, capsys):
     assert "| tailness | 2 | 41.67 ± 2.36 |" in page
     assert "`--stage1.alpha 0.2`" in page
     assert "/some/where" not in page
+    assert "/my" not in page
     numbers = json.loads((folder / "results.json").read_text())
     assert numbers["verdict"]["decision"] == "not decided"
-    assert numbers["overrides"] == {"stage1.alpha": "0.2", "data.cache_dir": "c"}
+    assert numbers["overrides"] == {"stage1.alpha": "0.2", "data.test_list": "c"}
     assert numbers["seeds"] == [0, 1]
     assert len(numbers["runs"]) == 8
     assert numbers["runs"][0]["per_class"] == [0.5, 0.4, 0.3]
@@ -35,7 +49,20 @@ def test_from_the_command_to_the_table(tmp_path, quick_training, capsys):
     assert numbers["versions"]["torch"]
     assert (folder / "picture.png").read_bytes().startswith(b"\x89PNG")
 
-    assert run(tmp_path, "ablation", *ARGUMENTS, "--stage1.alpha", "0.2", "--data.cache_dir", "/some/where/c") == 0
+    assert (
+        run(
+            tmp_path,
+            "ablation",
+            *ARGUMENTS,
+            "--stage1.alpha",
+            "0.2",
+            "--data.test_list",
+            "/some/where/c",
+            "--data.root",
+            "/my/d",
+        )
+        == 0
+    )
     assert len(started()) == 8 + 2 * 7  # simclr and tailness are there
 
 

@@ -78,6 +78,19 @@ def test_everything_is_trained_once(setting, quick_training, capsys):
     assert shared.reports["tailness", 1] == first.reports["tailness", 1]
 
 
+def test_a_student_waits_for_its_guide(setting, quick_training, monkeypatch):
+    there, real = {}, grid._Job.start.__func__
+
+    def start(cls, setting, run):
+        there[run.name] = (setting.output / "runs/tailness" / f"seed{run.seed}" / "report.json").exists()
+        return real(cls, setting, run)
+
+    monkeypatch.setattr(grid._Job, "start", classmethod(start))
+    setting = replace(setting, jobs=4)
+    train_grid(setting, plan_runs(setting, [TAILNESS, FULL]))
+    assert there == {"tailness/seed0": False, "tailness/seed1": False, "full/seed0": True, "full/seed1": True}
+
+
 def test_a_run_that_was_killed_goes_on(setting, quick_training):
     started, _ = quick_training
     runs = plan_runs(setting, [SIMCLR])

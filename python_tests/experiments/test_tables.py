@@ -52,6 +52,11 @@ def test_one_seed_has_no_deviation(outcomes):
     assert variants_table(alone).rows[0][:3] == ["a", "1", "50.00"]
 
 
+def test_what_fewer_runs_know_says_so(outcomes):
+    outcomes.by_run["a", 1].measures["knn"] = None
+    assert variants_table(outcomes).rows[0][7] == "40.00 (n = 1)"
+
+
 def test_differences_are_paired_by_seed(outcomes):
     overall = Comparison("a", "b")
     assert outcomes.differences(overall) == pytest.approx([0.05, 0.05])

@@ -217,7 +217,12 @@ def test_extreme_imbalance_is_summarised(setting, monkeypatch):
     assert len(cells) == 6
     alike = [cell for cell in cells if cell["kind"] == "few" and cell["features"] == 32]
     assert all(run["classes"] > 0.8 for cell in alike for run in cell["runs"])
+    assert "it is above zero in " in summary.verdict.sentence
     assert summary.verdict.sentence.endswith("(2 seeds).")
+    alone = replace(setting, seeds=(0,))
+    said = experiment.summarise(alone, outcomes_of(experiment, alone, resamplings=samplings)).verdict.sentence
+    assert said.startswith("One seed decides nothing: the rank correlation of tailness and rarity lies between ")
+    assert "cases" not in said
     assert to_png(summary.draw).startswith(b"\x89PNG")
 
 
