@@ -98,7 +98,7 @@ def _tailness_spread(name: str, results: RunResults) -> Signature:
     if last is None or len(finite) < 2:
         return Signature(name, "unknown", _no_tailness(results))
     tailness = torch.tensor([last.tailness[c] for c in finite], dtype=torch.float64)
-    spread = (tailness.std(correction=0) / tailness.mean().clamp(min=1e-12)).item()
+    spread = (tailness.std(correction=0) / tailness.mean().abs().clamp(min=1e-12)).item()  # COLT's is below 0
     sentence = (
         f"Tailness runs from {tailness.min():.2g} to {tailness.max():.2g} over {len(finite)} clusters (epoch "
         f"{last.epoch}); its relative spread is {_percent(spread)}."
@@ -185,6 +185,8 @@ def _neighbor_purity(name: str, results: RunResults) -> Signature:
     lines = [line for stage in results.stages for line in stage.history if line.get("neighbor_purity") is not None]
     if not lines:
         return Signature(name, "unknown", "The purity of pseudo-positives was not logged.")
+    if results.config.get("stage1", {}).get("neighbor_weight") == 0:
+        return Signature(name, "ok", "There are no pseudo-positives: stage1.neighbor_weight is 0.")
     purity, few = lines[-1]["neighbor_purity"], lines[-1].get("neighbor_purity_few")
     sentence = f"{_percent(purity)} of the pseudo-positives are of the row's own class"
     if few is not None:

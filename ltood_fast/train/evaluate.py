@@ -126,18 +126,22 @@ def _two_views(session: Session, model: ContrastiveModel) -> tuple[Tensor, Tenso
 
 
 def _resamplings(session: Session) -> list[Resampling]:
-    """Of stage 1 with the strategy "tailness" for clusters; another choice belongs to no cluster."""
-    folder: Path = session.run_dir / "stage1"
+    """Of the strategy "tailness" for clusters; another choice belongs to no cluster."""
     options = session.config.stage1
-    if options.ood_strategy != "tailness" or options.targets != "clusters" or not folder.exists():
+    if options.ood_strategy != "tailness" or options.targets != "clusters":
         return []
+    return [result for stage in ("stage1", "joint") for result in _resamplings_of(session, stage)]
+
+
+def _resamplings_of(session: Session, stage: str) -> list[Resampling]:
+    folder: Path = session.run_dir / stage
     seconds = {line["epoch"]: line["resample_seconds"] for line in read_history(folder / "history.jsonl")}
     results = []
     for path in sorted(folder.glob("resample_*.pt")):
         saved = torch.load(path, weights_only=True)
         results.append(
             resampling_result(
-                "stage1",
+                stage,
                 saved["epoch"],
                 assignments=saved["assignments"],
                 tailness=saved["tailness"],

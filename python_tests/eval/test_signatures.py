@@ -94,6 +94,9 @@ def test_tailness_of_empty_clusters_is_left_out():
     assert "over 3 clusters" in found.sentence
     assert f"{100 * math.sqrt(2 / 3) * 0.1 / 0.2:.1f} %" in found.sentence
     assert signature("tailness_spread", with_resampling(tailness=[math.nan] * 5)).state == "unknown"
+    mirrored = [signature("tailness_spread", with_resampling(tailness=[s * x for x in (0.1, 0.2, 0.3, 0.4, 0.5)]))
+                for s in (1, -1)]  # fmt: skip
+    assert mirrored[0].sentence.split("its")[1] == mirrored[1].sentence.split("its")[1]
 
 
 def test_tailness_that_does_not_rise_as_classes_get_rarer():
@@ -199,6 +202,14 @@ def test_purity_of_pseudo_positives(line, state):
         assert "90.0 % of the pseudo-positives" in found.sentence
         assert "4.0 % for rows of few classes (epoch 4)" in found.sentence
         assert "density" in found.remedy
+
+
+def test_neighbors_without_weight_are_no_pseudo_positives():
+    wrong = with_history(neighbor_purity=0.1)
+    found = signature("neighbor_purity", dataclasses.replace(wrong, config={"stage1": {"neighbor_weight": 0.0}}))
+    assert (found.state, found.remedy) == ("ok", "")
+    weighted = dataclasses.replace(wrong, config={"stage1": {"neighbor_weight": 0.1}})
+    assert signature("neighbor_purity", weighted).state == "warning"
 
 
 @pytest.mark.parametrize("loss", [math.nan, math.inf, None])

@@ -52,7 +52,7 @@ def test_scores_of_a_ranks_images_are_over_the_batch_of_all():
 
 def test_an_image_that_was_never_seen_counts_as_the_mean():
     scores = TailScores(4, 0.9, torch.device("cpu"))
-    scores.update(torch.tensor([2, 0]), torch.tensor([0.5, 0.1]))
+    scores.update(torch.tensor([2, 9, 0, 4]), torch.tensor([0.5, 7.0, 0.1, 7.0]))  # 4 and 9 are OOD images
     assert scores.tailness().tolist() == pytest.approx([-0.1, -0.3, -0.5, -0.3])
     scores.update(torch.tensor([2, 1]), torch.tensor([1.0, 0.7]))
     assert scores.tailness().tolist() == pytest.approx([-0.1, -0.7, -0.55, -0.45])
@@ -74,14 +74,16 @@ def test_the_momentum_score_of_a_run_is_the_loops(make_session, monkeypatch):
                 shadow[row] = score if epoch == 0 else 0.97 * shadow[row] + 0.03 * score
     assert any((rows >= 48).any() for _, rows, _ in seen)
     assert len(shadow) == 48
-    assert np.allclose(stage.method.scores.scores.numpy(), [shadow[row] for row in range(48)], rtol=1e-4)
+    assert np.allclose(stage.method.scores.state().numpy(), [shadow[row] for row in range(48)], rtol=1e-4)
 
 
 def test_budgets_are_the_softmax_of_the_z_scores_of_the_clusters(make_session, tmp_path, monkeypatch):
     stage = Stage.open("stage1", make_session(**COLT, stage1__warmup_epochs=2, stage1__epochs=3))
     at_sampling, real = [], stage.method.resample
     monkeypatch.setattr(
-        stage.method, "resample", lambda epoch: (at_sampling.append(stage.method.scores.scores.clone()), real(epoch))[1]
+        stage.method,
+        "resample",
+        lambda epoch: (at_sampling.append(stage.method.scores.state().clone()), real(epoch))[1],
     )
     stage.run()
     (scores,) = at_sampling
@@ -123,7 +125,7 @@ def test_a_run_that_is_resumed_ends_in_the_same_scores(make_session, tmp_path):
     for _ in range(5):
         train(parts, "stage1", epochs=1)
     found = Stage.open("stage1", parts)
-    assert torch.equal(found.method.scores.scores, expected.method.scores.scores)
+    assert torch.equal(found.method.scores.state(), expected.method.scores.state())
     assert torch.equal(found.method.chosen, expected.method.chosen)
 
 

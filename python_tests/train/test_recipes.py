@@ -34,6 +34,7 @@ def test_what_is_asked_for_stands_over_the_recipe(made_up_data, tmp_path):
     assert (config.stage1.neighbor_weight, config.stage1.alpha, config.stage1.epochs) == (1.0, 0.5, 2)
     report = json.loads((tmp_path / "run" / "report.json").read_text())
     assert [stage["name"] for stage in report["stages"]] == ["joint"]
+    assert [(sample["stage"], sample["epoch"]) for sample in report["resamplings"]] == [("joint", 1)]
     assert (tmp_path / "run" / "report.html").exists()
 
 

@@ -63,10 +63,11 @@ class Joint(Stage1):
         if self.guide is None or not self._enough(own):
             return total, parts
         options = self.session.config.stage2
-        ids, own = rows[own].to(z.device).repeat(2), own.to(z.device).repeat(2)  # both views, in the order of the views
+        places = own.repeat(2).nonzero()[:, 0].to(z.device)  # both views, in the order of the views
+        ids = rows[own].repeat(2).to(z.device)
         losses = ltood_fast.stage2_loss(
-            z[own],
-            self._guide_rows(views[own], ids),
+            z[places],
+            self._guide_rows(views[places], ids),
             self.clusters[ids],
             self.far,
             options.temperature,
@@ -81,7 +82,9 @@ class Joint(Stage1):
 
     def _enough(self, own: Tensor) -> bool:
         """ID images in the batch for k neighbours, and on every rank one; a batch by chance without goes without."""
-        counts = self.session.gather(own.sum().view(1).to(self.session.device))
+        counts = own.sum().view(1)
+        if self.session.group is not None:
+            counts = self.session.gather(counts.to(self.session.device))
         return int(counts.min()) > 0 and 2 * int(counts.sum()) > self.session.config.stage2.k
 
     def _guide_rows(self, views: Tensor, ids: Tensor) -> Tensor:

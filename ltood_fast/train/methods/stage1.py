@@ -203,7 +203,7 @@ class Stage1:
         first = 0 if session.group is None else session.rank * len(z)
         scores = head_scores(everyone, options.temperature, options.tailness_k, first, len(ids))
         ids, scores = session.gather(ids), session.gather(scores)
-        self.scores.update(ids[ids < self.n_id], scores[ids < self.n_id])
+        self.scores.update(ids, scores)
 
     def _psd_and_domain(self, z: Tensor, ids: Tensor, domain: Tensor) -> Loss:
         options = self.options
@@ -248,7 +248,7 @@ class Stage1:
             "row_weight": self.row_weight,
             "bank": None if self.bank is None else self.bank.state_dict(),
             "queue": None if self.queue is None else self.queue.state_dict(),
-            **({} if self.scores is None else {"scores": self.scores.scores}),
+            **({} if self.scores is None else {"scores": self.scores.state()}),
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
@@ -260,4 +260,4 @@ class Stage1:
         if self.queue is not None:
             self.queue.load_state_dict(to_device(state["queue"]))
         if self.scores is not None:
-            self.scores.scores = to_device(state["scores"])
+            self.scores.load(state["scores"])

@@ -6,8 +6,9 @@ compete with its other view, so the score of the head is high. Over the epochs
 
     m_1 = score_1,   m_t = momentum m_(t-1) + (1 - momentum) score_t,   tailness = -m.
 
-The published code takes the z-scores of the clusters with the standard deviation of a sample and gives what rounding
-leaves to the last cluster; the budgets here are those of `sample_ood`, with that of the population.
+The published code takes the z-scores of the clusters with the standard deviation of a sample, gives what rounding
+leaves to the last cluster and lets clusters choose by number. Here budgets and order are those of `sample_ood`: the
+deviation of the population, the largest remainders, the highest tailness first.
 """
 
 from __future__ import annotations
@@ -48,14 +49,23 @@ class TailScores:
 
     def __init__(self, n: int, momentum: float, device: torch.device):
         self.momentum = momentum
-        self.scores = torch.full((n,), torch.nan, device=device)
+        self._scores = torch.full((n + 1,), torch.nan, device=device)  # the last one is of all OOD images, and no score
 
     def update(self, rows: Tensor, scores: Tensor) -> None:
-        """rows [B], each once an epoch, and their scores of this epoch [B]."""
-        before = self.scores[rows]
+        """rows [B], each once an epoch, those from n on OOD images, and their scores of this epoch [B]."""
+        rows = rows.clamp(max=len(self._scores) - 1)  # rather than a selection, for whose size a GPU is waited for
+        before = self._scores[rows]
         moved = self.momentum * before + (1.0 - self.momentum) * scores
-        self.scores[rows] = torch.where(before.isnan(), scores, moved)
+        self._scores[rows] = torch.where(before.isnan(), scores, moved)
+
+    def state(self) -> Tensor:
+        """m [n]"""
+        return self._scores[:-1]
+
+    def load(self, scores: Tensor) -> None:
+        self._scores[:-1] = scores.to(self._scores.device)
 
     def tailness(self) -> Tensor:
         """[n], high = tail; an image without a score counts as the mean of the others [ours]."""
-        return -torch.where(self.scores.isnan(), self.scores.nanmean(), self.scores)
+        scores = self.state()
+        return -torch.where(scores.isnan(), scores.nanmean(), scores)
