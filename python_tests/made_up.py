@@ -2,11 +2,11 @@
 
 from dataclasses import dataclass
 from pathlib import Path
-from types import SimpleNamespace
 
 import torch
 from torch import Tensor, nn
 
+from ltood_fast.data import DataBundle
 from ltood_fast.train.config import load_config
 from ltood_fast.train.loop import Stage
 from ltood_fast.train.session import Session, make_fabric
@@ -63,9 +63,8 @@ def blobs(n: int, seed: int) -> Images:
     return Images(images, labels)
 
 
-def data(n_id: int = 48, n_ood: int = 60) -> SimpleNamespace:
-    ood = blobs(n_ood, 1) if n_ood else None
-    return SimpleNamespace(train=blobs(n_id, 0), ood=ood, probe=blobs(30, 2), test=blobs(30, 3))
+def data(n_id: int = 48, n_ood: int = 60) -> DataBundle:
+    return DataBundle(blobs(n_id, 0), blobs(n_ood, 1) if n_ood else None, blobs(30, 2), blobs(30, 3))
 
 
 def session(run_dir: Path, n_id: int = 48, n_ood: int = 60, **overrides: object) -> Session:

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 
 import torch
 
+from .image_files import ImageFiles
 from .image_set import DataBundle, DataError, ImageSet
 from .longtail import make_long_tailed, read_split
 from .sources import POOLS, open_set, read_list
@@ -46,6 +47,7 @@ def _open(config: DataConfig, spec: str, part: str = "train", root: str | None =
         part=part,
         image_size=config.image_size,
         cache_dir=config.cache_dir,
+        workers=config.workers,
         limit=config.ood_size,
         seed=config.seed,
     )
@@ -115,10 +117,16 @@ def _ood(config: DataConfig, channels: int) -> ImageSet | None:
     return replace(pool, images=with_channels(pool.images, channels))
 
 
-def with_channels(images: torch.Tensor, channels: int) -> torch.Tensor:
-    """The OOD images in the colours of the ID ones: grey repeated to RGB, or RGB to luma (ITU-R 601)."""
+def with_channels(images: torch.Tensor | ImageFiles, channels: int) -> torch.Tensor | ImageFiles:
+    """The OOD images in the colours of the ID ones: grey repeated to RGB, or RGB to luma (ITU-R 601).
+
+    Raises:
+        DataError: colour files that workers decode, for grey ID images.
+    """
     if images.shape[1] == channels:
         return images
+    if isinstance(images, ImageFiles):
+        raise DataError("data: data.workers must be 0 for a large OOD set in colour beside grey ID images")
     if images.shape[1] == 1:
         return images.expand(-1, channels, -1, -1)
     luma = torch.tensor([0.299, 0.587, 0.114]).view(1, 3, 1, 1)

@@ -3,9 +3,13 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
+
+if TYPE_CHECKING:
+    from .image_files import ImageFiles
 
 
 class DataError(ValueError):
@@ -14,8 +18,8 @@ class DataError(ValueError):
 
 @dataclass(frozen=True, eq=False)
 class ImageSet:
-    images: Tensor
-    """uint8 [N, C, H, W]; may be memory-mapped."""
+    images: Tensor | ImageFiles
+    """uint8 [N, C, H, W]; may be memory-mapped, or files to be decoded."""
     labels: Tensor
     """int64 [N], -1 where unknown."""
     class_names: tuple[str, ...]
@@ -58,3 +62,5 @@ class DataBundle:
     probe: ImageSet
     """Balanced and labelled: what the linear probe and kNN learn from."""
     test: ImageSet
+    pool: Tensor | None = None
+    """uint8 [N_id + N_ood, C, H, W] on the training device, of which the images of `train` and `ood` are views."""

@@ -11,8 +11,8 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from .decode import decode_files
 from .embedded import digits, letters
+from .image_files import ImageFiles, open_files
 from .image_set import DataError, ImageSet
 from .longtail import map_npy
 
@@ -30,12 +30,16 @@ class Source:
     part: str = "train"  # train, probe or test; the probe of a set without one is its training part
     image_size: int = 32
     cache_dir: str = ""
+    workers: int = 0  # processes that decode a large set's files as they are used; 0: decoded once
     limit: int = 0  # images to make (letters, noise); 0: the source's default
     seed: int = 0
 
     def resolve(self, path: str) -> Path:
         """A relative path is relative to the root."""
         return Path(self.root).expanduser() / Path(path).expanduser()
+
+    def open_files(self, files: Sequence[Path], name: str) -> torch.Tensor | ImageFiles:
+        return open_files(files, self.image_size, self.cache_dir, name, self.workers)
 
 
 def open_set(spec: str, **options) -> ImageSet:
@@ -99,7 +103,7 @@ def _folder(source: Source) -> ImageSet:
     names = tuple(sorted(set(classes) - {""}))
     index = {name: label for label, name in enumerate(names)}
     labels = torch.tensor([index.get(name, -1) for name in classes])
-    images = decode_files(files, source.image_size, source.cache_dir, root.name)
+    images = source.open_files(files, root.name)
     return ImageSet(images, labels, names, root.name)
 
 
@@ -123,7 +127,7 @@ def _list(source: Source) -> ImageSet:
     first = next((p for p in relative if p.is_absolute()), None)
     if first is not None and not first.is_file():
         relative = [p.relative_to(p.anchor) for p in relative]
-    images = decode_files([root / p for p in relative], source.image_size, source.cache_dir, path.stem)
+    images = source.open_files([root / p for p in relative], path.stem)
     return ImageSet(images, torch.tensor(labels), names, path.stem)
 
 

@@ -201,7 +201,7 @@ def resampling_result(
         ood_classes=None if ood is None else _taken_classes(ood, taken),
         seconds=seconds,
         clustering=None if labels is None else agreement(assignments, labels.cpu()),
-        thumbnails=None if ood is None else [ood.images[indices[:n_thumbnails]] for indices in taken],
+        thumbnails=None if ood is None else [ood.images[indices[:n_thumbnails]].cpu() for indices in taken],
     )
 
 

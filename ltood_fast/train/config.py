@@ -50,6 +50,10 @@ class DataConfig:
     class_order: str = _choice("fixed", "shuffled")  # [ours] which classes are large: by number, or drawn from the seed
     image_size: int = _number(32, 4, 1024)  # pixels
     cache_dir: str = ""  # where decoded sets are kept; empty: under the user's cache folder
+    on_device: str = _choice("auto", "always", "never")  # images as uint8 on the training device; auto: a GPU with room
+    workers: int = _number(
+        0, 0, 1024
+    )  # processes that decode sets over 2 GiB as they are used; 0: decoded once, cached
     ood_size: int = _number(0)  # images to render or to keep at most; 0: all
     seed: int = _number(0)  # of the imbalance's and the pool's random choices
 
@@ -354,7 +358,8 @@ def save_config(config: Config, path: Path) -> None:
 
 def _binding(values: dict[str, Any]) -> dict[str, Any]:
     """The keys that decide what the weights become; the others (where it runs, how it is evaluated) may change."""
-    flat, free = flatten(values), ("eval.", "run.", "data.few_shot_list")
+    flat = flatten(values)
+    free = ("eval.", "run.", "data.few_shot_list", "data.on_device", "data.workers")
     return {key: flat[key] for key in flat if key == "run.precision" or not key.startswith(free)}
 
 

@@ -216,6 +216,7 @@ class Stage:
             self.damaging.renew_masks()
         start_training = time.perf_counter()
         batches = self.batches(rows)
+        self.session.expect([self._own(batch) for batch in batches])
         meter = Meter(self.name, self.epoch)
         self.network.train()
         for step, batch in enumerate(batches):
@@ -246,8 +247,8 @@ class Stage:
     def _backward(self, batch: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
         """The gradient of the loss of a batch, of which this rank computes its part; the loss is that of all of it."""
         fabric, micro_batch = self.session.fabric, self.session.config.optim.micro_batch
-        size = len(batch) // self.session.ranks
-        own = batch.split(size)[self.session.rank]
+        own = self._own(batch)
+        size = len(own)
         views = self.session.two_views(own, first=self.session.rank * size, batch=len(batch))
         self.optimizer.zero_grad()
         if 0 < micro_batch < size:
@@ -257,6 +258,10 @@ class Stage:
         loss, parts = self.method.loss(self.network, views, own, self.epoch)
         fabric.backward(loss)
         return loss, parts
+
+    def _own(self, batch: Tensor) -> Tensor:
+        """This rank's rows of a batch of all ranks."""
+        return batch.split(len(batch) // self.session.ranks)[self.session.rank]
 
     def batches(self, rows: Tensor) -> list[Tensor]:
         """The epoch's rows in an order of (seed, epoch), in batches of one size; what does not fill one is left out.

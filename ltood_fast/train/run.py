@@ -105,6 +105,7 @@ def embed_set(checkpoint: Path, spec: str, overrides: dict[str, str], *, project
         part="train",
         image_size=data.image_size,
         cache_dir=data.cache_dir,
+        workers=data.workers,
         limit=data.ood_size,
         seed=data.seed,
     ).images

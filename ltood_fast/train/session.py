@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass
 from datetime import timedelta
+from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -21,7 +22,7 @@ from .ranks import launched_ranks, own_part
 if TYPE_CHECKING:
     from lightning_fabric import Fabric
 
-    from ..data import DataBundle
+    from ..data import DataBundle, ImageFiles, Reader
 
 
 def make_fabric(run: RunConfig) -> Fabric:
@@ -74,10 +75,10 @@ class Session:
 
     @classmethod
     def open(cls, config: Config, run_dir: Path) -> Session:
-        from ..data import load_data, make_augment, make_eval_transform
+        from ..data import load_data, make_augment, make_eval_transform, put_on_device
 
         fabric = make_fabric(config.run)
-        data = load_data(config.data)
+        data = put_on_device(load_data(config.data), fabric.device, config.data.on_device)
         size = config.data.image_size
         return cls(
             config,
@@ -114,13 +115,21 @@ class Session:
 
     def images(self, rows: Tensor) -> Tensor:
         """uint8 [B, C, H, W] on the device, of rows in [0, N_id) = ID images, [N_id, N_id + N_ood) = the OOD pool."""
-        train, ood = self.data.train.images, self.data.ood
-        is_ood = rows >= len(train)
-        batch = torch.empty(len(rows), *train.shape[1:], dtype=train.dtype)
-        batch[~is_ood] = train[rows[~is_ood]]
-        if ood is not None:
-            batch[is_ood] = ood.images[rows[is_ood] - len(train)]
-        return self.fabric.to_device(batch)
+        if self.data.pool is not None:
+            return self.data.pool[rows.to(self.device)]
+        return self.fabric.to_device(self._reader[rows])
+
+    def expect(self, batches: list[Tensor]) -> None:
+        """The rows of an epoch's batches, in order, for workers to decode before `images` is asked for them."""
+        if self.data.pool is None:
+            self._reader.expect(batches)
+
+    @cached_property
+    def _reader(self) -> Reader:
+        from ..data import Reader
+
+        sets = (self.data.train, self.data.ood)
+        return Reader([part.images for part in sets if part is not None])
 
     def two_views(self, rows: Tensor, first: int = 0, batch: int | None = None) -> Tensor:
         """float [2B, C, H, W]: row i and row i + B are two random views of one image.
@@ -130,11 +139,11 @@ class Session:
         images = self.images(rows)
         return torch.cat([self.augment(images, first, batch), self.augment(images, first, batch)])
 
-    def embed(self, model: ContrastiveModel, images: Tensor) -> tuple[Tensor, Tensor]:
+    def embed(self, model: ContrastiveModel, images: Tensor | ImageFiles) -> tuple[Tensor, Tensor]:
         """Features and projections of all images, see `embed`."""
         return embed(model, images, self.fabric, self.transform)
 
-    def embed_part(self, model: ContrastiveModel, images: Tensor) -> tuple[Tensor, Tensor]:
+    def embed_part(self, model: ContrastiveModel, images: Tensor | ImageFiles) -> tuple[Tensor, Tensor]:
         """The same of this rank's part of the images, which `gather` and `fetch` bring together."""
         return self.embed(model, images[own_part(len(images))])
 
@@ -151,7 +160,9 @@ class Session:
 
 
 @torch.no_grad()
-def embed(model: ContrastiveModel, images: Tensor, fabric: Fabric, transform: nn.Module) -> tuple[Tensor, Tensor]:
+def embed(
+    model: ContrastiveModel, images: Tensor | ImageFiles, fabric: Fabric, transform: nn.Module
+) -> tuple[Tensor, Tensor]:
     """Features [N, F] and projections [N, D], float32 on the device, of uint8 images [N, C, H, W], in eval mode."""
 
     def batches() -> Iterator[tuple[Tensor, Tensor]]:
