@@ -77,7 +77,7 @@ def _table(arguments: argparse.Namespace) -> int:
 
 
 def parser() -> argparse.ArgumentParser:
-    from . import autotune, profile, scaling
+    from . import autotune, pipeline, profile, scaling
 
     top = argparse.ArgumentParser(prog="python -m benchmarks", description="ltood_fast's ops against everybody else's.")
     commands = top.add_subparsers(dest="command", required=True)
@@ -114,6 +114,7 @@ def parser() -> argparse.ArgumentParser:
             command.add_argument("--summary", action="store_true", help="a line a case")
 
     scaling.add_parser(commands)
+    pipeline.add_parser(commands)
     autotune.add_parser(commands)
     profile.add_parser(commands)
     return top

@@ -38,6 +38,9 @@ class Images:
     def __len__(self) -> int:
         return len(self.images)
 
+    def subset(self, rows: Tensor) -> "Images":
+        return Images(self.images[rows], self.labels[rows])
+
     def class_counts(self) -> list[int]:
         return torch.bincount(self.labels.clamp(min=0), minlength=3).tolist()
 

@@ -6,6 +6,9 @@ generator, also when the images are on a GPU, so that one RNG state in a checkpo
 four colour jitters is drawn once a batch, not once an image.) Where a batch lies on several ranks, each draws the
 numbers of the whole batch and takes its images' ones: the views do not depend on how many ranks there are. The crop
 warps the whole batch at once: kornia's default, one slice and one resize an image, takes half as long again at 32x32.
+
+Views a second of CPU time, one thread of a Zen 4 core (`python -m benchmarks input` measures the same): at 32 pixels
+this module 5,200 to 5,900, torchvision's v2 transforms image by image 930 to 1,400; at 224 pixels both about 105.
 """
 
 from __future__ import annotations

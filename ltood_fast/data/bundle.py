@@ -33,11 +33,12 @@ def load_data(config: DataConfig) -> DataBundle:
     train, probe, test = _lists(config) if config.id == "list" else _parts(config)
     n_classes = max(len(s.class_names) for s in (train, probe, test))
     names = next(s.class_names for s in (probe, train, test) if len(s.class_names) == n_classes)
-    train, probe, test = (replace(s, class_names=names) for s in (train, probe, test))
+    train, labelled, test = (replace(s, class_names=names) for s in (train, probe, test))
+    probe = _rows(config, labelled, config.probe_split) if config.probe_split else labelled
     for name, images in (("probe", probe), ("test", test)):
         if missing := [names[c] for c in (images.class_counts() == 0).nonzero().flatten()]:
             raise DataError(f"data: {name} set must hold every class, got none of {', '.join(missing[:5])}")
-    return DataBundle(train, _ood(config, train.images.shape[1]), probe, test)
+    return DataBundle(train, _ood(config, train.images.shape[1]), probe, test, labelled)
 
 
 def _open(config: DataConfig, spec: str, part: str = "train", root: str | None = None) -> ImageSet:
@@ -76,7 +77,7 @@ def _parts(config: DataConfig) -> tuple[ImageSet, ImageSet, ImageSet]:
         raise DataError(f"data: data.id must be a set with a training and a test part, got {config.id!r}{hint}")
     if kind != "folder":
         train, probe, test = (_open(config, config.id, part) for part in ("train", "probe", "test"))
-        return _long_tail(config, train), _rows(config, probe, config.probe_split), test
+        return _long_tail(config, train), probe, test
     folder = (Path(config.root).expanduser() / Path(path).expanduser()).absolute()
     held_out = next((p for p in ("test", "val") if (folder / p).is_dir()), None)
     if held_out is None or not (folder / "train").is_dir():
@@ -88,12 +89,12 @@ def _parts(config: DataConfig) -> tuple[ImageSet, ImageSet, ImageSet]:
     if alone := sorted(set(whole.class_names) ^ set(test.class_names)):
         names = ", ".join(alone[:5])
         raise DataError(f"data: train and {held_out} in {folder} must hold the same classes, got {names} in one only")
-    return _long_tail(config, whole), _rows(config, whole, config.probe_split), test
+    return _long_tail(config, whole), whole, test
 
 
 def _rows(config: DataConfig, whole: ImageSet, split: str) -> ImageSet:
-    """Those of an official split, or all."""
-    return whole.subset(read_split(Path(config.root).expanduser() / split, len(whole))) if split else whole
+    """Those of an official split."""
+    return whole.subset(read_split(Path(config.root).expanduser() / split, len(whole)))
 
 
 def _long_tail(config: DataConfig, whole: ImageSet) -> ImageSet:

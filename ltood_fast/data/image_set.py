@@ -62,5 +62,7 @@ class DataBundle:
     probe: ImageSet
     """Balanced and labelled: what the linear probe and kNN learn from."""
     test: ImageSet
+    labelled: ImageSet | None = None
+    """What `data.probe_split` chose the probe set from: the rows of a few-shot split are of it. None: the probe set."""
     pool: Tensor | None = None
     """uint8 [N_id + N_ood, C, H, W] on the training device, of which the images of `train` and `ood` are views."""

@@ -71,8 +71,11 @@ def few_shot_set(session: Session) -> Tensor | ImageSet | None:
 
     path = Path(data.few_shot_list).expanduser()
     if path.suffix == ".npy":
-        chosen = read_split(path, len(probe))
-        labels = probe.labels[chosen]
+        whole = session.data.labelled or probe
+        chosen = read_split(path, len(whole))
+        labels = whole.labels[chosen]
+        if data.probe_split:  # most of the rows are of the probe set, but not all of CIFAR-100's
+            chosen = whole.subset(chosen)
     else:
         chosen = open_set(f"list:{path}", root=data.root, image_size=data.image_size, cache_dir=data.cache_dir)
         labels, chosen = chosen.labels, replace(chosen, images=with_channels(chosen.images, session.channels))

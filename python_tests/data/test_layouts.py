@@ -135,6 +135,7 @@ def test_cifar_with_official_splits_and_the_300k_random_images(cifar_root):
     ten = load_data(load_config("cifar10_lt", {**splits, "data.probe_split": "trainIdxList.npy"}).data)
     assert (greys(ten.train.images), ten.train.labels.tolist()) == ([7, 2, 5], [7, 2, 5])
     assert ten.probe.labels.tolist() == list(range(10))[::-1]
+    assert ten.labelled.labels.tolist() == list(range(10))  # the rows of a few-shot split are of the whole part
     assert (greys(ten.ood.images), ten.ood.images.shape) == (list(range(7)), (7, 3, 32, 32))
     hundred = load_data(load_config("cifar100_lt", splits).data)
     assert (greys(hundred.train.images), hundred.train.labels.tolist()) == ([7, 2, 5], [92, 97, 94])

@@ -1,9 +1,11 @@
 """What evaluation hands to the classifiers: the few-shot set, and two views of test images."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
-from made_up import session
+from made_up import blobs, session
 from PIL import Image
 
 from ltood_fast.data.image_set import DataError
@@ -33,6 +35,14 @@ def test_a_split_names_rows_of_the_probe_set(tmp_path):
     np.save(tmp_path / "few.npy", np.array([4, 0, 8]))
     made = session(tmp_path, data__few_shot_list=tmp_path / "few.npy", eval__few_shot=3)  # the list wins
     assert few_shot_set(made).tolist() == [4, 0, 8]
+
+
+def test_beside_a_split_of_the_probe_set_a_split_names_rows_of_the_whole(tmp_path):
+    np.save(tmp_path / "few.npy", np.array([40, 0, 38]))
+    made = session(tmp_path, data__few_shot_list=tmp_path / "few.npy", data__probe_split="probe.npy")
+    whole = blobs(60, 9)
+    made = replace(made, data=replace(made.data, labelled=whole))
+    assert torch.equal(few_shot_set(made).images, whole.images[[40, 0, 38]])
 
 
 def test_a_list_names_images_of_its_own(tmp_path):
