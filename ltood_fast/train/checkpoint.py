@@ -1,4 +1,8 @@
-"""Checkpoints: whole or not there, plain tensors and values only, checked before anything is taken from them."""
+"""Checkpoints: whole or not there, plain tensors and values only, checked before anything is taken from them.
+
+One file of rank 0, not torch.distributed.checkpoint: under DDP every rank holds the same state, which any number of
+ranks, or one process, then reads.
+"""
 
 from __future__ import annotations
 

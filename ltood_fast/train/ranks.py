@@ -1,6 +1,22 @@
 """The processes of one run: who they are by torchrun's environment, and what they do when one of them fails.
 
 All ranks go through the same epochs in the same order and draw the same random numbers; rank 0 alone writes files.
+
+What a run costs a rank, in bytes, float32. W ranks; of one: N views of H numbers; P parameters, C channels of BatchNorm
+in L layers; embeddings of D; m parts of a step (`optim.micro_batch`), f = 2 m forward passes, or m = f = 1::
+
+    sent, a step         (W - 1) / W (8 P + 32 m C + 8 (C + L)) + (W - 1) f (16 C + 8 L) + the loss
+    between steps        16 P (weights, gradients, momenta, DDP's buckets; AdamW 20 P; stage 2's guide 4 P more)
+    a step beside that   4 N H + the larger of 8 N D + the loss and 12 N D + the passes of one part
+
+for m > 1; else 4 N H + the passes of all views + the loss. The loss is what the docstrings of `ltood_fast.nt_xent` and
+`ltood_fast.guided_contrastive` say of it. A re-sampling of stage 1, with K clusters of N_id images by F features, T
+iterations of k-means, S steps of refinement, a budget of b images, b_1, b_2, ... of them for the clusters in turn::
+
+    sent                 (W - 1) / W (8 K F (1 + 2 T + 2 S) + 16 K T + 8 b (F + D) + N_id (4 F + 8))
+                         + (W - 1) (16 (b_1 + (b_1 + b_2) + ...) + 8 K (S + 1))
+
+The tests measure what is sent and a step in parts; the memory between steps is counted.
 """
 
 from __future__ import annotations
