@@ -28,6 +28,7 @@ def test_candidates_are_those_that_fit():
     for tile, of_entry in zip(TILES, found, strict=True):
         assert of_entry[0] == tile
         assert 1 < len(of_entry) == len(set(of_entry))
+        assert autotune.fitting(of_entry) == of_entry
     tile = next(tile for tile in TILES if tile.kernel == "kSums")
     wrong = [
         replace(tile, rows=256, slices=8),  # 256 KiB of rows
