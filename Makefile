@@ -22,7 +22,7 @@ CXX_FILES := $(shell find csrc -name '*.h' -o -name '*.cpp' -o -name '*.cu' -o -
 TEST_CXX_FILES := $(shell find python_tests benchmarks -name '*.h' -o -name '*.cpp' -o -name '*.cu' -o -name '*.cuh')
 SOURCES := $(CXX_FILES) csrc/sources.txt setup.py pyproject.toml
 
-.PHONY: demo test ptx-test lint format sanitize gpu-check gpu-build gpu-test gpu-sanitize gpu-conformance gpu-bench bench rivals clean
+.PHONY: demo test ptx-test lint format sanitize gpu-check gpu-build gpu-test gpu-sanitize gpu-conformance gpu-bench gpu-autotune gpu-method bench rivals clean
 
 demo: $(READY)
 	$(PY) -m ltood_fast train --config demo --run-dir $(RUN_DIR) $(DEMO_ARGS)
@@ -62,7 +62,7 @@ sanitize: $(READY)
 # sanitizer go over both paths: the kernels for sm_80, and where they exist and the device is one, those for Hopper.
 GPU_RESULTS ?= benchmarks/results
 GPU_SMALL := python_tests/ops/test_cuda_device.py -k same_bits
-gpu-check: gpu-build gpu-test gpu-sanitize gpu-conformance gpu-bench
+gpu-check: gpu-build gpu-test gpu-sanitize gpu-conformance gpu-bench gpu-autotune
 
 gpu-build: $(READY)
 	LTOOD_CUDA=1 $(PY) setup.py -q build_ext --inplace
@@ -84,6 +84,16 @@ gpu-conformance: $(READY)
 
 gpu-bench: $(READY)
 	PYTHONPATH=$(RIVALS_DIR) $(PY) -m benchmarks run --device cuda --results $(GPU_RESULTS) $(BENCH_ARGS)
+
+gpu-autotune: $(READY)
+	mkdir -p build $(GPU_RESULTS)
+	$(PY) -m benchmarks autotune > build/hopper_tiles.txt
+	mv build/hopper_tiles.txt $(GPU_RESULTS) && cat $(GPU_RESULTS)/hopper_tiles.txt
+
+# The method against its baselines with ResNet-18; METHOD_ARGS says where the images are and how many epochs. Not in
+# gpu-check: it needs data, and a call that is cut off goes on where it stopped.
+gpu-method: $(READY)
+	$(PY) -m ltood_fast experiment baselines --config cifar10_lt --output build/method $(METHOD_ARGS)
 
 # All ops against the rivals that are there, on the CPU. Pictures and a page from the JSON: python -m benchmarks plot|report
 bench: $(READY)

@@ -39,7 +39,7 @@ def read_sources() -> dict[str, list[str]]:
 
 
 def find_cuda_home() -> Path | None:
-    """The CUDA toolkit: CUDA_HOME, PyPI's cuda-toolkit[nvcc,cccl,cudart], /usr/local/cuda, or nvcc on PATH."""
+    """The CUDA toolkit: CUDA_HOME, the package cuda-toolkit[nvcc,cccl,cudart], /usr/local/cuda, or nvcc on PATH."""
     candidates = [os.environ.get("CUDA_HOME"), os.environ.get("CUDA_PATH")]
     try:
         import nvidia.cu13

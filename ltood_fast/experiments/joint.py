@@ -19,8 +19,8 @@ def variants(setting: Setting) -> list[Variant]:
 JOINT_VS_TWO_STAGE = Experiment(
     "joint-vs-two-stage",
     "are two stages better than one with all losses?",
-    "Training on ID and OOD images in a single stage with all losses degrades accuracy against two stages (hypothesis "
-    "and open question 1 of METHOD.md); the joint stage gets the epochs of both.",
+    "Training on ID and OOD images in a single stage with all losses degrades accuracy against two stages (the "
+    "source's hypothesis); the joint stage gets the epochs of both.",
     variants,
     compare(
         [Comparison("full", "joint-long")],

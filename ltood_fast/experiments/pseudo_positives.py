@@ -107,8 +107,7 @@ def summarise(setting: Setting, outcomes: Outcomes) -> Summary:
 PSEUDO_POSITIVES = Experiment(
     "pseudo-positives",
     "do nearest neighbours help as positives, at which weight, from where?",
-    "Nearest neighbours as positives encode semantic similarity without labels and separate classes better "
-    "(mechanism 2 of METHOD.md).",
+    "Nearest neighbours as positives encode semantic similarity without labels and separate classes better [source].",
     variants,
     summarise,
 )

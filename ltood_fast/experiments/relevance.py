@@ -144,8 +144,8 @@ def figure(outcomes: Outcomes, distances: dict[int, dict[str, dict[str, float]]]
 OOD_RELEVANCE = Experiment(
     "ood-relevance",
     "do OOD images have to be related to the ID ones?",
-    "The method assumes OOD images that are semantically relevant for the tail, so a farther pool helps less (open "
-    "question 2, first of the next checks of METHOD.md).",
+    "The method assumes OOD images that are semantically relevant for the tail, so a farther pool helps less (left "
+    "open by the source).",
     lambda setting: [SIMCLR, NONE, *pools(setting)],
     summarise,
 )

@@ -116,7 +116,7 @@ def summarise(setting: Setting, outcomes: Outcomes) -> Summary:
 SAMPLER_SCALING = Experiment(
     "sampler-scaling",
     "what does a re-sampling cost as the OOD pool grows, exactly and through FAISS?",
-    "Sampling from a large OOD set wants approximate nearest neighbours (failure signatures of METHOD.md): they save "
+    "Sampling from a large OOD set wants approximate nearest neighbours [source]: they save "
     f"time and keep at least {100 * ENOUGH:.0f} % of the choice [ours].",
     lambda setting: [],
     summarise,

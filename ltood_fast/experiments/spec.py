@@ -97,7 +97,7 @@ class Experiment:
     question: str
     """One line for a list."""
     claim: str
-    """One sentence, as METHOD.md makes it (arXiv 2506.12698), or ours where it makes none."""
+    """One sentence, as the source makes it (arXiv 2506.12698), or ours where it makes none."""
     variants: Callable[[Setting], list[Variant]]
     """Those with a row, in the order of the table; the guides that they need among them."""
     summarise: Callable[[Setting, Outcomes], Summary]

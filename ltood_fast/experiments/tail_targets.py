@@ -80,7 +80,7 @@ def summarise(setting: Setting, outcomes: Outcomes) -> Summary:
 TAIL_TARGETS = Experiment(
     "tail-targets",
     "do OOD images near clusters, near many clusters, or near the sparsest images serve the tail best?",
-    "Clusters of the ID images tell where the tail is (mechanism 1 of METHOD.md); so finer targets than the source's "
+    "Clusters of the ID images tell where the tail is [source]; so finer targets than the source's "
     "ten clusters should not serve Few better [ours].",
     lambda setting: [RANDOM, TAILNESS, OVER_CLUSTERED, SAMPLES],
     summarise,
