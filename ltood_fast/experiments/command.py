@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import difflib
 import json
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -58,7 +59,7 @@ def run_experiment(name: str, setting: Setting, *, train: bool = True) -> str:
     outcomes = read_outcomes(variants, result.reports)
     summary = experiment.summarise(setting, outcomes)
     folder = setting.output / name
-    write_results(folder, experiment, setting, runs, result, outcomes, summary)
+    write_results(folder, Findings(experiment, setting, runs, result, outcomes, summary))
     if train and result.failures:
         failed = "; ".join(f"{v}/seed{seed}: {why}" for (v, seed), why in result.failures.items())
         raise ExperimentError(f"experiment: every run must end, got {len(result.failures)} that did not ({failed})")
@@ -66,27 +67,29 @@ def run_experiment(name: str, setting: Setting, *, train: bool = True) -> str:
     return f"{tables}\n\n{summary.verdict.sentence}\n\nwritten: {folder}"
 
 
-def write_results(
-    folder: Path,
-    experiment: Experiment,
-    setting: Setting,
-    runs: list[Run],
-    result: GridResult,
-    outcomes: Outcomes,
-    summary: Summary,
-) -> None:
+@dataclass(frozen=True)
+class Findings:
+    """What the files of an experiment are written from."""
+
+    experiment: Experiment
+    setting: Setting
+    runs: list[Run]
+    result: GridResult
+    outcomes: Outcomes
+    summary: Summary
+
+
+def write_results(folder: Path, found: Findings) -> None:
     origin = provenance()
     folder.mkdir(parents=True, exist_ok=True)
-    page = _page(experiment, setting, result, summary, origin)
-    data = _numbers(experiment, setting, runs, result, outcomes, summary, origin)
+    page, data = _page(found, origin), _numbers(found, origin)
     _files.write_atomic(folder / "results.json", json.dumps(to_json(data), indent=1, allow_nan=False).encode())
-    _files.write_atomic(folder / "picture.png", to_png(summary.draw))
+    _files.write_atomic(folder / "picture.png", to_png(found.summary.draw))
     _files.write_atomic(folder / "table.md", page.encode())
 
 
-def _page(
-    experiment: Experiment, setting: Setting, result: GridResult, summary: Summary, origin: dict[str, Any]
-) -> str:
+def _page(found: Findings, origin: dict[str, Any]) -> str:
+    experiment, setting, summary, failures = found.experiment, found.setting, found.summary, found.result.failures
     options = " ".join(f"`--{key} {value}`" for key, value in without_folders(setting.overrides).items())
     parts = [
         f"# {experiment.name}: {experiment.question}",
@@ -98,20 +101,13 @@ def _page(
         f"{', '.join(map(str, setting.seeds))}; {origin['cpu']}{', ' + origin['gpu'] if origin['gpu'] else ''}, torch "
         f"{origin['versions']['torch']}, {origin['date']}.",
     ]
-    if result.failures:
-        parts.append("Missing: " + ", ".join(f"{name} seed {seed}" for name, seed in sorted(result.failures)) + ".")
+    if failures:
+        parts.append("Missing: " + ", ".join(f"{name} seed {seed}" for name, seed in sorted(failures)) + ".")
     return "\n\n".join(parts) + "\n"
 
 
-def _numbers(
-    experiment: Experiment,
-    setting: Setting,
-    runs: list[Run],
-    result: GridResult,
-    outcomes: Outcomes,
-    summary: Summary,
-    origin: dict[str, Any],
-) -> dict[str, Any]:
+def _numbers(found: Findings, origin: dict[str, Any]) -> dict[str, Any]:
+    experiment, setting, outcomes, summary = found.experiment, found.setting, found.outcomes, found.summary
     return {
         "schema": SCHEMA,
         "schema_version": SCHEMA_VERSION,
@@ -141,7 +137,7 @@ def _numbers(
             }
             for outcome in outcomes.by_run.values()
         ],
-        "missing": [run.name for run in runs if run.key in result.failures],
+        "missing": [run.name for run in found.runs if run.key in found.result.failures],
         **summary.values,
         **origin,
     }

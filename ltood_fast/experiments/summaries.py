@@ -50,7 +50,8 @@ def judge(outcomes: Outcomes, comparisons: Sequence[Comparison]) -> Verdict:
     found = [outcomes.compared(comparison) for comparison in comparisons]
     decisions = [outcomes.decided(comparison) for comparison in comparisons]
     facts = [
-        f"{comparison.better} − {comparison.worse} ({TITLES[comparison.measure]}) is {in_points(difference)} points"
+        f"{comparison.better} − {comparison.worse} ({TITLES[comparison.measure]}) "
+        + (f"is {in_points(difference)} points" if difference.n else "has no pair of runs")
         for comparison, difference in zip(comparisons, found, strict=True)
     ]
     counts = ""

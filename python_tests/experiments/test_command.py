@@ -17,20 +17,8 @@ def run(tmp_path, *argv):
 
 def test_from_the_command_to_the_table(tmp_path, quick_training, capsys):
     started, _ = quick_training
-    assert (
-        run(
-            tmp_path,
-            "ood-sampling",
-            *ARGUMENTS,
-            "--stage1.alpha",
-            "0.2",
-            "--data.test_list",
-            "/some/where/c",
-            "--data.root",
-            "/my/d",
-        )
-        == 0
-    )
+    options = ["--stage1.alpha", "0.2", "--data.test_list", "/some/where/c", "--data.root", "/my/d"]
+    assert run(tmp_path, "ood-sampling", *ARGUMENTS, *options) == 0
     out = capsys.readouterr().out
     assert "Not decided here: tailness − random (overall) is +0.00 ± 0.00 points" in out
     folder = tmp_path / "out" / "ood-sampling"
@@ -49,20 +37,7 @@ def test_from_the_command_to_the_table(tmp_path, quick_training, capsys):
     assert numbers["versions"]["torch"]
     assert (folder / "picture.png").read_bytes().startswith(b"\x89PNG")
 
-    assert (
-        run(
-            tmp_path,
-            "ablation",
-            *ARGUMENTS,
-            "--stage1.alpha",
-            "0.2",
-            "--data.test_list",
-            "/some/where/c",
-            "--data.root",
-            "/my/d",
-        )
-        == 0
-    )
+    assert run(tmp_path, "ablation", *ARGUMENTS, *options) == 0
     assert len(started()) == 8 + 2 * 7  # simclr and tailness are there
 
 

@@ -76,6 +76,10 @@ def test_a_claim_of_two_comparisons(outcomes):
     assert verdict.decision == "refuted"
     assert "a − b (overall) is +5.00 ± 0.00 points; b − a (Few) is -10.00 ± 0.00 points" in verdict.sentence
     assert verdict.sentence.endswith("(mean ± standard error, 2 seeds).")
+    assert (
+        "; a − c (overall) has no pair of runs ("
+        in judge(outcomes, [Comparison("a", "b"), Comparison("a", "c")]).sentence
+    )
 
 
 def test_groups_of_a_balanced_run_are_those_of_the_long_tail():

@@ -39,10 +39,10 @@ def test_the_guided_losses_see_the_id_images_alone(views, make_session, monkeypa
     stage.method.loss_of(z, seen, rows, 2)
     own = [1, 2, 4, 6, 7, 9]
     assert torch.equal(given["z"], z[own])
-    assert given["clusters"].tolist() == stage.method.clusters[[3, 7, 11, 3, 7, 11]].tolist()
+    assert given["clusters"].tolist() == stage.method.guide.clusters[[3, 7, 11, 3, 7, 11]].tolist()
     images = session.transform(session.data.train.images[[3, 7, 11, 3, 7, 11]]) if views == "clean" else seen[own]
     with torch.no_grad():
-        assert torch.allclose(given["guide"], stage.method.guide(images), atol=1e-5)
+        assert torch.allclose(given["guide"], stage.method.guide.network(images), atol=1e-5)
 
 
 def test_the_guide_is_the_network_of_the_last_sampling(make_session):
@@ -55,9 +55,10 @@ def test_the_guide_is_the_network_of_the_last_sampling(make_session):
             seen.append(before)
         assert (method.guide is None) == (epoch == 0)
         if epoch:
-            assert torch.equal(torch.cat([x.flatten().float() for x in method.guide.state_dict().values()]), seen[-1])
-            assert not method.guide.training
-            assert not any(p.requires_grad for p in method.guide.parameters())
+            guide = method.guide.network
+            assert torch.equal(torch.cat([x.flatten().float() for x in guide.state_dict().values()]), seen[-1])
+            assert not guide.training
+            assert not any(p.requires_grad for p in guide.parameters())
         with torch.no_grad():
             for p in stage.model.parameters():
                 p.add_(0.01 * torch.randn_like(p))

@@ -184,9 +184,9 @@ def test_the_guide_stays_frozen_and_the_student_starts_from_it(make_session):
     stage1 = train(session, "stage1")
     stage2 = Stage.open("stage2", session)
     assert torch.equal(weights(stage2), weights(stage1))
-    before = copy.deepcopy(stage2.method.guide.state_dict())
+    before = copy.deepcopy(stage2.method.guide.network.state_dict())
     stage2.run()
-    guide = stage2.method.guide
+    guide = stage2.method.guide.network
     assert not guide.training
     assert all(not p.requires_grad for p in guide.parameters())
     assert all(torch.equal(x, before[name]) for name, x in guide.state_dict().items())  # BatchNorm's statistics too
@@ -330,6 +330,8 @@ def test_a_guide_of_another_run_is_as_good_as_ones_own(make_session, tmp_path):
 
 def test_a_guide_of_another_network_is_one_sentence(make_session, tmp_path):
     train(make_session(), "stage1")
-    session = make_session(stages="stage2", stage2__guide=str(tmp_path / "stage1" / "last.pt"), model__out=8)
+    session = make_session(
+        stages="stage2", stage2__guide=str(tmp_path / "stage1" / "last.pt"), model__out=8, model__channels_last=True
+    )
     with pytest.raises(CheckpointError, match="must be of this run's network, got another out$"):
         Stage.open("stage2", session)
