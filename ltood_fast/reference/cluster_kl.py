@@ -1,4 +1,4 @@
-"""SPEC section 7 in plain PyTorch: clustering by KL refinement, in the form of DEC (Xie 2016, equations 1-3)."""
+"""Plain PyTorch: clustering by KL refinement, in the form of DEC (Xie 2016, equations 1-3)."""
 
 from __future__ import annotations
 

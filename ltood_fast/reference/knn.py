@@ -1,4 +1,4 @@
-"""SPEC section 8 in plain PyTorch: exact nearest neighbours by cosine, sparsity of a row, tailness of a cluster."""
+"""Plain PyTorch: exact nearest neighbours by cosine, sparsity of a row, tailness of a cluster."""
 
 from __future__ import annotations
 

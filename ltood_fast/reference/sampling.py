@@ -1,4 +1,4 @@
-"""SPEC section 9 in plain PyTorch: budgets of clusters, and the OOD rows that they take."""
+"""Plain PyTorch: budgets of clusters, and the OOD rows that they take."""
 
 from __future__ import annotations
 

@@ -87,7 +87,7 @@ def choose_ood(
     seed: int = 0,
     group: ProcessGroup | None = None,
 ) -> Sample:
-    """Tailness of the clusters, then the budgeted choice of OOD images (SPEC sections 8 and 9).
+    """Tailness of the clusters, then the budgeted choice of OOD images.
 
     Args:
         id_embeddings: float [N, F], what `clusters` were made of.
