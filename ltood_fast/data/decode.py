@@ -6,11 +6,13 @@ it releases the GIL.
 
 from __future__ import annotations
 
+import contextlib
+import fcntl
 import hashlib
 import os
 import warnings
 import zlib
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -24,6 +26,7 @@ IN_MEMORY_BYTES = 2 << 30  # a larger array is mapped, not read: sets larger tha
 FORMAT = 1
 SEAL_BYTES = 64 + 8  # fingerprint (SHA-256) and checksum (CRC-32), in hexadecimal digits
 CHUNK = 64  # files a task decodes
+DAMAGED = (ValueError, EOFError, OSError)  # what reading a broken cache file raises
 
 
 def default_cache_dir() -> Path:
@@ -35,7 +38,8 @@ def decode_files(files: Sequence[Path], image_size: int, cache_dir: str = "", na
 
     The cache file is a .npy array followed by a seal: the fingerprint of the image files (names, sizes, times), and the
     checksum of the array. A file with a wrong seal (damaged, cut off, of other images) is made again. Where
-    it cannot be written (full disk, no permission) a warning says so and the array stays in memory.
+    it cannot be written (full disk, no permission) a warning says so and the array stays in memory. Of several
+    processes that want it, the ranks of a run for one, the first makes it and the others wait.
 
     Args:
         files: the files, in order.
@@ -52,7 +56,10 @@ def decode_files(files: Sequence[Path], image_size: int, cache_dir: str = "", na
     if (images := _read_cached(cached, shape, key)) is not None:
         return images
     try:
-        _decode_into_file(files, shape, cached, key, name)
+        with _alone(cached):
+            with contextlib.suppress(*DAMAGED):  # made while this process waited
+                return _load_sealed(cached, shape, key)
+            _decode_into_file(files, shape, cached, key, name)
         return _load(cached, shape)
     except OSError as error:
         reason = error.strerror or error
@@ -88,25 +95,43 @@ def _load(path: Path, shape: tuple[int, ...]) -> Tensor:
     return torch.from_numpy(array if array.nbytes > IN_MEMORY_BYTES else np.array(array))
 
 
+def _load_sealed(path: Path, shape: tuple[int, ...], key: str) -> Tensor:
+    images = _load(path, shape)
+    with open(path, "rb") as file:
+        file.seek(-SEAL_BYTES, os.SEEK_END)
+        if file.read() != _seal(key, images.numpy()):
+            raise ValueError("its seal is wrong")
+    return images
+
+
 def _read_cached(path: Path, shape: tuple[int, ...], key: str) -> Tensor | None:
     if not path.is_file():
         return None
     try:
-        images = _load(path, shape)
-        with open(path, "rb") as file:
-            file.seek(-SEAL_BYTES, os.SEEK_END)
-            if file.read() == _seal(key, images.numpy()):
-                return images
-        reason = "its seal is wrong"
-    except (ValueError, EOFError, OSError) as error:
+        return _load_sealed(path, shape, key)
+    except DAMAGED as error:
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
     warnings.warn(f"data: cache file {path} is damaged ({reason}) and is made again", stacklevel=3)
     return None
 
 
+@contextlib.contextmanager
+def _alone(path: Path) -> Iterator[None]:
+    """Waits until no other process makes the file. The system lets go of the lock of one that dies. (One that comes
+    while the lock's file is taken away may make the file a second time: nothing is lost.)"""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    name = path.with_name(f".{path.name}.lock")
+    with open(name, "w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        try:
+            yield
+        finally:
+            name.unlink(missing_ok=True)
+            fcntl.flock(lock, fcntl.LOCK_UN)  # a process forked meanwhile keeps the file open
+
+
 def _decode_into_file(files: Sequence[Path], shape: tuple[int, ...], path: Path, key: str, name: str) -> None:
     """Decodes straight into a mapped file, which gets its name when it is whole."""
-    path.parent.mkdir(parents=True, exist_ok=True)
     partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
     try:
         array = np.lib.format.open_memmap(partial, mode="w+", dtype=np.uint8, shape=shape)

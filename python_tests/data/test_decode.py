@@ -1,5 +1,7 @@
 import errno
+import multiprocessing
 import os
+import queue
 import shutil
 import warnings
 
@@ -135,6 +137,32 @@ def test_the_cache_of_other_images_is_made_again(files, tmp_path, monkeypatch, m
     shutil.copy(one_cache_file(tmp_path / "theirs"), one_cache_file(tmp_path / "mine"))
     with pytest.warns(UserWarning, match="its seal is wrong"):
         assert torch.equal(decode_files(files, 8, str(tmp_path / "mine")), expected)
+
+
+def test_processes_that_want_the_same_files_decode_them_once(files, tmp_path, monkeypatch):
+    """Forked while one decodes: they wait for it, then read what it made, and would fail if they decoded themselves."""
+    cache, context = tmp_path / "cache", multiprocessing.get_context("fork")
+    made = context.Queue()
+
+    def other():
+        monkeypatch.setattr(decode, "_decode_all", None)
+        made.put(greys(decode_files(files, 8, str(cache)))[99])
+
+    def fork(files, image_size, out, name):
+        others.extend(context.Process(target=other, daemon=True) for _ in range(2))
+        for process in others:
+            process.start()
+        with pytest.raises(queue.Empty):
+            made.get(timeout=0.3)
+        decode_all(files, image_size, out, name)
+
+    others, decode_all = [], decode._decode_all
+    monkeypatch.setattr(decode, "_decode_all", fork)
+    decode_files(files, 8, str(cache))
+    assert [made.get(timeout=30) for _ in others] == [198, 198]
+    for process in others:
+        process.join(30)
+    one_cache_file(cache)
 
 
 def test_a_full_disk_costs_the_cache_and_nothing_else(files, tmp_path, monkeypatch):
