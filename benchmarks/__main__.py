@@ -44,7 +44,8 @@ def _compare(arguments: argparse.Namespace) -> int:
     changes = compare.compare(before, after, arguments.time, arguments.memory)
     print(compare.table(changes))
     regressions = sum(change.regressed for change in changes)
-    print(f"\n{regressions} regression{'' if regressions == 1 else 's'} in {len(changes)} comparisons")
+    compared = sum(change.what != "not run" for change in changes)
+    print(f"\n{regressions} regression{'' if regressions == 1 else 's'} in {compared} comparisons")
     return 1 if regressions else 0
 
 

@@ -15,7 +15,7 @@ class Change:
     case: str
     implementation: str
     what: str
-    """"time", "memory", "status" or "gone"."""
+    """"time", "memory", "status", "gone" or "not run"."""
     before: float | str
     after: float | str
     regressed: bool
@@ -36,15 +36,19 @@ def compare(before: dict[str, Any], after: dict[str, Any], time: float = 1.1, me
     """Every row of `before`, found again in `after` by case and implementation.
 
     A ratio after / before above `time` (of medians) or `memory` (of peaks) is a regression, and so is a row that was
-    timed before and is now wrong, failed, missing or gone.
+    timed before and is now wrong, failed, missing, or gone from its case. A case that the second run left out
+    (`--quick`, `--only`) is listed, and is none.
     """
     rows = {key(row): row for row in after["rows"]}
+    cases = {name[:-1] for name in rows}
     changes = []
     for a in before["rows"]:
         if a["status"] != OK:
             continue
         name, b = (a["case"], a["implementation"]), rows.get(key(a))
-        if b is None:
+        if b is None and key(a)[:-1] not in cases:
+            changes.append(Change(*name, "not run", OK, "not in the second run", False))
+        elif b is None:
             changes.append(Change(*name, "gone", OK, "not in the second run", True))
         elif b["status"] != OK:
             changes.append(Change(*name, "status", OK, f"{b['status']}: {b['message']}", True))

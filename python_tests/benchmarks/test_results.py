@@ -125,6 +125,16 @@ def test_a_ratio_below_the_threshold_is_none(result):
     assert not any(c.regressed for c in compare.compare(result, changed(result, median_ms=1.0)))
 
 
+def test_a_case_that_was_left_out_is_listed_and_no_regression(result, file, tmp_path, capsys):
+    left_out = copy.deepcopy(result)
+    left_out["rows"] = [row for row in result["rows"] if row["case"] != result["rows"][0]["case"]]
+    results_file.write(tmp_path / "part.json", left_out)
+    assert main(["compare", str(file), str(tmp_path / "part.json")]) == 0
+    printed = capsys.readouterr().out
+    assert "not in the second run" in printed
+    assert f"0 regressions in {2 * len(left_out['rows'])} comparisons" in printed
+
+
 def test_compare_exits_with_one_on_a_regression(result, file, tmp_path, capsys):
     slow = tmp_path / "slow.json"
     results_file.write(slow, changed(result, median_ms=4.0))
