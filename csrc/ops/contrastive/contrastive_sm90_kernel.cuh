@@ -4,16 +4,13 @@
 // tile      wide (parts * D <= 256): 128 columns × 256 rows, a consumer warpgroup 128 × 128 of them, 128 accumulators a
 //           thread; narrow (parts * D <= 512, or with neighbours): 128 × 128, a warpgroup 64 × 128
 // operands  columns are the A of a product and pass through a ring of slices of 64 features, 16 KiB each; rows are B
-// and
-//           stay: D = 128, bf16, wide: 64 KiB rows + 6 stages
+//           and stay: D = 128, bf16, wide: 64 KiB rows + 6 stages
 // sums      a thread's rows are the N of its products: it keeps 32 row sums (and nearest columns) in registers while
 //           columns pass and reduces them once a sweep; of a column it has 32 elements a tile: two shuffles end it
 // cost      N² D / 2 multiply-adds (times 3 for float32), N² / 2 exponentials; from L2 16 KiB a slice of 128 columns,
-// for
-//           256 rows: 16 bytes a clock and SM at D = 128 if the tensor cores never wait
+//           for 256 rows: 16 bytes a clock and SM at D = 128 if the tensor cores never wait
 // limiter   at D = 128 a wide tile takes 2,048 clocks of tensor cores and 2,048 of ex2: the warpgroups take turns,
-// one's
-//           products under the other's exponentials. Not yet verified on hardware.
+//           one's products under the other's exponentials. Not yet verified on hardware.
 #pragma once
 
 #include "cuda/primitives/math.cuh"
