@@ -1,23 +1,14 @@
 // Products of tiles whose shapes repeat. For callers inside a parallel region: one thread a product.
 #pragma once
 
-#include <ATen/core/Tensor.h>
 #include <ATen/native/CPUBlas.h>
-#include <ATen/ops/addmm.h>
-#include <ATen/ops/from_blob.h>
-#include <ATen/ops/mm.h>
 
 #include <algorithm>
 #include <cstdint>
 
-namespace ltood {
+#include "common/gemm_double.h"
 
-// A row-major matrix whose rows lie `stride` elements apart.
-template <typename T>
-struct Matrix {
-  T* data;
-  int64_t stride;
-};
+namespace ltood {
 
 // c [m, n] = a [m, k] b [k, n], or c += a b.
 //
@@ -31,19 +22,6 @@ inline void multiply(int64_t m, int64_t n, int64_t k, Matrix<const float> a, Mat
   for (int64_t row = 0; row < m; row += kPanel) {
     at::native::cpublas::brgemm(std::min(kPanel, m - row), n, k, a.stride, b.stride, c.stride, add,
                                 a.data + row * a.stride, b.data, c.data + row * c.stride, /*is_vnni=*/false);
-  }
-}
-
-inline void multiply(int64_t m, int64_t n, int64_t k, Matrix<const double> a, Matrix<const double> b, Matrix<double> c,
-                     bool add) {
-  const auto view = [](const double* data, int64_t rows, int64_t columns, int64_t stride) {
-    return at::from_blob(const_cast<double*>(data), {rows, columns}, {stride, 1}, at::kDouble);
-  };
-  at::Tensor out = view(c.data, m, n, c.stride);
-  if (add) {
-    at::addmm_out(out, out, view(a.data, m, k, a.stride), view(b.data, k, n, b.stride));
-  } else {
-    at::mm_out(out, view(a.data, m, k, a.stride), view(b.data, k, n, b.stride));
   }
 }
 

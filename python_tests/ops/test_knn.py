@@ -87,12 +87,27 @@ def test_mixed_dtypes(device):
     check(x, 4, y.double(), device=device)
 
 
+def copies(n, d, dtype=torch.float32):
+    """Copies of 10 rows all over the tiles, and the number of each."""
+    kind = (torch.arange(n) % 10)[torch.randperm(n)]
+    return torch.randn(10, d, dtype=dtype)[kind], kind
+
+
+@pytest.mark.parametrize("n", [300, 1200])
+@pytest.mark.parametrize("d", [1, 5, 64])
+def test_equal_rows_tie_exactly_in_float64(n, d):
+    """The first four of the other copies, also where a row is a single number and its cosines are 1 and -1."""
+    x, kind = copies(n, d, torch.float64)
+    kind = kind if d > 1 else x[:, 0].sign()
+    same = (kind[:, None] == kind).fill_diagonal_(False)
+    assert torch.equal(ltood_fast.knn(x, 4)[1], same.int().sort(dim=1, descending=True, stable=True).indices[:, :4])
+
+
 @pytest.mark.parametrize("n", [100, 777, 3000])
 @pytest.mark.parametrize("d", [2, 17, 129, 1000])
 def test_equal_rows_tie_exactly(n, d, device):
-    """Copies of 10 rows all over the tiles: a rounding that depends on the place in a tile would mix their order."""
-    kind = (torch.arange(n) % 10)[torch.randperm(n)]
-    x = torch.randn(10, d)[kind]
+    """A rounding that depends on the place in a tile would mix their order."""
+    x, kind = copies(n, d)
     members = [(kind == c).nonzero()[:, 0] for c in range(10)]
     expected = torch.stack([members[c][members[c] != i][:4] for i, c in enumerate(kind.tolist())])
     x = x.to(device)

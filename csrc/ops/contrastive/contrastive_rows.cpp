@@ -24,10 +24,16 @@ LTOOD_INLINE void norms_of(const T* x, int64_t n, int64_t d, double* norms) {
 template <typename T>
 LTOOD_INLINE void normalize(T* x, int64_t n, int64_t d, const double* norms) {
   for (int64_t i = 0; i < n; ++i) {
-    const double inverse = 1 / (norms[i] < kNormEps ? kNormEps : norms[i]);
+    const double length = norms[i] < kNormEps ? kNormEps : norms[i], inverse = 1 / length;
     T* __restrict row = x + i * d;
 #pragma omp simd
-    for (int64_t c = 0; c < d; ++c) row[c] = static_cast<T>(row[c] * inverse);
+    for (int64_t c = 0; c < d; ++c) {
+      if constexpr (sizeof(T) == sizeof(double)) {  // as the definition rounds it: what ties there ties here
+        row[c] = row[c] / length;
+      } else {
+        row[c] = static_cast<T>(row[c] * inverse);
+      }
+    }
   }
 }
 
