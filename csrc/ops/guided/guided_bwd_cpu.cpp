@@ -1,9 +1,11 @@
 // Backward of the guided family on the CPU. With G_ij = dL/ds_ij, the gradient of the unit row z_i is
 //   (1/tau) sum_j H_ij z_j,   H = G + G^T,
-// so every tile of rows owns its result: each reads its own negatives, the rows it is a negative of, and the softmaxes
-// both ways. Positives are added row by row, the gradient goes back through the normalisation last.
+// so every tile of rows owns its result: each reads its own negatives and the rows it is a negative of. The softmaxes
+// of all pairs come first, both ways at once (in a rectangle with the tiles), positives are added row by row, and the
+// gradient goes back through the normalisation last.
 #include <ATen/ops/empty.h>
 #include <ATen/ops/scalar_tensor.h>
+#include <ATen/ops/zeros.h>
 #include <torch/library.h>
 
 #include <cmath>
@@ -11,6 +13,7 @@
 #include <tuple>
 
 #include "common/dispatch.h"
+#include "ops/guided/guided_pairs.h"
 #include "ops/guided/guided_rows.h"
 
 namespace ltood {
@@ -137,12 +140,14 @@ void add_contrast_row(const GuidedTiles<T>& in, const RowGradients<T>& rows, int
   }
 }
 
-// grad [N, D] by slot, in units of tau: all pairs but the positives and the negatives of rows that fell back.
+// grad [N, D] by slot, in units of tau, += all pairs but the positives and the negatives of rows that fell back.
 template <typename T>
 void backward_tile(const GuidedTiles<T>& in, const RowGradients<T>& rows_gradients, const int64_t* positions,
                    int64_t rows, Scratch<T>& scratch, T* grad) {
   in.load(positions, rows, scratch);
-  std::fill_n(scratch.grad.get(), rows * in.z.width, T(0));
+  for (int64_t r = 0; r < rows; ++r) {
+    std::copy_n(grad + in.order.slot(positions[r]) * in.z.width, in.z.width, scratch.grad.get() + r * in.z.width);
+  }
   const auto spans = in.distill ? std::vector<Span>{in.order.everything()} : active_spans(in.order, positions, rows);
   for_each_column_tile(spans, [&](Span columns) {
     in.student_products(rows, columns, scratch);
@@ -271,7 +276,7 @@ double through_normalisation(const GuidedTiles<T>& in, bool normalize, double te
   return std::accumulate(along.begin(), along.end(), 0.0);
 }
 
-// Everything but the positives.
+// grad += everything but the positives.
 template <typename T>
 void add_tiles(const GuidedTiles<T>& in, const RowGradients<T>& rows_gradients, T* grad) {
   in.for_each_row_tile(in.order.all_positions(), [&](const int64_t* positions, int64_t rows, Scratch<T>& scratch) {
@@ -286,13 +291,19 @@ template <typename T>
 std::tuple<at::Tensor, at::Tensor> backward(const GuidedArguments& arguments, const GuidedSaved& saved) {
   const int64_t n = arguments.n(), width = arguments.z.size(1);
   const bool has_contrast = arguments.clusters.has_value();
+  const bool paired = arguments.distill && pairs_serve<T>(arguments);
   RowOrder order = order_rows(arguments);
   if (has_contrast) order.mark_fallback(saved.neighbors.const_data_ptr<int64_t>(), saved.neighbors.size(1));
-  const GuidedTiles<T> in(arguments, order);
+  at::Tensor of_pairs = paired ? backward_pairs<T>(arguments, saved) : at::Tensor();
+  const std::unique_ptr<T[]> grad(new T[n * width]());  // by position
+  for (int64_t i = 0; paired && i < n; ++i) {
+    std::copy_n(of_pairs.const_data_ptr<T>() + order.row_at[i] * width, width, grad.get() + i * width);
+  }
+  of_pairs.reset();
+  GuidedTiles<T> in(arguments, order);
+  in.distill = arguments.distill && !paired;
   const RowGradients<T> rows_gradients = order_gradients(saved, in);
-
-  const std::unique_ptr<T[]> grad(new T[n * width]);  // by position
-  add_tiles(in, rows_gradients, grad.get());
+  if (in.contrast || in.distill) add_tiles(in, rows_gradients, grad.get());
   if (has_contrast) add_positives(in, rows_gradients, saved.neighbors, grad.get());
   const double along = through_normalisation(in, arguments.normalize, arguments.temperature, grad.get());
 
@@ -317,7 +328,7 @@ at::Tensor push_block(const GuidedArguments& arguments, const GuidedStates& stat
   const RowGradients<T> rows_gradients = order_states(states, in);
   const int64_t n = arguments.rows->z.size(0), width = in.z.width;
   const auto type = c10::CppTypeToScalarType<T>::value;
-  at::Tensor by_slot = at::empty({n, width}, type), push = at::empty({n, width}, type);
+  at::Tensor by_slot = at::zeros({n, width}, type), push = at::empty({n, width}, type);
   T *grad = by_slot.mutable_data_ptr<T>(), *out = push.mutable_data_ptr<T>();
   add_tiles(in, rows_gradients, grad);
   at::parallel_for(order.first, order.size(), 64, [&](int64_t begin, int64_t end) {

@@ -1,6 +1,6 @@
-// Forward of the guided family on the CPU: one pass over tiles of (rows x columns) finds the guide's neighbours and
-// sums the negatives and both softmaxes; a second one serves the few rows that fall back on all others; positives come
-// last.
+// Forward of the guided family on the CPU: one pass over all pairs finds the guide's neighbours and sums both
+// softmaxes, one over tiles of (rows x columns) sums the negatives, a third serves the few rows that fall back on all
+// others; positives come last. A rectangle does the first two in one.
 #include <ATen/ops/empty.h>
 #include <ATen/ops/full.h>
 #include <torch/library.h>
@@ -10,6 +10,7 @@
 
 #include "common/check.h"
 #include "common/dispatch.h"
+#include "ops/guided/guided_pairs.h"
 #include "ops/guided/guided_rows.h"
 
 namespace ltood {
@@ -20,8 +21,8 @@ using Outputs = std::tuple<at::Tensor, at::Tensor, at::Tensor, at::Tensor, at::T
 
 template <typename T>
 struct ForwardState {
-  std::vector<ExpSum<T>> negatives;          // [N] by position
-  std::vector<DivergenceSum<T>> divergence;  // [N] by position
+  std::vector<ExpSum<T>> negatives;          // [N] by slot
+  std::vector<DivergenceSum<T>> divergence;  // [N] by result row
   int64_t k = 0;                             // neighbours to search for; 0: they are given
   std::unique_ptr<T[]> best;                 // [N, k] by row
   int64_t* best_row = nullptr;               // [N, k] by row
@@ -91,7 +92,7 @@ void forward_tile(const GuidedTiles<T>& in, const int64_t* positions, int64_t ro
       if (distill) {
         without(columns, self, [&](Span part) {
           const int64_t from = part.begin - columns.begin;
-          add_distill(state.divergence[slot], s + from, cos + from, part.size(), in.teacher_scale);
+          add_distill(state.divergence[in.order.result_row(i)], s + from, cos + from, part.size(), in.teacher_scale);
         });
       }
     }
@@ -143,12 +144,11 @@ void finish_row(const GuidedTiles<T>& in, int64_t i, const int64_t* neighbors, i
 
 // The divergences and both log-sums, by row; a row alone has divergence 0.
 template <typename T>
-void write_distill(const RowOrder& order, const ForwardState<T>& state, T* kl, double* student_lse,
-                   double* teacher_lse) {
-  for (int64_t i = 0; i < order.size(); ++i) {
-    const int64_t row = order.row_at[i];
-    const DivergenceSum<T>& sums = state.divergence[i];
-    kl[row] = order.size() == 1 ? T(0) : static_cast<T>(sums.nats());
+void write_distill(const ForwardState<T>& state, T* kl, double* student_lse, double* teacher_lse) {
+  const size_t n = state.divergence.size();
+  for (size_t row = 0; row < n; ++row) {
+    const DivergenceSum<T>& sums = state.divergence[row];
+    kl[row] = n == 1 ? T(0) : static_cast<T>(sums.nats());
     student_lse[row] = sums.student.log2() * kLn2;
     teacher_lse[row] = sums.teacher.log2() * kLn2;
   }
@@ -173,33 +173,39 @@ void contrast(const GuidedTiles<T>& in, RowOrder& order, int64_t* neighbors, int
 template <typename T>
 Outputs forward(const GuidedArguments& arguments, int64_t k) {
   const int64_t n = arguments.n();
-  const bool has_contrast = arguments.clusters.has_value();
-  RowOrder order = order_rows(arguments);
-  const GuidedTiles<T> in(arguments, order);
-
+  const bool has_contrast = arguments.clusters.has_value(), has_distill = arguments.distill;
   const bool search = has_contrast && !arguments.neighbors.has_value();
+  const bool paired = has_distill && pairs_serve<T>(arguments);
+
   const auto options = at::TensorOptions().dtype(c10::CppTypeToScalarType<T>::value);
   const auto rows_of = [&](bool used, at::ScalarType dtype) { return at::empty({used ? n : 0}, options.dtype(dtype)); };
   const auto dtype = options.dtype().toScalarType();
-  at::Tensor loss = rows_of(has_contrast, dtype), kl = rows_of(in.distill, dtype);
+  at::Tensor loss = rows_of(has_contrast, dtype), kl = rows_of(has_distill, dtype);
   at::Tensor weight = rows_of(has_contrast, at::kDouble), lse = rows_of(has_contrast, at::kDouble);
-  at::Tensor student_lse = rows_of(in.distill, at::kDouble), teacher_lse = rows_of(in.distill, at::kDouble);
-  at::Tensor neighbors = !has_contrast ? at::empty({n, 0}, options.dtype(at::kLong))
-                         : search      ? at::full({n, k}, -1, options.dtype(at::kLong))
-                                       : arguments.neighbors->clone();
+  at::Tensor student_lse = rows_of(has_distill, at::kDouble), teacher_lse = rows_of(has_distill, at::kDouble);
+  at::Tensor neighbors =
+      has_contrast && !search ? arguments.neighbors->clone() : at::empty({n, 0}, options.dtype(at::kLong));
   ForwardState<T> state;
   state.negatives.resize(has_contrast ? n : 0);
-  state.divergence.resize(in.distill ? n : 0);
-  if (search) state.search(n, k, neighbors.mutable_data_ptr<int64_t>());
-  in.for_each_row_tile(order.all_positions(), [&](const int64_t* positions, int64_t rows, Scratch<T>& scratch) {
-    forward_tile(in, positions, rows, false, scratch, state);
-  });
-  if (has_contrast) {
-    contrast(in, order, neighbors.mutable_data_ptr<int64_t>(), neighbors.size(1), state,
-             {loss.mutable_data_ptr<T>(), weight.mutable_data_ptr<double>(), lse.mutable_data_ptr<double>()});
+  state.divergence.resize(has_distill ? n : 0);
+  if (search || paired) {
+    const at::Tensor found = forward_pairs<T>(arguments, search ? k : 0, paired ? &state.divergence : nullptr);
+    if (search) neighbors = found;
   }
-  if (in.distill) {
-    write_distill(order, state, kl.mutable_data_ptr<T>(), student_lse.mutable_data_ptr<double>(),
+  if (has_contrast || (has_distill && !paired)) {
+    RowOrder order = order_rows(arguments);
+    GuidedTiles<T> in(arguments, order);
+    in.distill = has_distill && !paired;
+    in.for_each_row_tile(order.all_positions(), [&](const int64_t* positions, int64_t rows, Scratch<T>& scratch) {
+      forward_tile(in, positions, rows, false, scratch, state);
+    });
+    if (has_contrast) {
+      contrast(in, order, neighbors.mutable_data_ptr<int64_t>(), neighbors.size(1), state,
+               {loss.mutable_data_ptr<T>(), weight.mutable_data_ptr<double>(), lse.mutable_data_ptr<double>()});
+    }
+  }
+  if (has_distill) {
+    write_distill(state, kl.mutable_data_ptr<T>(), student_lse.mutable_data_ptr<double>(),
                   teacher_lse.mutable_data_ptr<double>());
   }
   const auto wide = wide_dtype(arguments.z.scalar_type());
@@ -231,7 +237,7 @@ void write_block_distill(const RowOrder& order, const ForwardState<T>& state, do
                          double* excess, double* gap) {
   for (const int64_t i : order.all_positions()) {
     const int64_t row = order.result_row(i);
-    const DivergenceSum<T>& sums = state.divergence[order.slot(i)];
+    const DivergenceSum<T>& sums = state.divergence[row];
     const bool empty = sums.teacher.sum == 0;
     student_lse[row] = sums.student.log2() * kLn2;
     teacher_lse[row] = sums.teacher.log2() * kLn2;

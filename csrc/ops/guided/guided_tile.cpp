@@ -108,6 +108,73 @@ LTOOD_INLINE void grad_distill_of(T* h, const T* s, const T* cos, int64_t n, T s
   }
 }
 
+// Of the columns of a tile, on the stack.
+template <typename T>
+struct ColumnSums {
+  alignas(64) T student[kMaxPairs] = {}, teacher[kMaxPairs] = {}, excess[kMaxPairs] = {}, gap[kMaxPairs] = {};
+};
+
+template <typename T>
+LTOOD_INLINE void add_row_of_pairs(const PairTile<T>& tile, int64_t r, int64_t begin, int64_t end, PairSums rows,
+                                   ColumnSums<T>& columns) {
+  constexpr bool kNarrow = sizeof(T) == sizeof(float);  // as in add_distill_of
+  const T* __restrict v = tile.student + r * tile.stride;
+  const T* __restrict w = tile.guide + r * tile.stride;
+  T student = 0, teacher = 0, excess = 0, gap = 0;
+#pragma omp simd reduction(+ : student, teacher, excess, gap)
+  for (int64_t c = begin; c < end; ++c) {
+    const T s = v[c] * tile.student_scale, t = w[c] * tile.teacher_scale, u = t - s;
+    const T q = exp2_simd(s), p = exp2_simd(t);
+    T difference = q - p;
+    if constexpr (kNarrow) difference = std::abs(u) <= T(0.5) ? p * exp2_minus_1(-u) : difference;
+    student += q;
+    teacher += p;
+    excess += p * u;
+    gap += difference;
+    columns.student[c] += q;
+    columns.teacher[c] += p;
+    columns.excess[c] += p * u;
+    columns.gap[c] += difference;
+  }
+  rows.student[r] += student;
+  rows.teacher[r] += teacher;
+  rows.excess[r] += excess;
+  rows.gap[r] += gap;
+}
+
+template <typename T>
+LTOOD_INLINE void add_pairs_of(const PairTile<T>& tile, PairSums rows, PairSums columns) {
+  ColumnSums<T> sums;
+  for (int64_t r = 0; r < tile.rows; ++r) {
+    add_row_of_pairs(tile, r, 0, tile.diagonal ? r : tile.cols, rows, sums);
+    if (tile.diagonal) add_row_of_pairs(tile, r, r + 1, tile.cols, rows, sums);
+  }
+  if (tile.diagonal) return;
+  for (int64_t c = 0; c < tile.cols; ++c) {
+    columns.student[c] += sums.student[c];
+    columns.teacher[c] += sums.teacher[c];
+    columns.excess[c] += sums.excess[c];
+    columns.gap[c] += sums.gap[c];
+  }
+}
+
+template <typename T>
+LTOOD_INLINE void weigh_pairs_of(const PairTile<T>& tile, PairFactors<T> rows, PairFactors<T> columns) {
+  const T* __restrict student = columns.student;
+  const T* __restrict teacher = columns.teacher;
+  for (int64_t r = 0; r < tile.rows; ++r) {
+    T* __restrict v = tile.student + r * tile.stride;
+    const T* __restrict w = tile.guide + r * tile.stride;
+    const T a = rows.student[r], b = rows.teacher[r];
+#pragma omp simd
+    for (int64_t c = 0; c < tile.cols; ++c) {
+      v[c] = (a + student[c]) * exp2_simd(v[c] * tile.student_scale) -
+             (b + teacher[c]) * exp2_simd(w[c] * tile.teacher_scale);
+    }
+    if (tile.diagonal) v[r] = 0;
+  }
+}
+
 template <typename T>
 LTOOD_INLINE bool any_reaches(const T* cos, int64_t n, T floor) {
   int any = 0;
@@ -224,6 +291,12 @@ double DivergenceSum<T>::nats() const {
   LTOOD_CLONES void grad_distill(T* h, const T* s, const T* cos, int64_t n, T scale, DistillRow<T> row,               \
                                  DistillRow<T> columns) {                                                             \
     grad_distill_of(h, s, cos, n, scale, row, columns);                                                               \
+  }                                                                                                                   \
+  LTOOD_CLONES void add_pairs(PairTile<T> tile, PairSums rows, PairSums columns) {                                    \
+    add_pairs_of(tile, rows, columns);                                                                                \
+  }                                                                                                                   \
+  LTOOD_CLONES void weigh_pairs(PairTile<T> tile, PairFactors<T> rows, PairFactors<T> columns) {                      \
+    weigh_pairs_of(tile, rows, columns);                                                                              \
   }                                                                                                                   \
   LTOOD_CLONES void keep_best(NeighborSearch<T> search, const T* cos, const int64_t* rows, const T* guide, int64_t n, \
                               int64_t first) {                                                                        \

@@ -84,6 +84,42 @@ void grad_distill(float* h, const float* s, const float* cos, int64_t n, float s
 void grad_distill(double* h, const double* s, const double* cos, int64_t n, double scale, DistillRow<double> row,
                   DistillRow<double> columns);
 
+// A tile of pairs of rows, each computed once for both: cosines (or products) of the student and of the guide, `stride`
+// apart; s and t are these times their scales. On the diagonal of the N×N pairs a row meets itself, which no sum
+// counts, and sums go to the rows alone.
+template <typename T>
+struct PairTile {
+  T* student;      // [rows, stride]
+  const T* guide;  // [rows, stride]
+  int64_t stride, rows, cols;
+  T student_scale, teacher_scale;
+  bool diagonal;
+};
+
+constexpr int64_t kMaxPairs = 256;  // rows and columns of such a tile
+
+// What a row's divergence needs, not shifted (DivergenceSum on a maximum of 0), and what its gradient needs: weights
+// times exp(-lse). All for exponents in the range where that is safe.
+struct PairSums {
+  double *student, *teacher, *excess, *gap;  // [n]
+
+  PairSums from(int64_t i) const { return {student + i, teacher + i, excess + i, gap + i}; }
+};
+template <typename T>
+struct PairFactors {
+  const T *student, *teacher;  // [n]
+
+  PairFactors from(int64_t i) const { return {student + i, teacher + i}; }
+};
+
+// Forward: the sums of the tile's rows and of its columns.
+void add_pairs(PairTile<float> tile, PairSums rows, PairSums columns);
+void add_pairs(PairTile<double> tile, PairSums rows, PairSums columns);
+
+// Backward: student_rc <- (A_r + A_c) 2^s - (B_r + B_c) 2^t, the h of both rows; two exponentials a pair.
+void weigh_pairs(PairTile<float> tile, PairFactors<float> rows, PairFactors<float> columns);
+void weigh_pairs(PairTile<double> tile, PairFactors<double> rows, PairFactors<double> columns);
+
 // The search for the k best cosines of a row, best first, ties to the lower row; NaN ranks above all numbers.
 // The cosines of a tile only select candidates: how a matrix product rounds depends on where a column stands, and equal
 // rows of the guide must tie. A candidate within `margin` of the k-th best is measured again by dot(), which always
