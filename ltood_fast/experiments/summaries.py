@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -59,9 +60,10 @@ def judge(outcomes: Outcomes, comparisons: Sequence[Comparison]) -> Verdict:
         numbers = (decisions.count(decision) for decision in (HELD, REFUTED, UNDECIDED))
         counts = "of {} differences {} held, {} refuted, {} not decided".format(len(facts), *numbers)
         facts = [fact for fact, decision in zip(facts, decisions, strict=True) if decision == REFUTED]
-    n = max(difference.n for difference in found)
+    least, most = min(d.n or math.inf for d in found), max(d.n for d in found)
+    seeds = f"{least} to {most}" if least < most else str(most)
     said = "; ".join(filter(None, [counts, *facts]))
-    return say(all_of(decisions), n, f"{said} (mean ± standard error, {n} seed{'s' * (n != 1)})")
+    return say(all_of(decisions), most, f"{said} (mean ± standard error, {seeds} seed{'s' * (most != 1)})")
 
 
 def _values(outcomes: Outcomes, comparison: Comparison) -> dict[str, object]:

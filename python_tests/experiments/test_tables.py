@@ -80,6 +80,8 @@ def test_a_claim_of_two_comparisons(outcomes):
         "; a − c (overall) has no pair of runs ("
         in judge(outcomes, [Comparison("a", "b"), Comparison("a", "c")]).sentence
     )
+    uneven = judge(outcomes, [Comparison("a", "b"), Comparison("b", "b")])
+    assert uneven.sentence.endswith("(mean ± standard error, 2 to 3 seeds).")
 
 
 def test_groups_of_a_balanced_run_are_those_of_the_long_tail():
