@@ -140,7 +140,8 @@ Problem topk(const Operand& u, const cuda::DeviceLimits& limits) {
 Problem distillation(bool backward, int slices, int rows, const cuda::DeviceLimits& limits) {
   GuidedParams p{};
   p.z = p.v = operand(1, slices / 2, rows), p.e = operand(1, slices / 2, rows, 2);
-  p.n = rows, p.padded = cuda::ceil_div(rows, kGuidedRows) * kGuidedRows, p.distill = 1, p.weighted = 1, p.splits = 1;
+  p.n = p.columns = rows, p.padded = cuda::ceil_div(rows, kGuidedRows) * kGuidedRows;
+  p.distill = 1, p.weighted = 1, p.splits = 1;
   p.backward = backward, p.gamma = 1, p.inv_tau = kInvTau;
   const int blocks = p.padded / kGuidedRows, words = cuda::ceil_div(p.padded / kGuidedColumns, 32);
   p.tiles = put(std::vector<uint32_t>(size_t(blocks) * words, ~0u));

@@ -1,5 +1,5 @@
 """torch.ops.ltood_fast.gather_batch: the rows of all ranks on every rank, for the losses of stage 2 where there is no
-kernel for blocks of rows and columns (`_guided_group`).
+kernel for blocks of rows and columns (`_guided_group`): the reference, which float64 on CUDA runs too.
 
 Every rank then computes the whole loss; its gradient with respect to the rows of a rank comes back from all ranks in a
 reduce-scatter, so that it is the gradient of the sum of what all ranks return.

@@ -112,6 +112,11 @@ class Keys:
         every = [x.contiguous() for x in peers.gather(torch.stack(columns, dim=1)).unbind(dim=1)] if columns else []
         self.instance, self.cluster = every[:2] if inputs.contrast else (None, None)
         self.more = every[len(named) :]
+        if inputs.contrast:  # a GPU's numbers are not read: what is out of range belongs to no cluster, here K
+            count = len(inputs.far)
+            self.cluster = self.cluster.where((self.cluster >= 0) & (self.cluster < count), count)
+            far = inputs.far.where((inputs.far >= 0) & (inputs.far < count), count + 1)
+            self.own_far = torch.cat([far, far.new_full((1,), count + 1)])[self.cluster[self.own]]
 
     def of_block(self, columns: slice) -> tuple[Tensor | None, ...]:
         """Clusters, far and instances of the own rows and of a shard, as the kernels take them."""
@@ -122,12 +127,15 @@ class Keys:
 
     def others_in_far(self) -> Tensor:
         """[n]: how many rows of other instances each own row's farthest cluster holds."""
-        clusters, own_far = len(self.far), self.far[self.cluster[self.own]]
-        instance = self.instance.unique(return_inverse=True)[1]
-        ranked = (instance * clusters + self.cluster).sort().values
-        key = instance[self.own] * clusters + own_far
-        of_own = torch.searchsorted(ranked, key, right=True) - torch.searchsorted(ranked, key)
-        return self.cluster.bincount(minlength=clusters)[own_far] - of_own
+        stride, instance = len(self.far) + 2, torch.searchsorted(self.instance.sort().values, self.instance)
+        of_own = _occurrences(instance * stride + self.cluster, instance[self.own] * stride + self.own_far)
+        return _occurrences(self.cluster, self.own_far) - of_own
+
+
+def _occurrences(values: Tensor, wanted: Tensor) -> Tensor:
+    """How often each of the wanted is among the values: what `bincount` would wait for a GPU to tell."""
+    ranked = values.sort().values
+    return torch.searchsorted(ranked, wanted, right=True) - torch.searchsorted(ranked, wanted)
 
 
 def _given(inputs: Inputs, peers: Peers, keys: Keys) -> Tensor:
@@ -136,7 +144,9 @@ def _given(inputs: Inputs, peers: Peers, keys: Keys) -> Tensor:
     if chosen.device.type == "cpu" and chosen.numel():  # what one rank refuses, all of them raise
         extremes = torch.stack([chosen.min(), chosen.max()])[None]
         check.index_range(inputs.op, "pos_idx", gather_even(inputs.op, peers.group, extremes), -1, peers.total)
-    chosen = chosen.where(keys.instance[chosen.clamp(min=0)] != keys.instance[keys.own][:, None], -1)
+    outside = (chosen < 0) | (chosen >= peers.total)  # a GPU's numbers are not read
+    same = keys.instance[chosen.masked_fill(outside, 0)] == keys.instance[keys.own][:, None]
+    chosen = chosen.masked_fill(outside | same, -1)
     named_before = (chosen[:, :, None] == chosen[:, None, :]).tril(-1).any(dim=2)
     return chosen.masked_fill(named_before, -1)
 
@@ -180,7 +190,7 @@ class Sums:
         """(loss, weight, lse, pairs, fallback), pairs [3, n, k]: s, the share of exp(s) that the sums of the shards
         have left out, and the attraction, of the neighbours."""
         block, chosen = self.block, self.neighbors >= 0
-        in_far = chosen & (keys.cluster[self.neighbors.clamp(min=0)] == keys.far[keys.cluster[keys.own]][:, None])
+        in_far = chosen & (keys.cluster[self.neighbors.clamp(min=0)] == keys.own_far[:, None])
         fallback = others == in_far.sum(dim=1)
         share = 1 - self.inputs.force(-self.cos).where(in_far | fallback[:, None], 0)
         attract = self.inputs.force(self.cos).where(chosen, 0)

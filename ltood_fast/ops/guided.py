@@ -96,10 +96,10 @@ def guided_contrastive(
         The loss, 0-d or ``[N]``, float32 (float64 for float64 ``z``); with ``return_lse`` the tuple ``(loss, lse)``.
 
     **Many ranks.** Values, rows and gradients are as :func:`ltood_fast.nt_xent` says; ``clusters`` and ``far`` number
-    the same clusters on all ranks, ``pos_idx`` the rows of the whole batch. On the CPU a rank computes its own rows
-    against all ranks' columns. For W ranks of N rows (M in all) with b and bg bytes an element of z and of the guide,
-    w = 4 (8 for float64), k neighbours, p losses with a mean or sum, c and r = 1 for the contrastive part and for
-    relational distillation, else 0, in bytes a rank and step::
+    the same clusters on all ranks, ``pos_idx`` the rows of the whole batch. A rank computes its own rows against all
+    ranks' columns. For W ranks of N rows (M in all) with b and bg bytes an element of z and of the guide, w = 4 (8 for
+    float64), k neighbours, p losses with a mean or sum, c and r = 1 for the contrastive part and for relational
+    distillation, else 0, in bytes a rank and step (the peaks are the CPU's; CUDA's are not yet measured)::
 
         received, gather:  (W - 1) (N (D b + Dg bg + 8 (8 c + 4 r + 2 k)) + 16 + 32 p)
         received, ring:    (W - 1) N (D b + Dg bg) more
@@ -107,10 +107,10 @@ def guided_contrastive(
         peak, ring:        2 N (D b + Dg bg) + 2 N (D + Dg) w + N D (3 w + 8) + 8 M (12 c + 8 r + 4 k)
         work:              2 N M (3 D + 2 Dg) FLOP with relational distillation, else 2 N M (Dg + (5 D + 3 Dg) / K)
 
-    Where there is no kernel for blocks of rows and columns (CUDA, the reference), every rank gathers all rows, whatever
-    ``exchange`` says, and computes the whole loss: the work is that of one process, the memory O(M·(D + Dg)), and a
-    rank receives ``(W - 1) (16 + N (D b + Dg bg + 16 + 8 k'))`` bytes forward (k' the width of ``pos_idx``) and
-    ``(W - 1) N D b`` backward.
+    Where there is no kernel for it (float64 on CUDA, the reference), every rank gathers all rows, whatever ``exchange``
+    says, and computes the whole loss: the work is that of one process, the memory O(M·(D + Dg)), and a rank receives
+    ``(W - 1) (16 + N (D b + Dg bg + 16 + 8 k'))`` bytes forward (k' the width of ``pos_idx``) and ``(W - 1) N D b``
+    backward.
 
     Raises:
         TypeError, ValueError: an argument of the wrong type, shape, device or range, named in the message.

@@ -5,6 +5,23 @@ from functools import cache
 import pytest
 from ptxsim import Device, Library, have_nvcc
 
+LAUNCHERS = [
+    "csrc/ops/contrastive/contrastive_launch.cu", "csrc/ops/contrastive/contrastive_sm90_launch.cu",
+    "csrc/cuda/operand.cu", "csrc/cuda/segment_sums.cu", "csrc/ops/contrastive/contrastive_block_launch.cu",
+    "csrc/ops/knn/knn_launch.cu",
+    "csrc/ops/knn/knn_sm90_launch.cu", "csrc/ops/guided/guided_launch.cu",
+    "csrc/ops/guided/guided_sm90_launch.cu", "csrc/ops/cluster_kl/cluster_kl_launch.cu",
+    "csrc/ops/cluster_kl/cluster_kl_bwd_launch.cu", "csrc/cuda/probe.cu",
+]  # fmt: skip
+GLUE = [
+    "csrc/ops/contrastive/contrastive_cuda.cpp", "csrc/ops/guided/guided.cpp", "csrc/ops/guided/guided_cuda.cpp",
+    "csrc/ops/knn/knn_cuda.cpp", "csrc/cuda/operand_torch.cpp", "csrc/ops/cluster_kl/cluster_kl_cuda.cpp",
+]  # fmt: skip
+OPERATORS = (
+    "contrastive", "contrastive_bwd", "contrastive_block", "contrastive_block_push", "guided", "guided_bwd",
+    "guided_block", "guided_block_push", "knn", "cluster_kl", "cluster_kl_bwd",
+)  # fmt: skip
+
 
 @pytest.fixture(scope="session", autouse=True)
 def _needs_nvcc():
@@ -25,3 +42,20 @@ def simulate():
         return Device(_library(sources, arch, tuple(sorted((defines or {}).items()))), **options)
 
     return open_device
+
+
+@pytest.fixture(scope="session")
+def simulated():
+    from ptxsim.torch_glue import TorchDevice
+
+    device = TorchDevice(LAUNCHERS, GLUE, arch="90a", defines={"LTOOD_SM90A": "1"}, seed=3, sm_count=4)
+    device.define(*OPERATORS)
+    return device
+
+
+@pytest.fixture
+def served(simulated):
+    simulated.launches.clear()
+    with simulated.serving(*OPERATORS):
+        yield simulated
+    assert simulated.launches, "no kernel ran"

@@ -13,22 +13,26 @@ FIELDS, SUMS, ROWS, COLUMNS = 10, 8, 128, 64
 GRADIENTS = ("grad_loss", "grad_lse", "grad_kl", "grad_student_lse")
 KINDS = ("float32", "bfloat16", "float16")  # in the order of ElementType
 SELECTION = ("clusters", "far", "keys", "order", "instance", "instance_keys", "members", "neighbors", "neighbor_at",
-             "reverse_keys", "reverse_order", "position_of", "spans", "fallback", "fallback_tiles", "tiles",
-             "fields")  # fmt: skip
-OUTPUTS = ("loss", "kl", "weight", "lse", "student_lse", "teacher_lse")
+             "reverse_keys", "reverse_order", "every", "position_of", "self_at", "spans", "fallback", "fallback_tiles",
+             "tiles", "fields")  # fmt: skip
+OUTPUTS = ("loss", "kl", "weight", "lse", "student_lse", "teacher_lse", "pulled", "excess", "gap")
 
 
 class GuidedParams(ctypes.Structure):
     _fields_ = [
         *((name, Operand) for name in ("z", "e", "v")),
-        *((name, c_int) for name in ("n", "d", "k", "clusters_count", "padded", "contrast", "distill", "backward",
-                                     "splits", "weighted")),
+        *((name, c_int) for name in ("n", "d", "k", "clusters_count", "padded", "columns", "first", "diagonal",
+                                     "contrast", "distill", "backward", "splits", "weighted")),
         *((name, c_float) for name in ("gamma", "inv_tau", "inv_teacher_tau")),
         ("temperature", c_void_p),
         *((name, c_void_p) for name in (*SELECTION, "sums", *OUTPUTS, *GRADIENTS, "gradient", "inv_norm")),
         *((name, c_int) for name in ("normalize", "grad_type")),
-        *((name, c_void_p) for name in ("grad_z", "along")),
+        *((name, c_void_p) for name in ("grad_z", "along", "contrast_state", "distill_state", "push")),
     ]  # fmt: skip
+
+
+def whole_blocks(rows: int) -> int:
+    return -(-rows // ROWS) * ROWS
 
 
 @dataclass
@@ -49,10 +53,16 @@ class Problem:
     normalize: bool = True
     parts: int | None = None  # of a float32 operand: 1 as under matmul precision "medium"
     splits: int | None = None  # of the columns; None: as many as the launchers choose
+    columns: int | None = None  # of a rectangle, whose rows begin at the next multiple of 128; None: a square
+    diagonal: int = 0
 
     @property
     def n(self) -> int:
         return len(self.z)
+
+    @property
+    def first(self) -> int:
+        return 0 if self.columns is None else whole_blocks(self.columns)
 
     def rounded(self) -> tuple[np.ndarray, np.ndarray]:
         """z and guide in float64 as the device reads them."""
@@ -100,9 +110,11 @@ class GuidedRun:
     def _plan(self, backward: bool):
         x, p = self.problem, self.params
         p.backward = backward
-        blocks, tiles = p.padded // ROWS, p.padded // COLUMNS
+        blocks, tiles = (p.padded - p.first) // ROWS, p.padded // COLUMNS
+        if p.first:
+            self.fresh(self_at=(p.padded, np.int32))
         if x.clusters is not None:
-            if not backward:
+            if not backward and p.k:
                 self.put(neighbors=x.pos_idx)
             self.fresh(neighbor_at=((x.n, p.k), np.int64), position_of=(x.n, np.int32), spans=((x.n, 4), np.int32),
                        fallback=(x.n, np.uint8), fallback_tiles=(tiles, np.uint8))  # fmt: skip
@@ -111,7 +123,8 @@ class GuidedRun:
 
     def forward(self) -> dict[str, np.ndarray]:
         x, p = self.problem, self.params
-        p.n, p.d, p.padded = x.n, x.z.shape[1], -(-x.n // ROWS) * ROWS
+        p.n, p.d, p.padded = x.n, x.z.shape[1], whole_blocks(x.n)
+        p.columns, p.first, p.diagonal = x.columns or x.n, x.first, x.diagonal
         p.contrast, p.distill, p.weighted = x.clusters is not None, x.distill, x.weighted and x.gamma != 0
         p.gamma, p.inv_tau = x.gamma, 0 if x.device_temperature else 1 / x.temperature
         p.inv_teacher_tau = 1 / x.teacher_temperature if x.teacher_temperature else 0
@@ -133,13 +146,41 @@ class GuidedRun:
             p.v = Operand(self.values.ptr, z.operand.scale, x.n, z.operand.slices, 1, 0)
         p.inv_norm, p.normalize, p.grad_type = z.inv_norm.ptr, x.normalize, KINDS.index(x.kind)
         self._plan(backward=False)
-        p.splits = x.splits or self.dev.call("ltood_guided_splits", x.n, z.operand.slices, 0)
-        self.fresh(sums=((p.splits, SUMS, p.padded), np.float32))
-        names = [*(("loss", "weight", "lse") if p.contrast else ()),
-                 *(("kl", "student_lse", "teacher_lse") if p.distill else ())]  # fmt: skip
-        self.fresh(**{name: (x.n, np.float32 if name in ("loss", "kl") else np.float64) for name in names})
+        self._splits(backward=False)
+        contrast, distill = ("loss", "kl") if not p.first else ("pulled", "excess")
+        names = [*((contrast, "weight", "lse") if p.contrast else ()),
+                 *((distill, "student_lse", "teacher_lse") if p.distill else ()),
+                 *(("gap",) if p.distill and p.first else ())]  # fmt: skip
+        return self._sums(*names)
+
+    def _splits(self, backward: bool):
+        x, p = self.problem, self.params
+        p.splits = x.splits or self.dev.call("ltood_guided_splits", x.n - p.first, p.columns, p.z.slices, backward)
+
+    def _sums(self, *names: str) -> dict[str, np.ndarray]:
+        p = self.params
+        self.fresh(sums=((p.splits, SUMS, p.padded - p.first), np.float32))
+        self.fresh(**{name: (p.n - p.first, np.float32 if name in ("loss", "kl") else np.float64) for name in names})
         self.launch("forward")
         return {name: self.get(name) for name in names}
+
+    def forward_every(self, every: np.ndarray) -> np.ndarray:
+        """A rectangle's second pass: the log-sum-exps of the marked rows over all columns."""
+        self.put(every=every.astype(np.uint8))
+        self.params.distill, self.params.weight = 0, None
+        self._plan(backward=False)
+        return self._sums("lse")["lse"]
+
+    def push(self, contrast_state: np.ndarray) -> np.ndarray:
+        """A rectangle's backward pass, of the contrastive part."""
+        self.put(contrast_state=contrast_state, every=None)
+        self._plan(backward=True)
+        self._splits(backward=True)
+        x, p = self.problem, self.params
+        self.fresh(gradient=((p.splits, x.n - p.first, COLUMNS * p.z.slices), np.float32),
+                   push=((x.n - p.first, p.d), np.float32))  # fmt: skip
+        self.launch("backward")
+        return self.get("push")
 
     def backward(self, **gradients: np.ndarray) -> tuple[np.ndarray, float]:
         """(dL/dz, dL/dtemperature) for gradients of loss, lse, kl and student_lse."""
@@ -150,7 +191,7 @@ class GuidedRun:
             entries = self.get("neighbor_at").ravel()
             reverse = np.argsort(entries, kind="stable")
             self.put(reverse_keys=entries[reverse], reverse_order=reverse)
-        p.splits = x.splits or self.dev.call("ltood_guided_splits", x.n, p.z.slices, 1)
+        self._splits(backward=True)
         storage = {"float32": np.float32, "bfloat16": np.uint16, "float16": np.float16}[x.kind]
         self.fresh(gradient=((p.splits, x.n, COLUMNS * p.z.slices), np.float32), grad_z=(x.z.shape, storage),
                    along=(x.n, np.float32))  # fmt: skip

@@ -152,7 +152,8 @@ def test_what_is_out_of_range_belongs_to_no_cluster(simulate):
 def test_only_tiles_with_negatives_are_read(simulate):
     x = problem(n=1000, d=8, dg=8, clusters=10, k=1)
     run = GuidedRun(simulate(*SOURCES), x)
-    run.params.n, run.params.padded, run.params.contrast, run.params.weighted = x.n, 1024, 1, 1
+    run.params.n, run.params.columns, run.params.padded = x.n, x.n, 1024
+    run.params.contrast, run.params.weighted = 1, 1
     run._order()
     bits = {}
     for backward in (False, True):

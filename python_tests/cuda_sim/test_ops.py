@@ -2,8 +2,7 @@
 
 import pytest
 import torch
-from cuda_sim.test_contrastive import SOURCES as CONTRASTIVE
-from ptxsim import have_nvcc
+import torch.distributed as dist
 
 import ltood_fast
 from python_tests.ops.contrastive_cases import CASES, extras
@@ -12,41 +11,6 @@ from python_tests.ops.test_contrastive import check
 from python_tests.ops.test_contrastive_block import check as check_block
 from python_tests.ops.test_contrastive_block import rules_of
 from python_tests.tolerances import assert_gradient_close, assert_loss_close
-
-LAUNCHERS = [
-    *CONTRASTIVE, "csrc/ops/contrastive/contrastive_block_launch.cu", "csrc/ops/knn/knn_launch.cu",
-    "csrc/ops/knn/knn_sm90_launch.cu", "csrc/ops/guided/guided_launch.cu",
-    "csrc/ops/guided/guided_sm90_launch.cu", "csrc/ops/cluster_kl/cluster_kl_launch.cu",
-    "csrc/ops/cluster_kl/cluster_kl_bwd_launch.cu", "csrc/cuda/probe.cu",
-]  # fmt: skip
-GLUE = [
-    "csrc/ops/contrastive/contrastive_cuda.cpp", "csrc/ops/guided/guided.cpp", "csrc/ops/guided/guided_cuda.cpp",
-    "csrc/ops/knn/knn_cuda.cpp", "csrc/cuda/operand_torch.cpp", "csrc/ops/cluster_kl/cluster_kl_cuda.cpp",
-]  # fmt: skip
-OPERATORS = (
-    "contrastive", "contrastive_bwd", "contrastive_block", "contrastive_block_push", "guided", "guided_bwd", "knn",
-    "cluster_kl", "cluster_kl_bwd",
-)  # fmt: skip
-
-
-@pytest.fixture(scope="module")
-def simulated():
-    if not have_nvcc():
-        pytest.skip("nvcc is needed to compile the kernels to PTX")
-    from ptxsim.torch_glue import TorchDevice
-
-    device = TorchDevice(LAUNCHERS, GLUE, arch="90a", defines={"LTOOD_SM90A": "1"}, seed=3, sm_count=4)
-    device.define(*OPERATORS)
-    return device
-
-
-@pytest.fixture
-def served(simulated):
-    simulated.launches.clear()
-    with simulated.serving(*OPERATORS):
-        yield simulated
-    assert simulated.launches, "no kernel ran"
-
 
 SIXTEEN_BITS = [(CASES[name], dtype) for name in ("psd bank", "stage1") for dtype in (torch.bfloat16, torch.float16)]
 
@@ -155,8 +119,27 @@ def guide_problem(n: int, d: int, width: int) -> tuple[torch.Tensor, torch.Tenso
 TYPES = [(torch.float32, torch.float32), (torch.float16, torch.float16), (torch.bfloat16, torch.float16)]
 
 
+@pytest.fixture
+def one_rank(tmp_path):
+    dist.init_process_group("gloo", init_method=f"file://{tmp_path}/store", rank=0, world_size=1)
+    yield dist.group.WORLD
+    dist.destroy_process_group()
+
+
+def test_stage2_over_a_group(served, one_rank):
+    """By rows against all ranks' columns, though all are this rank's here: the rectangular kernels, no others."""
+    check_stage2(torch.float32, torch.float16, group=one_rank)
+    for kernel in ("guided_finish_block", "guided_finish_push", "topk"):
+        assert any(kernel in name for name in served.launches), kernel
+    assert not any("guided_select" in name for name in served.launches)
+
+
 @pytest.mark.parametrize(("dtype", "guide_dtype"), [*TYPES, (torch.float16, torch.float32)])
 def test_stage2(served, dtype, guide_dtype):
+    check_stage2(dtype, guide_dtype)
+
+
+def check_stage2(dtype, guide_dtype, **options):
     """The guide's own neighbours, both parts, a learned temperature; types that are multiplied in another."""
     z, guide, clusters, far = guide_problem(68, 20, 70)
     z, guide = z.to(dtype), guide.to(guide_dtype)
@@ -167,7 +150,7 @@ def test_stage2(served, dtype, guide_dtype):
         rows = (z.double() if wide else z).detach().requires_grad_()
         losses, lse = ltood_fast.stage2_loss(
             rows, guide.double() if wide else guide, clusters, far, tau, k=3, instance_ids=ids,
-            reduction="none", return_lse=True, backend="reference" if wide else "auto",
+            reduction="none", return_lse=True, backend="reference" if wide else "auto", **({} if wide else options),
         )  # fmt: skip
         total = (losses.total * torch.linspace(0.5, 1.5, 68)).sum() + lse.sum()
         results.append((losses.guided, losses.distill, *torch.autograd.grad(total, (rows, tau))))

@@ -5,6 +5,7 @@ import torch
 import torch.nn.functional as F
 
 import ltood_fast
+from ltood_fast._ext import has_kernel
 from ltood_fast.ops._contrastive_block_op import contrastive_block, contrastive_block_push
 from python_tests.tolerances import assert_gradient_close, assert_loss_close
 
@@ -27,6 +28,7 @@ def ops(n: int, d: int, dtype: torch.dtype) -> dict:
         "cluster_kl": lambda: grad(lambda x: ltood_fast.cluster_kl(x, centroids.to(dtype)), z),
         "knn": lambda: ltood_fast.knn(z, 5),
         "contrastive_block": lambda: rectangle(z[: n // 2], z, n // 4),
+        "guided_block": lambda: guided_rectangle(z, guide, clusters, far),
     }
 
 
@@ -45,7 +47,18 @@ def rectangle(x, y, diagonal):
     return *found, contrastive_block_push(x, y, 0.2, **weights, **shared)
 
 
-NAMES = ["nt_xent", "stage1_loss", "psd_loss k=3", "stage2_loss", "cluster_kl", "knn", "contrastive_block"]
+def guided_rectangle(z, guide, clusters, far):
+    """Half of the rows against all: what both rectangular ops of stage 2 return."""
+    n, ids = len(z) // 2, torch.arange(len(z), device="cuda") % (len(z) // 2)
+    rectangle = z[:n], guide[:n], z, guide, 0, clusters[:n], clusters, far, ids[:n], ids
+    found = torch.ops.ltood_fast.guided_block(*rectangle, ids[:n] % 9 == 0, 0.2, None, None, 3, True, 1.0, True, True)
+    state = 4 + (ids[:, None] % torch.arange(2, 6, device="cuda")).double() / 9
+    states = state[:n], state, state[:n], state
+    return *found, torch.ops.ltood_fast.guided_block_push(*rectangle, *states, 0.2, None, None, True, 1.0, True)
+
+
+NAMES = ["nt_xent", "stage1_loss", "psd_loss k=3", "stage2_loss", "cluster_kl", "knn", "contrastive_block",
+         "guided_block"]  # fmt: skip
 
 
 def equal(a, b) -> bool:
@@ -211,6 +224,25 @@ def test_the_dispatcher_accepts_the_rectangular_ops():
     torch.library.opcheck(torch.ops.ltood_fast.contrastive_block, block)
     push = (x, y, 1.0, torch.tensor(0.3, device="cuda"), False, 10, lse[:40], lse[:40], lse, lse)
     torch.library.opcheck(torch.ops.ltood_fast.contrastive_block_push, push)
+
+
+def test_stage2_over_a_group(tmp_path):
+    """A rank alone with itself: by the rectangular kernels, what the square ones give; labels out of range as there."""
+    assert has_kernel("guided_block", "cuda")
+    z = torch.randn(300, 32, device="cuda")
+    guide, clusters = z + torch.randn(300, 32, device="cuda"), torch.arange(300, device="cuda") % 5
+    clusters[::9], far = -1, torch.tensor([1, 2, 7, 4, 0], device="cuda")
+    torch.distributed.init_process_group("nccl", init_method=f"file://{tmp_path}/store", rank=0, world_size=1)
+    try:
+        options = {"group": torch.distributed.group.WORLD}
+        results = [
+            grad(lambda x, more=more: ltood_fast.stage2_loss(x, guide, clusters, far, 0.2, **more).total, z)
+            for more in ({}, options)
+        ]
+    finally:
+        torch.distributed.destroy_process_group()
+    assert_loss_close(results[1][0], results[0][0], torch.float32)
+    assert_gradient_close(results[1][1], results[0][1], torch.float32)
 
 
 def test_compile():

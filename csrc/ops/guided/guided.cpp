@@ -118,7 +118,9 @@ std::optional<at::Tensor> both(const char* argument, const std::optional<at::Ten
   return at::cat({*y, *x});
 }
 
-void check_guided_block(const GuidedArguments& a) {
+namespace {
+
+void check_rectangle(const GuidedArguments& a) {
   const GuidedRows& rows = *a.rows;
   check_embeddings("x", rows.z);
   check_embeddings("x_guide", rows.guide);
@@ -135,8 +137,20 @@ void check_guided_block(const GuidedArguments& a) {
   LTOOD_CHECK_VALUE(has_views, "guided_block", "x_instance", "given where clusters are", "none");
 }
 
+}  // namespace
+
+void check_guided_block(const GuidedArguments& a, const std::optional<at::Tensor>& x_every, int64_t k) {
+  check_rectangle(a);
+  const at::Tensor& x = a.rows->z;
+  const bool fits = !x_every.has_value() || (x_every->scalar_type() == at::kBool && x_every->is_contiguous() &&
+                                             x_every->numel() == x.size(0) && x_every->device() == x.device());
+  LTOOD_CHECK_VALUE(fits, "guided_block", "x_every", "contiguous bool of shape [n] on the device of x",
+                    c10::str(x_every->dtype(), " ", x_every->sizes(), " on ", x_every->device()));
+  LTOOD_CHECK_VALUE(k >= 0, "guided_block", "k", "at least 0", k);
+}
+
 void check_guided_block(const GuidedArguments& a, const GuidedStates& states) {
-  check_guided_block(a);
+  check_rectangle(a);
   const auto check = [&](const char* argument, const std::optional<at::Tensor>& x, bool used, int64_t rows) {
     const bool fits = x.has_value() == used && (!used || (x->scalar_type() == at::kDouble && x->dim() == 2 &&
                                                           x->size(0) == rows && x->size(1) == kStateColumns));

@@ -13,6 +13,7 @@
 
 #include <optional>
 
+#include "ops/guided/guided_state.h"
 #include "ops/guided/guided_tile.h"
 
 namespace ltood {
@@ -61,9 +62,6 @@ struct GuidedStates {
   std::optional<at::Tensor> x_contrast, y_contrast;  // [., 4] kContrast*
   std::optional<at::Tensor> x_distill, y_distill;    // [., 4] kDistill*
 };
-enum { kContrastLse, kContrastPull, kContrastAttract, kContrastFallback };
-enum { kDistillStudentLse, kDistillTeacherLse, kDistillPull, kDistillAttract };
-constexpr int64_t kStateColumns = 4;
 
 // Columns, then rows: what a rectangle knows of both. Raises ValueError where only one of them is given.
 std::optional<at::Tensor> both(const char* argument, const std::optional<at::Tensor>& x,
@@ -73,7 +71,7 @@ std::optional<at::Tensor> both(const char* argument, const std::optional<at::Ten
 // and the kernels take what is out of range for no cluster and no neighbour.
 void check_guided(const GuidedArguments& arguments);
 void check_guided(const GuidedArguments& arguments, const GuidedSaved& saved);
-void check_guided_block(const GuidedArguments& arguments);
+void check_guided_block(const GuidedArguments& arguments, const std::optional<at::Tensor>& x_every, int64_t k);
 void check_guided_block(const GuidedArguments& arguments, const GuidedStates& states);
 
 }  // namespace ltood

@@ -21,7 +21,6 @@ constexpr int kBackwardThreads = 256;
 
 // What a lane knows about each of its two rows.
 struct RowFields {
-  int index;
   float field[kGuidedTileFields];
   int out_begin, out_count, in_begin, in_count;
 };
@@ -56,18 +55,19 @@ __device__ __forceinline__ float pair_gradient(const GuidedParams& p, const RowF
   return h;
 }
 
-// Of the row at row.index; its student's scale becomes a factor of exponents.
+// Of the row at a position; its student's scale becomes a factor of exponents.
 template <bool kContrast>
-__device__ __forceinline__ void read_row_fields(RowFields& row, const GuidedParams& p, float inv_tau) {
+__device__ __forceinline__ void read_row_fields(RowFields& row, const GuidedParams& p, int position, float inv_tau) {
 #pragma unroll
-  for (int f = 0; f < kGuidedTileFields; ++f) row.field[f] = p.fields[size_t(f) * p.padded + row.index];
+  for (int f = 0; f < kGuidedTileFields; ++f) row.field[f] = p.fields[size_t(f) * p.padded + position];
   row.field[kScaleZ] *= inv_tau;
-  const GuidedSpans spans = kContrast && row.index < p.n ? p.spans[row.index] : GuidedSpans{0, 0, 0, 0};
+  const GuidedSpans spans = kContrast && position < p.n ? p.spans[position] : GuidedSpans{0, 0, 0, 0};
   row.out_begin = spans.out_begin, row.out_count = spans.out_end - spans.out_begin;
   row.in_begin = spans.in_begin, row.in_count = spans.in_end - spans.in_begin;
 }
 
-// H_ij times the column's scale, which its operand lacks, from the operands' products.
+// H_ij times the column's scale, which its operand lacks, from the operands' products; the row's own column is not
+// known here.
 template <bool kContrast, bool kDistill>
 __device__ __forceinline__ float weighted_gradient(const GuidedParams& p, const RowFields& row, int column,
                                                    const float (&of_column)[kGuidedTileFields], float product_z,
@@ -75,7 +75,12 @@ __device__ __forceinline__ float weighted_gradient(const GuidedParams& p, const 
   const float h = pair_gradient<kContrast, kDistill>(p, row, column, of_column,
                                                      product_z * (row.field[kScaleZ] * of_column[kScaleZ]),
                                                      product_e * (row.field[kScaleE] * of_column[kScaleE]), teacher);
-  return column != row.index && column < p.n ? h * of_column[kScaleZ] : 0.f;
+  return column < p.columns ? h * of_column[kScaleZ] : 0.f;
+}
+
+// Where a block's share of the gradient of the row at a position goes.
+__device__ __forceinline__ float* gradient_at(const GuidedParams& p, int split, int position) {
+  return p.gradient + (int64_t(split) * (p.n - p.first) + position - p.first) * kSlice * p.z.slices;
 }
 
 template <typename half_t, bool kContrast, bool kDistill>
@@ -86,7 +91,7 @@ __global__ void __launch_bounds__(kBackwardThreads) guided_backward_kernel(Guide
   const uint32_t stages = prim::shared_address(shared), slots = stages + kStages * kStageBytes;
   const float* fields = reinterpret_cast<const float*>(shared + kStages * kStageBytes);
   int* columns = reinterpret_cast<int*>(shared + kStages * (kStageBytes + kSlotBytes));
-  const int first_row = blockIdx.x * kGuidedRows, warp_row = threadIdx.x / 32 * 16;
+  const int first_row = p.first + blockIdx.x * kGuidedRows, warp_row = threadIdx.x / 32 * 16;
   const int split = blockIdx.y % p.splits, first_slice = blockIdx.y / p.splits * kGuidedOutSlices;
   const int out_slices = min(kGuidedOutSlices, p.v.slices - first_slice);
   const ProductSteps steps(p);
@@ -95,12 +100,13 @@ __global__ void __launch_bounds__(kBackwardThreads) guided_backward_kernel(Guide
   Turn load_at(steps.all + out_slices * p.v.parts), use_at = load_at;
 
   RowFields rows[2];
+  int self[2];
   const float inv_tau = exponent_scale(p.inv_tau, p.temperature), teacher = teacher_scale(p);
 #pragma unroll
   for (int half = 0; half < 2; ++half) {
-    RowFields& row = rows[half];
-    row.index = first_row + warp_row + fragment_row(0, 2 * half);
-    read_row_fields<kContrast>(row, p, inv_tau);
+    const int position = first_row + warp_row + fragment_row(0, 2 * half);
+    self[half] = own_column(p, position);
+    read_row_fields<kContrast>(rows[half], p, position, inv_tau);
   }
 
   float s[1][kColumnFragments][4], c[1][kColumnFragments][4], out[kGuidedOutSlices][1][kSlice / 8][4];
@@ -122,8 +128,9 @@ __global__ void __launch_bounds__(kBackwardThreads) guided_backward_kernel(Guide
 #pragma unroll
         for (int half = 0; half < 2; ++half) {
           float& x = s[0][j][2 * half + e];
-          x = weighted_gradient<kContrast, kDistill>(p, rows[half], first_column + column, of_column, x,
-                                                     c[0][j][2 * half + e], teacher);
+          const float h = weighted_gradient<kContrast, kDistill>(p, rows[half], first_column + column, of_column, x,
+                                                                 c[0][j][2 * half + e], teacher);
+          x = first_column + column == self[half] ? 0.f : h;
         }
       }
     }
@@ -173,11 +180,11 @@ __global__ void __launch_bounds__(kBackwardThreads) guided_backward_kernel(Guide
     }
     if (use_at.step == steps.all - 1) finish_products();
   });
-  const int width = kSlice * p.v.slices;
 #pragma unroll
   for (int half = 0; half < 2; ++half) {
-    if (rows[half].index >= p.n) continue;
-    float* to = p.gradient + (int64_t(split) * p.n + rows[half].index) * width + first_slice * kSlice;
+    const int position = first_row + warp_row + fragment_row(0, 2 * half);
+    if (position >= p.n) continue;
+    float* to = gradient_at(p, split, position) + first_slice * kSlice;
 #pragma unroll
     for (int slice = 0; slice < kGuidedOutSlices; ++slice) {
       if (slice >= out_slices) continue;

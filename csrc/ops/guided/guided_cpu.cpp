@@ -8,7 +8,6 @@
 #include <cmath>
 #include <tuple>
 
-#include "common/check.h"
 #include "common/dispatch.h"
 #include "ops/guided/guided_pairs.h"
 #include "ops/guided/guided_rows.h"
@@ -338,11 +337,7 @@ BlockOutputs guided_block_cpu(const at::Tensor& x, const at::Tensor& x_guide,  /
                                   normalize,
                                   distill,
                                   GuidedRows{x, x_guide, diagonal}};
-  check_guided_block(arguments);
-  const bool fits = !x_every.has_value() ||
-                    (x_every->scalar_type() == at::kBool && x_every->is_contiguous() && x_every->numel() == x.size(0));
-  LTOOD_CHECK_VALUE(fits, "guided_block", "x_every", "contiguous bool of shape [n]", x_every->sizes());
-  LTOOD_CHECK_VALUE(k >= 0, "guided_block", "k", "at least 0", k);
+  check_guided_block(arguments, x_every, k);
   return dispatch_wide(compute_dtype(arguments),
                        [&](auto zero) { return forward_block<decltype(zero)>(arguments, x_every, k); });
 }

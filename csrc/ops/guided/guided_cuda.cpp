@@ -1,15 +1,22 @@
 // Torch glue of the guided family's CUDA kernels: sorts, workspaces, launches. Nothing here waits for the device.
+#include <ATen/ops/cat.h>
 #include <ATen/ops/div.h>
 #include <ATen/ops/empty.h>
 #include <ATen/ops/empty_like.h>
+#include <ATen/ops/full.h>
 #include <ATen/ops/index_select.h>
 #include <ATen/ops/sort.h>
 #include <ATen/ops/sum.h>
+#include <ATen/ops/zeros.h>
 #include <torch/library.h>
 
+#include <algorithm>
+#include <cmath>
+#include <limits>
 #include <tuple>
 #include <vector>
 
+#include "common/check.h"
 #include "cuda/operand_torch.h"
 #include "ops/guided/guided.h"
 #include "ops/guided/guided_launch.h"
@@ -40,14 +47,23 @@ struct Temperature {
   at::Tensor on_device;
 };
 
+// Within what sums of row numbers can hold: a diagonal outside (-n, M) meets nothing.
+int diagonal_of(const GuidedArguments& in) {
+  return static_cast<int>(std::clamp(in.rows->diagonal, -in.rows->z.size(0), in.z.size(0)));
+}
+
 // One call: the kernels' parameters, and the tensors behind them.
 class GuidedCall {
  public:
   GuidedCall(const GuidedArguments& arguments, const Temperature& temperature, std::optional<double> teacher,
              const at::Tensor& neighbors)
       : in_(arguments), stream_(current_stream(arguments.z)) {
-    p.n = static_cast<int>(in_.n()), p.d = static_cast<int>(in_.z.size(1));
-    p.padded = (p.n + kGuidedRows - 1) / kGuidedRows * kGuidedRows;
+    const int64_t columns = in_.z.size(0), first = in_.rows.has_value() ? whole_blocks(columns) : 0;
+    const int64_t n = in_.rows.has_value() ? first + in_.rows->z.size(0) : columns;
+    LTOOD_CHECK_VALUE(whole_blocks(n) <= std::numeric_limits<int>::max(), kOp, "z", "of fewer than 2^31 rows", n);
+    p.n = static_cast<int>(n), p.padded = static_cast<int>(whole_blocks(n)), p.d = static_cast<int>(in_.z.size(1));
+    p.columns = static_cast<int>(columns), p.first = static_cast<int>(first);
+    p.diagonal = in_.rows.has_value() ? diagonal_of(in_) : 0;
     p.contrast = in_.clusters.has_value(), p.distill = in_.distill, p.normalize = in_.normalize;
     p.weighted = in_.force.weighted, p.gamma = static_cast<float>(in_.force.gamma);
     p.inv_tau = static_cast<float>(1 / temperature.value);
@@ -75,8 +91,29 @@ class GuidedCall {
     return held_.back().const_data_ptr<double>();
   }
 
+  // Columns, nothing up to the first row, rows, as the kernels number them: the columns alone are a square.
+  at::Tensor numbered(const at::Tensor& columns, const MaybeTensor& rows) const {
+    if (!rows.has_value()) return columns;
+    std::vector<int64_t> between = columns.sizes().vec();
+    between[0] = p.first - p.columns;
+    return at::cat({columns, at::zeros(between, columns.options()), *rows});
+  }
+
+  // The same of what has come in one piece.
+  at::Tensor numbered(const at::Tensor& both) const {
+    if (!in_.rows.has_value()) return both;
+    return numbered(both.narrow(0, 0, p.columns), both.narrow(0, p.columns, p.n - p.first));
+  }
+
+  // Doubles by number.
+  const double* states(const MaybeTensor& columns, const MaybeTensor& rows) {
+    if (!columns.has_value()) return nullptr;
+    held_.push_back(numbered(*columns, rows));
+    return held_.back().const_data_ptr<double>();
+  }
+
   void plan(bool backward) {
-    const int64_t blocks = p.padded / kGuidedRows, tiles = p.padded / kGuidedColumns;
+    const int64_t blocks = (p.padded - p.first) / kGuidedRows, tiles = p.padded / kGuidedColumns;
     p.backward = backward;
     if (p.contrast) {
       p.position_of = fresh<int>({p.n});
@@ -84,6 +121,7 @@ class GuidedCall {
       p.fallback = fresh<uint8_t>({p.n});
       p.fallback_tiles = fresh<uint8_t>({tiles});
     }
+    if (p.first) p.self_at = fresh<int>({p.padded});
     p.tiles = reinterpret_cast<uint32_t*>(fresh<int>({blocks, (tiles + 31) / 32}));
     p.fields = fresh<float>({kGuidedFields, p.padded});
     check_launch(kOp, ltood_launch_guided_plan(&p, stream_));
@@ -91,23 +129,25 @@ class GuidedCall {
 
   void forward() {
     split(false);
-    p.sums = fresh<float>({p.splits, kGuidedSums, p.padded});
+    p.sums = fresh<float>({p.splits, kGuidedSums, p.padded - p.first});
     check_launch(kOp, ltood_launch_guided_forward(&p, stream_));
   }
 
   void backward() {
-    if (p.contrast) {
+    if (p.contrast && p.k > 0) {
       const auto [keys, order] = at::sort(neighbor_at_.flatten(), true, 0, false);
       p.reverse_keys = hold(keys), p.reverse_order = hold(order);
     }
     split(true);
-    p.gradient = fresh<float>({p.splits, p.n, int64_t(kSlice) * p.z.slices});
+    p.gradient = fresh<float>({p.splits, p.n - p.first, int64_t(kSlice) * p.z.slices});
     check_launch(kOp, ltood_launch_guided_backward(&p, stream_));
   }
 
   GuidedParams p{};
 
  private:
+  static int64_t whole_blocks(int64_t rows) { return (rows + kGuidedRows - 1) / kGuidedRows * kGuidedRows; }
+
   const int64_t* hold(const at::Tensor& x) {
     held_.push_back(x);
     return x.const_data_ptr<int64_t>();
@@ -115,7 +155,7 @@ class GuidedCall {
 
   // The order of the plan, and the views in it.
   void sort_rows(const at::Tensor& neighbors) {
-    p.clusters = in_.clusters->const_data_ptr<int64_t>(), p.far = in_.far->const_data_ptr<int64_t>();
+    p.clusters = hold(numbered(*in_.clusters)), p.far = in_.far->const_data_ptr<int64_t>();
     p.clusters_count = static_cast<int>(in_.far->numel());
     const at::Tensor unsorted = empty({p.n}, at::kLong);
     p.keys = unsorted.mutable_data_ptr<int64_t>();
@@ -124,7 +164,7 @@ class GuidedCall {
     order_ = order;
     p.keys = const_cast<int64_t*>(hold(keys)), p.order = hold(order);
     if (in_.instance_ids.has_value()) {
-      const at::Tensor instance = at::index_select(*in_.instance_ids, 0, order);
+      const at::Tensor instance = at::index_select(numbered(*in_.instance_ids), 0, order);
       const auto [instance_keys, members] = at::sort(instance, true, 0, false);
       p.instance = hold(instance), p.instance_keys = hold(instance_keys), p.members = hold(members);
     }
@@ -140,14 +180,16 @@ class GuidedCall {
     const auto is = [&](const at::Tensor& x, at::ScalarType type) { return x.scalar_type() == type; };
     const bool one_part = in_.normalize && is(in_.z, at::kHalf) && is(in_.guide, at::kHalf);
     const bool half_parts = !is(in_.z, at::kBFloat16) && !is(in_.guide, at::kBFloat16);
-    const auto ordered = [&](const at::Tensor& x) {
-      const at::Tensor rows = order_.defined() ? at::index_select(x, 0, order_) : x;
+    const auto ordered = [&](const at::Tensor& x, const MaybeTensor& more) {
+      const at::Tensor all = numbered(x, more), rows = order_.defined() ? at::index_select(all, 0, order_) : all;
       return one_part || is(x, at::kBFloat16) ? rows : rows.to(at::kFloat);
     };
     element_type(kOp, "z", in_.z);
-    const at::Tensor z = ordered(in_.z);
+    const MaybeTensor more_z = in_.rows.has_value() ? MaybeTensor(in_.rows->z) : std::nullopt;
+    const MaybeTensor more_guide = in_.rows.has_value() ? MaybeTensor(in_.rows->guide) : std::nullopt;
+    const at::Tensor z = ordered(in_.z, more_z);
     z_ = prepare_rows(kOp, "z", z, in_.normalize, half_parts);
-    e_ = prepare_rows(kOp, "guide", ordered(in_.guide), true, half_parts);
+    e_ = prepare_rows(kOp, "guide", ordered(in_.guide, more_guide), true, half_parts);
     p.z = p.v = z_.view, p.e = e_.view, p.inv_norm = z_.inv_norm.const_data_ptr<float>();
     if (!z_.view.is_half) return;
     values_ = one_part ? z_.data.to(at::kBFloat16) : prepare_rows(kOp, "z", z, in_.normalize).data;
@@ -155,7 +197,7 @@ class GuidedCall {
   }
 
   void split(bool backward) {
-    p.splits = ltood_guided_splits(p.n, p.z.slices, backward);
+    p.splits = ltood_guided_splits(p.n - p.first, p.columns, p.z.slices, backward);
     check_launch(kOp, p.splits < 0 ? -p.splits : 0);
   }
 
@@ -166,26 +208,35 @@ class GuidedCall {
   OperandTensors z_, e_;
 };
 
-// The k rows nearest to each by guide cosine, outside its own image.
-at::Tensor search_neighbors(const GuidedArguments& in, int64_t k) {
-  const int64_t n = in.n();
-  const bool wide = in.guide.scalar_type() == at::kDouble;
-  const OperandTensors guide = prepare_rows(kOp, "guide", wide ? in.guide.to(at::kFloat) : in.guide, true, true);
-  const at::Tensor values = at::empty({n, k}, in.z.options().dtype(at::kFloat));
-  at::Tensor indices = at::empty({n, k}, in.z.options().dtype(at::kLong));
+struct Neighbors {
+  at::Tensor cosines, indices;  // [n, k]
+};
+
+// The k columns nearest to each row by guide cosine, outside its own image.
+Neighbors search_neighbors(const GuidedArguments& in, int64_t k) {
+  const at::Tensor& rows = in.rows.has_value() ? in.rows->guide : in.guide;
+  const Neighbors found{at::empty({rows.size(0), k}, in.z.options().dtype(at::kFloat)),
+                        at::empty({rows.size(0), k}, in.z.options().dtype(at::kLong))};
+  if (k == 0) return found;
+  const auto prepared = [](const at::Tensor& x) {
+    return prepare_rows(kOp, "guide", x.scalar_type() == at::kDouble ? x.to(at::kFloat) : x, true, true);
+  };
+  const OperandTensors of_columns = prepared(in.guide), of_rows = in.rows.has_value() ? prepared(rows) : of_columns;
   TopkParams params{};
-  params.x = params.y = guide.view;
+  params.x = of_rows.view, params.y = of_columns.view;
   params.k = static_cast<int>(k);
   params.exclude_self = 1;
+  params.diagonal = in.rows.has_value() ? diagonal_of(in) : 0;
   if (in.instance_ids.has_value()) {
-    params.x_instance = params.y_instance = in.instance_ids->const_data_ptr<int64_t>();
-  } else {
-    params.views = static_cast<int>(n / 2);
+    params.y_instance = in.instance_ids->const_data_ptr<int64_t>();
+    params.x_instance = params.y_instance + (in.rows.has_value() ? in.z.size(0) : 0);
+  } else if (!in.rows.has_value()) {
+    params.views = static_cast<int>(in.n() / 2);
   }
-  params.values = values.mutable_data_ptr<float>();
-  params.indices = indices.mutable_data_ptr<int64_t>();
+  params.values = found.cosines.mutable_data_ptr<float>();
+  params.indices = found.indices.mutable_data_ptr<int64_t>();
   launch_topk(kOp, params, in.z);
-  return indices;
+  return found;
 }
 
 Outputs guided_cuda(const at::Tensor& z,              // [N, D]
@@ -214,7 +265,7 @@ Outputs guided_cuda(const at::Tensor& z,              // [N, D]
   const bool contrast = clusters.has_value();
   const at::Tensor neighbors = !contrast             ? at::empty({z.size(0), 0}, z.options().dtype(at::kLong))
                                : pos_idx.has_value() ? pos_idx->clone(at::MemoryFormat::Contiguous)
-                                                     : search_neighbors(arguments, k);
+                                                     : search_neighbors(arguments, k).indices;
   GuidedCall call(arguments, tau, teacher_temperature, neighbors);
   call.plan(false);
   const auto rows = [&](bool used, at::ScalarType dtype) { return call.empty({used ? z.size(0) : 0}, dtype); };
@@ -272,6 +323,97 @@ std::tuple<at::Tensor, at::Tensor> guided_bwd_cuda(
   return {grad_z, tau.on_device.defined() ? at::div(total, tau.on_device).div_(-2) : total.div(-2 * tau.value)};
 }
 
+using BlockOutputs = std::tuple<at::Tensor, at::Tensor, at::Tensor, at::Tensor, at::Tensor, at::Tensor, at::Tensor,
+                                at::Tensor, at::Tensor, at::Tensor>;
+
+at::Tensor no_neighbors(const GuidedArguments& in) { return at::empty({in.n(), 0}, in.z.options().dtype(at::kLong)); }
+
+// The negatives of the marked rows are all columns: a second pass, which reads no tile for 128 rows without a mark.
+void forward_every(GuidedCall& call, const at::Tensor& x_every, double* lse) {
+  GuidedParams& p = call.p;
+  p.every = reinterpret_cast<const uint8_t*>(x_every.const_data_ptr<bool>());
+  p.distill = 0, p.lse = lse, p.weight = p.pulled = nullptr;
+  call.plan(false);
+  call.forward();
+}
+
+BlockOutputs guided_block_cuda(const at::Tensor& x, const at::Tensor& x_guide,  // [n, D], [n, Dg]
+                               const at::Tensor& y, const at::Tensor& y_guide,  // [M, D], [M, Dg]
+                               int64_t diagonal, const MaybeTensor& x_clusters, const MaybeTensor& y_clusters,
+                               const MaybeTensor& far,  // [K]
+                               const MaybeTensor& x_instance, const MaybeTensor& y_instance,
+                               const MaybeTensor& x_every,  // [n] bool
+                               double temperature, const MaybeTensor& temperature_tensor,
+                               std::optional<double> teacher_temperature, int64_t k, bool weighted, double gamma,
+                               bool normalize, bool distill) {
+  const c10::DeviceGuard guard(x.device());
+  const Temperature tau(temperature, temperature_tensor);
+  const GuidedArguments arguments{y,
+                                  y_guide,
+                                  both("clusters", x_clusters, y_clusters),
+                                  far,
+                                  both("instance", x_instance, y_instance),
+                                  std::nullopt,
+                                  tau.value,
+                                  teacher_temperature.value_or(tau.value),
+                                  {weighted && gamma != 0, gamma},
+                                  normalize,
+                                  distill,
+                                  GuidedRows{x, x_guide, diagonal}};
+  check_guided_block(arguments, x_every, k);
+  const bool contrast = arguments.clusters.has_value();
+  GuidedCall call(arguments, tau, teacher_temperature, no_neighbors(arguments));
+  const auto doubles = [&](bool used) { return call.empty({used ? x.size(0) : 0}, at::kDouble); };
+  at::Tensor lse = doubles(contrast), weight = doubles(contrast), pulled = doubles(contrast);
+  at::Tensor lse_every = at::full({contrast ? x.size(0) : 0}, -INFINITY, lse.options());
+  at::Tensor student_lse = doubles(distill), teacher_lse = doubles(distill);
+  at::Tensor excess = doubles(distill), gap = doubles(distill);
+  call.p.lse = lse.mutable_data_ptr<double>();
+  call.p.weight = weight.mutable_data_ptr<double>(), call.p.pulled = pulled.mutable_data_ptr<double>();
+  call.p.student_lse = student_lse.mutable_data_ptr<double>();
+  call.p.teacher_lse = teacher_lse.mutable_data_ptr<double>();
+  call.p.excess = excess.mutable_data_ptr<double>(), call.p.gap = gap.mutable_data_ptr<double>();
+  call.plan(false);
+  call.forward();
+  if (contrast && x_every.has_value()) forward_every(call, *x_every, lse_every.mutable_data_ptr<double>());
+  const Neighbors best = search_neighbors(arguments, k);
+  return {lse, lse_every, weight, pulled, best.cosines, best.indices, student_lse, teacher_lse, excess, gap};
+}
+
+at::Tensor guided_block_push_cuda(const at::Tensor& x, const at::Tensor& x_guide,  // [n, D], [n, Dg]
+                                  const at::Tensor& y, const at::Tensor& y_guide,  // [M, D], [M, Dg]
+                                  int64_t diagonal, const MaybeTensor& x_clusters, const MaybeTensor& y_clusters,
+                                  const MaybeTensor& far,  // [K]
+                                  const MaybeTensor& x_instance, const MaybeTensor& y_instance,
+                                  const MaybeTensor& x_contrast, const MaybeTensor& y_contrast,
+                                  const MaybeTensor& x_distill, const MaybeTensor& y_distill, double temperature,
+                                  const MaybeTensor& temperature_tensor, std::optional<double> teacher_temperature,
+                                  bool weighted, double gamma, bool normalize) {
+  const c10::DeviceGuard guard(x.device());
+  const Temperature tau(temperature, temperature_tensor);
+  const GuidedArguments arguments{y,
+                                  y_guide,
+                                  both("clusters", x_clusters, y_clusters),
+                                  far,
+                                  both("instance", x_instance, y_instance),
+                                  std::nullopt,
+                                  tau.value,
+                                  teacher_temperature.value_or(tau.value),
+                                  {weighted && gamma != 0, gamma},
+                                  normalize,
+                                  x_distill.has_value(),
+                                  GuidedRows{x, x_guide, diagonal}};
+  check_guided_block(arguments, {x_contrast, y_contrast, x_distill, y_distill});
+  GuidedCall call(arguments, tau, teacher_temperature, no_neighbors(arguments));
+  call.p.contrast_state = call.states(y_contrast, x_contrast);
+  call.p.distill_state = call.states(y_distill, x_distill);
+  call.plan(true);
+  at::Tensor push = call.empty(x.sizes(), at::kFloat);
+  call.p.push = push.mutable_data_ptr<float>();
+  call.backward();
+  return push;
+}
+
 }  // namespace
 
 }  // namespace ltood
@@ -279,4 +421,6 @@ std::tuple<at::Tensor, at::Tensor> guided_bwd_cuda(
 TORCH_LIBRARY_IMPL(ltood_fast, CUDA, m) {
   m.impl("guided", &ltood::guided_cuda);
   m.impl("guided_bwd", &ltood::guided_bwd_cuda);
+  m.impl("guided_block", &ltood::guided_block_cuda);
+  m.impl("guided_block_push", &ltood::guided_block_push_cuda);
 }

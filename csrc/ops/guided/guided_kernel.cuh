@@ -108,8 +108,10 @@ __device__ __forceinline__ void add_negatives(RowSums& sums, const GuidedParams&
 
 // A row's sums over the quad that shares it, written by its first lane.
 template <bool kContrast, bool kDistill>
-__device__ __forceinline__ void write_sums(RowSums sums, float* to, int padded) {
+__device__ __forceinline__ void write_sums(RowSums sums, const GuidedParams& p, int split, int row) {
   const bool writes = threadIdx.x % 4 == 0;
+  const int padded = p.padded - p.first;
+  float* to = p.sums + size_t(split) * kGuidedSums * padded + row - p.first;
   const auto meet = [&](float& max) { return raise(max, prim::warp_max<4, 1>(max)); };
   const auto write = [&](int field, float value) {
     if (writes) to[size_t(field) * padded] = value;
@@ -137,7 +139,7 @@ __global__ void __launch_bounds__(kForwardThreads) guided_forward_kernel(GuidedP
   const uint32_t slots = stages + kStages * kStageBytes;
   const float* fields = reinterpret_cast<const float*>(shared + kStages * kStageBytes);
   int* columns = reinterpret_cast<int*>(shared + kStages * (kStageBytes + kGuidedForwardFields * kFieldBytes));
-  const int first_row = blockIdx.x * kGuidedRows, warp_row = threadIdx.x / 32 * 16 * kForwardFragments;
+  const int first_row = p.first + blockIdx.x * kGuidedRows, warp_row = threadIdx.x / 32 * 16 * kForwardFragments;
   const ProductSteps steps(p);
   const Share share(p, blockIdx.x, blockIdx.y);
   TileList tiles(share.words, share.first);
@@ -165,7 +167,7 @@ __global__ void __launch_bounds__(kForwardThreads) guided_forward_kernel(GuidedP
     for (int i = 0; i < kForwardFragments; ++i) {
 #pragma unroll
       for (int half = 0; half < 2; ++half) {
-        const int row = first_row + warp_row + fragment_row(i, 2 * half), self = row - first_column;
+        const int row = first_row + warp_row + fragment_row(i, 2 * half), self = own_column(p, row) - first_column;
         const float row_z = p.fields[size_t(kScaleZ) * p.padded + row] * inv_tau;
         const float row_e = p.fields[size_t(kScaleE) * p.padded + row];
 #pragma unroll
@@ -175,7 +177,7 @@ __global__ void __launch_bounds__(kForwardThreads) guided_forward_kernel(GuidedP
           s[i][j][2 * half] *= row_z * z.x, s[i][j][2 * half + 1] *= row_z * z.y;
           c[i][j][2 * half] *= row_e * e.x, c[i][j][2 * half + 1] *= row_e * e.y;
         }
-        if (kDistill) add_distill(sums[i][half], s[i], c[i], half, inv_teacher_tau, self, p.n - first_column);
+        if (kDistill) add_distill(sums[i][half], s[i], c[i], half, inv_teacher_tau, self, p.columns - first_column);
         if (kContrast) {
           const GuidedSpans spans = row < p.n ? p.spans[row] : GuidedSpans{0, 0, 0, 0};
           add_negatives(sums[i][half], p, s[i], c[i], half, self, spans.out_begin - first_column,
@@ -203,8 +205,7 @@ __global__ void __launch_bounds__(kForwardThreads) guided_forward_kernel(GuidedP
 #pragma unroll
     for (int half = 0; half < 2; ++half) {
       const int row = first_row + warp_row + fragment_row(i, 2 * half);
-      write_sums<kContrast, kDistill>(sums[i][half], p.sums + size_t(blockIdx.y) * kGuidedSums * p.padded + row,
-                                      p.padded);
+      write_sums<kContrast, kDistill>(sums[i][half], p, blockIdx.y, row);
     }
   }
 }

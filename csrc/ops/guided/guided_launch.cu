@@ -1,6 +1,7 @@
 #include <algorithm>
 
 #include "cuda/launch.cuh"
+#include "ops/guided/guided_block_kernel.cuh"
 #include "ops/guided/guided_bwd_kernel.cuh"
 #include "ops/guided/guided_kernel.cuh"
 #include "ops/guided/guided_launch.h"
@@ -29,12 +30,25 @@ Kernel backward_kernel(const GuidedParams& p) {
   return p.contrast ? guided_backward_kernel<half_t, true, true> : guided_backward_kernel<half_t, false, true>;
 }
 
+int row_blocks(const GuidedParams& p) { return (p.padded - p.first) / kGuidedRows; }
+
+template <typename half_t>
+Kernel finish_kernel(const GuidedParams& p, bool backward) {
+  if (p.first) return backward ? guided_finish_push_kernel<half_t> : guided_finish_block_kernel<half_t>;
+  return backward ? guided_finish_backward_kernel<half_t> : guided_finish_forward_kernel<half_t>;
+}
+
+cudaError_t launch_finish(const GuidedParams& p, bool backward, void* stream) {
+  const Kernel kernel = p.z.is_half ? finish_kernel<__half>(p, backward) : finish_kernel<__nv_bfloat16>(p, backward);
+  return launch(kernel, ceil_div(p.n - p.first, kRowWarps), 32 * kRowWarps, 0, p, stream);
+}
+
 cudaError_t launch_forward_tiles(const GuidedParams& p, void* stream) {
   cuda::DeviceLimits limits;
   if (const cudaError_t error = cuda::device_limits(limits)) return error;
   if (const int stages = sm90::stages(p, limits, false)) return sm90::launch_forward(p, stages, stream);
   const Kernel kernel = p.z.is_half ? forward_kernel<__half>(p) : forward_kernel<__nv_bfloat16>(p);
-  const dim3 grid(p.padded / kGuidedRows, p.splits);
+  const dim3 grid(row_blocks(p), p.splits);
   return launch(kernel, grid, kForwardThreads, shared_bytes<kGuidedForwardFields>(), p, stream);
 }
 
@@ -43,22 +57,23 @@ cudaError_t launch_backward_tiles(const GuidedParams& p, void* stream) {
   if (const cudaError_t error = cuda::device_limits(limits)) return error;
   if (const int stages = sm90::stages(p, limits, true)) return sm90::launch_backward(p, stages, stream);
   const Kernel kernel = p.z.is_half ? backward_kernel<__half>(p) : backward_kernel<__nv_bfloat16>(p);
-  const dim3 grid(p.padded / kGuidedRows, p.splits * ceil_div(p.v.slices, kGuidedOutSlices));
+  const dim3 grid(row_blocks(p), p.splits * ceil_div(p.v.slices, kGuidedOutSlices));
   return launch(kernel, grid, kBackwardThreads, shared_bytes<kGuidedTileFields>(), p, stream);
 }
 
 }  // namespace
 
 // At N = 4,096 there are 32 blocks of rows for 132 multiprocessors: four shares of the columns each, eight in the
-// forward pass, where two blocks fit (of the Hopper kernels the table's units). Sixteen bound the workspace.
-extern "C" int ltood_guided_splits(int n, int slices, int backward) {
-  constexpr int kMaxSplits = 16;
+// forward pass, where two blocks fit (of the Hopper kernels the table's units). Sixteen bound the workspace; 512 rows
+// of a rank are 4 blocks, of many columns, and take up to 64.
+extern "C" int ltood_guided_splits(int rows, int columns, int slices, int backward) {
+  const int most = rows == columns ? 16 : 64;
   cuda::DeviceLimits limits;
   if (const cudaError_t error = cuda::device_limits(limits)) return -error;
   const int units = cuda::take_sm90() ? sm90::tile(backward).units : backward ? 1 : 2;
   const int groups = backward ? ceil_div(slices, kGuidedOutSlices) : 1;
-  const int blocks = ceil_div(n, kGuidedRows) * groups, wanted = limits.multiprocessors * units;
-  return std::max(1, std::min({wanted / blocks, ceil_div(n, kGuidedColumns), kMaxSplits}));
+  const int blocks = ceil_div(rows, kGuidedRows) * groups, wanted = limits.multiprocessors * units;
+  return std::max(1, std::min({wanted / blocks, ceil_div(columns, kGuidedColumns), most}));
 }
 
 extern "C" int ltood_launch_guided_keys(const GuidedParams* params, void* stream) {
@@ -70,29 +85,24 @@ extern "C" int ltood_launch_guided_plan(const GuidedParams* params, void* stream
   if (p.contrast) {
     const int blocks = ceil_div(p.n, kPlanThreads), tiles = ceil_div(p.padded / kGuidedColumns, kPlanThreads);
     if (const cudaError_t error = launch(guided_positions_kernel, blocks, kPlanThreads, 0, p, stream)) return error;
-    if (const cudaError_t error = launch(guided_select_kernel, blocks, kPlanThreads, 0, p, stream)) return error;
+    const Kernel select = p.first ? guided_block_select_kernel : guided_select_kernel;
+    if (const cudaError_t error = launch(select, blocks, kPlanThreads, 0, p, stream)) return error;
     if (const cudaError_t error = launch(guided_fallback_tiles_kernel, tiles, kPlanThreads, 0, p, stream)) return error;
   }
-  if (const cudaError_t error = launch(guided_tiles_kernel, p.padded / kGuidedRows, kPlanThreads, 0, p, stream)) {
-    return error;
-  }
+  if (const cudaError_t error = launch(guided_tiles_kernel, row_blocks(p), kPlanThreads, 0, p, stream)) return error;
   return launch(guided_fields_kernel, ceil_div(p.padded, kPlanThreads), kPlanThreads, 0, p, stream);
 }
 
 extern "C" int ltood_launch_guided_forward(const GuidedParams* params, void* stream) {
   const GuidedParams& p = *params;
-  const Kernel finish =
-      p.z.is_half ? guided_finish_forward_kernel<__half> : guided_finish_forward_kernel<__nv_bfloat16>;
   if (const cudaError_t error = launch_forward_tiles(p, stream)) return error;
-  return launch(finish, ceil_div(p.n, kRowWarps), 32 * kRowWarps, 0, p, stream);
+  return launch_finish(p, false, stream);
 }
 
 extern "C" int ltood_launch_guided_backward(const GuidedParams* params, void* stream) {
   const GuidedParams& p = *params;
-  const Kernel finish =
-      p.z.is_half ? guided_finish_backward_kernel<__half> : guided_finish_backward_kernel<__nv_bfloat16>;
   if (const cudaError_t error = launch_backward_tiles(p, stream)) return error;
-  return launch(finish, ceil_div(p.n, kRowWarps), 32 * kRowWarps, 0, p, stream);
+  return launch_finish(p, true, stream);
 }
 
 }  // namespace ltood

@@ -6,6 +6,12 @@
 //   2. ltood_launch_guided_plan                      who reads whom, once the neighbours are known
 //   3. ltood_launch_guided_forward | _backward
 // Without clusters there is nothing to sort: the caller starts at 2 with `order` null.
+//
+// A rectangle, rows of one process against columns of others (guided_block), is worked on as one matrix: the columns in
+// the order of their keys, nothing up to the next multiple of 128, then the rows in the order of theirs. What is said
+// of rows below holds from position `first` on, spans are of columns. The rows' keys are shifted so that one sort puts
+// everything into its place; rows and columns are numbered in the same way, from the first column on. `first` tells
+// the launches that it is one: they then write guided_block's sums, or guided_block_push's gradient.
 #pragma once
 
 #include <cstdint>
@@ -54,7 +60,10 @@ struct GuidedParams {
   Operand z, e;  // by position; e has unit rows
   Operand v;     // z in bfloat16 for the second product of the backward pass: z itself unless that is float16
   int n, d, k, clusters_count;
-  int padded;  // n up to a multiple of 128
+  int padded;    // n up to a multiple of 128
+  int columns;   // the positions below are columns: n of a square
+  int first;     // position of the first row: 0 of a square, `columns` up to a multiple of 128 of a rectangle
+  int diagonal;  // of a rectangle: row i, from the first one on, is column i + diagonal
   int contrast, distill, backward;
   int splits;  // of the columns, each its own block; ltood_guided_splits()
   int weighted;
@@ -75,7 +84,10 @@ struct GuidedParams {
   int64_t* neighbor_at;          // [n, k] by position: positions, -1 = none
   const int64_t* reverse_keys;   // [n k] neighbor_at, ascending (backward)
   const int64_t* reverse_order;  // [n k] where they stood
+  const uint8_t* every;          // [n - first], a rectangle's forward pass: all columns are the negatives of the marked
+                                 // rows, and no others are summed; or null
   int* position_of;              // [n] row -> position
+  int* self_at;                  // [padded] a rectangle's rows: position of the same column, -1 = none; null: a square
   GuidedSpans* spans;            // [n]
   uint8_t* fallback;             // [n]
   uint8_t* fallback_tiles;       // [padded / 64]
@@ -83,19 +95,24 @@ struct GuidedParams {
   float* fields;                 // [kGuidedFields, padded]
 
   // Forward.
-  float* sums;                        // [splits, kGuidedSums, padded]
+  float* sums;                        // [splits, kGuidedSums, padded - first]
   float *loss, *kl;                   // [n] by row
-  double *weight, *lse;               // [n] by row
+  double *weight, *lse;               // [n] by row; of a rectangle weight may be null: lse alone, -inf where unmarked
   double *student_lse, *teacher_lse;  // [n] by row
+  double *pulled, *excess, *gap;      // [n - first] of a rectangle
 
   // Backward; gradients by row, null = 0. It reads weight and the lse above.
   const double *grad_loss, *grad_lse, *grad_kl, *grad_student_lse;  // [n]
-  float* gradient;                                                  // [splits, n, 64 slices] by position, by unit rows
-  const float* inv_norm;                                            // [n] by position
+  float* gradient;        // [splits, n - first, 64 slices] by position, by unit rows
+  const float* inv_norm;  // [n] by position
   int normalize;
   int grad_type;  // ElementType of grad_z
   void* grad_z;   // [n, d] by row
   float* along;   // [n] <z_i, dL/dz_i> of the unit rows
+
+  // Backward of a rectangle, in place of the above but `gradient`.
+  const double *contrast_state, *distill_state;  // [n, kStateColumns] by row
+  float* push;                                   // [n - first, d] by row
 };
 
 constexpr int kGuidedRows = 128;     // of a block
@@ -103,7 +120,7 @@ constexpr int kGuidedColumns = 64;   // of a tile
 constexpr int kGuidedOutSlices = 2;  // of the gradient that a block computes
 
 // Into how many parts the columns are cut so that a small problem fills the device; a negative cudaError_t on failure.
-extern "C" int ltood_guided_splits(int n, int slices, int backward);
+extern "C" int ltood_guided_splits(int rows, int columns, int slices, int backward);
 
 // Each returns a cudaError_t.
 extern "C" int ltood_launch_guided_keys(const GuidedParams* params, void* stream);

@@ -3,6 +3,7 @@
 
 #include "cuda/primitives/math.cuh"
 #include "ops/guided/guided_launch.h"
+#include "ops/guided/guided_state.h"
 
 namespace ltood::guided {
 
@@ -59,13 +60,22 @@ __device__ __forceinline__ void for_each_view(const GuidedParams& p, int positio
   }
   const int64_t id = p.instance[position];
   for (int64_t at = lower_bound(p.instance_keys, p.n, id); at < p.n && p.instance_keys[at] == id; ++at) {
+    if (p.members[at] >= p.columns) break;  // behind the columns come the rows of a rectangle
     body(static_cast<int>(p.members[at]));
   }
 }
 
+// What a row's key exceeds its cluster's by. In a rectangle that is more than any key of a column, and one more.
+__device__ __forceinline__ int64_t row_shift(const GuidedParams& p) {
+  const int64_t count = p.clusters_count;
+  return p.first ? count * count + count + 2 : 0;
+}
+
 __global__ void guided_keys_kernel(GuidedParams p) {
   const int row = blockIdx.x * kPlanThreads + threadIdx.x;
-  if (row < p.n) p.keys[row] = cluster_key(p, p.clusters[row]);
+  if (row >= p.n) return;
+  const bool unused = row >= p.columns && row < p.first;
+  p.keys[row] = unused ? row_shift(p) - 1 : cluster_key(p, p.clusters[row]) + (row >= p.first ? row_shift(p) : 0);
 }
 
 __global__ void guided_positions_kernel(GuidedParams p) {
@@ -73,17 +83,31 @@ __global__ void guided_positions_kernel(GuidedParams p) {
   if (position < p.n) p.position_of[row_at(p, position)] = position;
 }
 
+// The columns of a row's farthest cluster, and those whose farthest cluster is its own.
+struct ClusterSpans {
+  Range out{0, 0}, in{0, 0};
+
+  __device__ __forceinline__ ClusterSpans(const GuidedParams& p, int position) {
+    const int64_t count = p.clusters_count, key = p.keys[position] - row_shift(p), far = key / count, own = key % count;
+    if (far < count) {
+      const int64_t far_key = cluster_key(p, far);
+      out = range_of(p.keys, p.columns, far_key, far_key + 1);
+    }
+    if (key < count * count + count) in = range_of(p.keys, p.columns, own * count, (own + 1) * count);
+  }
+
+  __device__ __forceinline__ GuidedSpans packed() const {
+    return {static_cast<int>(out.begin), static_cast<int>(out.end), static_cast<int>(in.begin),
+            static_cast<int>(in.end)};
+  }
+};
+
 // The spans of a row, and its neighbours: what is out of range, of its own image, or listed before becomes -1.
 __global__ void guided_select_kernel(GuidedParams p) {
   const int position = blockIdx.x * kPlanThreads + threadIdx.x;
   if (position >= p.n) return;
-  const int64_t count = p.clusters_count, key = p.keys[position], far = key / count, own = key % count;
-  Range out{0, 0}, in{0, 0};
-  if (far < count) {
-    const int64_t far_key = cluster_key(p, far);
-    out = range_of(p.keys, p.n, far_key, far_key + 1);
-  }
-  if (key < count * count + count) in = range_of(p.keys, p.n, own * count, (own + 1) * count);
+  ClusterSpans spans(p, position);
+  Range& out = spans.out;
   int64_t left = out.end - out.begin;
   for_each_view(p, position, [&](int view) { left -= out.contains(view); });
   int64_t* neighbors = p.neighbors + row_at(p, position) * p.k;
@@ -98,15 +122,31 @@ __global__ void guided_select_kernel(GuidedParams p) {
   }
   p.fallback[position] = left == 0;
   if (left == 0) out = {0, p.n};
-  p.spans[position] = {static_cast<int>(out.begin), static_cast<int>(out.end), static_cast<int>(in.begin),
-                       static_cast<int>(in.end)};
+  p.spans[position] = spans.packed();
+}
+
+// The spans of a rectangle's rows. Which rows and columns fall back is told by the caller, who knows all columns.
+__global__ void guided_block_select_kernel(GuidedParams p) {
+  const int position = blockIdx.x * kPlanThreads + threadIdx.x;
+  if (position >= p.n) return;
+  const int64_t row = row_at(p, position);
+  bool all = p.contrast_state && p.contrast_state[row * kStateColumns + kContrastFallback] != 0;
+  p.fallback[position] = all;
+  if (position < p.first) return;
+  ClusterSpans spans(p, position);
+  if (p.every) {
+    spans.out = {0, 0};
+    all = p.every[row - p.first];
+  }
+  if (all) spans.out = {0, p.columns};
+  p.spans[position] = spans.packed();
 }
 
 __global__ void guided_fallback_tiles_kernel(GuidedParams p) {
   const int tile = blockIdx.x * kPlanThreads + threadIdx.x, first = tile * kGuidedColumns;
   if (first >= p.padded) return;
   uint8_t any = 0;
-  for (int position = first; position < min(first + kGuidedColumns, p.n); ++position) any |= p.fallback[position];
+  for (int position = first; position < min(first + kGuidedColumns, p.columns); ++position) any |= p.fallback[position];
   p.fallback_tiles[tile] = any;
 }
 
@@ -122,12 +162,12 @@ __device__ __forceinline__ uint32_t tile_bits(int first_tile, int begin, int end
 __global__ void __launch_bounds__(kPlanThreads) guided_tiles_kernel(GuidedParams p) {
   static_assert(kPlanThreads == kGuidedRows);
   __shared__ GuidedSpans spans[kGuidedRows];
-  const int position = blockIdx.x * kGuidedRows + threadIdx.x;
+  const int position = p.first + blockIdx.x * kGuidedRows + threadIdx.x;
   spans[threadIdx.x] = p.contrast && position < p.n ? p.spans[position] : GuidedSpans{0, 0, 0, 0};
   __syncthreads();
   const int count = p.padded / kGuidedColumns, words = (count + 31) / 32;
   for (int word = threadIdx.x; word < words; word += kPlanThreads) {
-    uint32_t bits = p.distill ? tile_bits(word * 32, 0, p.n) : 0;
+    uint32_t bits = p.distill ? tile_bits(word * 32, 0, p.columns) : 0;
     if (!p.distill) {
       for (int r = 0; r < kGuidedRows; ++r) {
         bits |= tile_bits(word * 32, spans[r].out_begin, spans[r].out_end);
@@ -165,15 +205,50 @@ __device__ __forceinline__ void backward_fields(const GuidedParams& p, int posit
   }
 }
 
+// The same of a rectangle, from what the caller has worked out for its rows and columns.
+__device__ __forceinline__ void state_fields(const GuidedParams& p, int position, float (&field)[kGuidedFields]) {
+  const int64_t at = row_at(p, position) * kStateColumns;
+  const auto log2_of = [](double natural) {
+    return natural == -INFINITY ? 0.f : static_cast<float>(natural * prim::kLog2E);
+  };
+  if (p.contrast) {
+    const double* state = p.contrast_state + at;
+    field[kLse] = log2_of(state[kContrastLse]);
+    field[kPush] = static_cast<float>(state[kContrastPull]);
+    field[kPushFallback] = p.fallback[position] ? field[kPush] : 0.f;
+    field[kPull] = static_cast<float>(state[kContrastAttract]);
+  }
+  if (p.distill) {
+    const double* state = p.distill_state + at;
+    field[kStudentLse] = log2_of(state[kDistillStudentLse]);
+    field[kTeacherLse] = log2_of(state[kDistillTeacherLse]);
+    field[kDistillStudent] = static_cast<float>(state[kDistillPull]);
+    field[kDistillTeacher] = static_cast<float>(state[kDistillAttract]);
+  }
+}
+
+// The position of the column that a rectangle's row is.
+__device__ __forceinline__ int same_column(const GuidedParams& p, int position) {
+  if (position < p.first || position >= p.n) return -1;
+  const int64_t column = row_at(p, position) - p.first + p.diagonal;
+  if (column < 0 || column >= p.columns) return -1;
+  return p.contrast ? p.position_of[column] : static_cast<int>(column);
+}
+
 __global__ void guided_fields_kernel(GuidedParams p) {
   const int position = blockIdx.x * kPlanThreads + threadIdx.x;
   if (position >= p.padded) return;
   float field[kGuidedFields] = {};
-  if (position < p.n) {
+  if (position < p.columns || (p.first <= position && position < p.n)) {
     field[kScaleZ] = p.z.scale[position];
     field[kScaleE] = p.e.scale[position];
-    if (p.backward) backward_fields(p, position, field);
+    if (p.backward && p.first) {
+      state_fields(p, position, field);
+    } else if (p.backward) {
+      backward_fields(p, position, field);
+    }
   }
+  if (p.self_at) p.self_at[position] = same_column(p, position);
 #pragma unroll
   for (int f = 0; f < kGuidedFields; ++f) {
     if (f < kGuidedForwardFields || p.backward) p.fields[size_t(f) * p.padded + position] = field[f];

@@ -58,16 +58,31 @@ __device__ __forceinline__ PositivePair positive_pair(const GuidedParams& p, int
 
 // The share of exp(s_ij) that the tiles have left out of row i's sum: all of it, or, where j lies among the negatives
 // and was added with its repulsion, the rest. Both parts are positive: nothing cancels.
-__device__ __forceinline__ float missing_share(const GuidedSpans& spans, int j, const PositivePair& pair) {
-  return spans.out_begin <= j && j < spans.out_end ? 1.f - pair.repel : 1.f;
+__device__ __forceinline__ float missing_share(bool among_negatives, const PositivePair& pair) {
+  return among_negatives ? 1.f - pair.repel : 1.f;
+}
+
+// Whether column j is among row i's negatives, and whether row i is among column j's, from the spans of row i.
+__device__ __forceinline__ bool repels(const GuidedSpans& spans, int j) {
+  return spans.out_begin <= j && j < spans.out_end;
+}
+__device__ __forceinline__ bool is_repelled(const GuidedParams& p, const GuidedSpans& spans, int j) {
+  return p.fallback[j] || (spans.in_begin <= j && j < spans.in_end);
+}
+
+// body(j) for the columns of the same image but for the row's own.
+template <typename Body>
+__device__ __forceinline__ void for_each_other_view(const GuidedParams& p, int i, Body body) {
+  const int self = own_column(p, i);
+  for_each_view(p, i, [&](int view) {
+    if (view != self) body(view);
+  });
 }
 
 // body(j) for the positions P(i).
 template <typename Body>
 __device__ __forceinline__ void for_each_positive(const GuidedParams& p, int i, Body body) {
-  for_each_view(p, i, [&](int view) {
-    if (view != i) body(view);
-  });
+  for_each_other_view(p, i, body);
   for (int s = 0; s < p.k; ++s) {
     const int64_t j = p.neighbor_at[int64_t(i) * p.k + s];
     if (j >= 0) body(static_cast<int>(j));
@@ -89,50 +104,80 @@ struct ExpSum {
   }
 };
 
+// What a tile has left for a row in one share of the columns.
+struct TileSums {
+  const float* sums;
+  int stride;
+
+  __device__ __forceinline__ TileSums(const GuidedParams& p, int split, int position)
+      : sums(p.sums + size_t(split) * kGuidedSums * (p.padded - p.first) + position - p.first),
+        stride(p.padded - p.first) {}
+
+  __device__ __forceinline__ float of(GuidedSum field) const { return sums[size_t(field) * stride]; }
+};
+
+// A row's sum over negatives and positives, and the pull of these, in base 2.
+struct ContrastSums {
+  ExpSum total;
+  float weight = 0, pulled = 0;
+};
+
 template <typename half_t>
-__device__ __forceinline__ void finish_contrast(const GuidedParams& p, int position) {
+__device__ __forceinline__ ContrastSums contrast_sums(const GuidedParams& p, int position) {
   const GuidedSpans spans = p.spans[position];
   const float scale = exponent_scale(p.inv_tau, p.temperature);
-  ExpSum total;
+  ContrastSums sums;
   for (int split = 0; split < p.splits; ++split) {
-    const float* sums = p.sums + size_t(split) * kGuidedSums * p.padded + position;
-    total.add(sums[size_t(kNegativeMax) * p.padded], sums[size_t(kNegativeSum) * p.padded]);
+    const TileSums tiles(p, split, position);
+    sums.total.add(tiles.of(kNegativeMax), tiles.of(kNegativeSum));
   }
-  float weight = 0, pulled = 0;
   for_each_positive(p, position, [&](int j) {
     const PositivePair pair = positive_pair<half_t>(p, position, j, scale);
-    total.add(pair.s, missing_share(spans, j, pair));
-    weight += pair.attract;
-    pulled += pair.attract * pair.s;
+    sums.total.add(pair.s, missing_share(repels(spans, j), pair));
+    sums.weight += pair.attract;
+    sums.pulled += pair.attract * pair.s;
   });
+  return sums;
+}
+
+template <typename half_t>
+__device__ __forceinline__ void finish_contrast(const GuidedParams& p, int position) {
+  const ContrastSums sums = contrast_sums<half_t>(p, position);
   if (threadIdx.x % 32 != 0) return;
   const int64_t row = row_at(p, position);
-  const double lse = total.log2();
-  p.loss[row] = weight == 0 ? 0.f : static_cast<float>((lse - static_cast<double>(pulled / weight)) * prim::kLn2);
-  p.weight[row] = weight;
+  const double lse = sums.total.log2(), pull = static_cast<double>(sums.pulled / sums.weight);
+  p.loss[row] = sums.weight == 0 ? 0.f : static_cast<float>((lse - pull) * prim::kLn2);
+  p.weight[row] = sums.weight;
   p.lse[row] = lse * prim::kLn2;
 }
 
-__device__ __forceinline__ void finish_distill(const GuidedParams& p, int position) {
+// Both softmaxes of a row.
+struct DistillSums {
   ExpSum student, teacher;
-  float excess = 0, gap = 0;
-  for (int split = 0; split < p.splits; ++split) {
-    const float* sums = p.sums + size_t(split) * kGuidedSums * p.padded + position;
-    const auto of = [&](int field) { return sums[size_t(field) * p.padded]; };
-    student.add(of(kStudentMax), of(kStudentSum));
-    const float before = teacher.max, factor = teacher.add(of(kTeacherMax), of(kTeacherSum));
-    const float grown = before == teacher.max ? 1.f : prim::exp2_fast(before - teacher.max);
-    excess = excess * grown + of(kExcess) * factor;
-    gap = gap * grown + of(kGap) * factor;
+  float excess = 0, gap = 0;  // in units of 2^teacher.max
+
+  __device__ __forceinline__ DistillSums(const GuidedParams& p, int position) {
+    for (int split = 0; split < p.splits; ++split) {
+      const TileSums tiles(p, split, position);
+      student.add(tiles.of(kStudentMax), tiles.of(kStudentSum));
+      const float before = teacher.max, factor = teacher.add(tiles.of(kTeacherMax), tiles.of(kTeacherSum));
+      const float grown = before == teacher.max ? 1.f : prim::exp2_fast(before - teacher.max);
+      excess = excess * grown + tiles.of(kExcess) * factor;
+      gap = gap * grown + tiles.of(kGap) * factor;
+    }
   }
+};
+
+__device__ __forceinline__ void finish_distill(const GuidedParams& p, int position) {
+  const DistillSums sums(p, position);
   if (threadIdx.x % 32 != 0) return;
   const int64_t row = row_at(p, position);
-  const float ratio = gap / teacher.sum;
-  const float difference =
-      fabsf(ratio) < 0.5f ? log1pf(ratio) : static_cast<float>((student.log2() - teacher.log2()) * prim::kLn2);
-  p.kl[row] = p.n == 1 ? 0.f : excess / teacher.sum * static_cast<float>(prim::kLn2) + difference;
-  p.student_lse[row] = student.log2() * prim::kLn2;
-  p.teacher_lse[row] = teacher.log2() * prim::kLn2;
+  const double student = sums.student.log2(), teacher = sums.teacher.log2();
+  const float ratio = sums.gap / sums.teacher.sum;
+  const float difference = fabsf(ratio) < 0.5f ? log1pf(ratio) : static_cast<float>((student - teacher) * prim::kLn2);
+  p.kl[row] = p.n == 1 ? 0.f : sums.excess / sums.teacher.sum * static_cast<float>(prim::kLn2) + difference;
+  p.student_lse[row] = student * prim::kLn2;
+  p.teacher_lse[row] = teacher * prim::kLn2;
 }
 
 template <typename half_t>
@@ -144,9 +189,10 @@ __global__ void __launch_bounds__(32 * kRowWarps) guided_finish_forward_kernel(G
 }
 
 // dL/ds_ij of the positive j of i, less what the tiles have counted.
-__device__ __forceinline__ float positive_gradient(const GuidedParams& p, int i, int j, const PositivePair& pair) {
+__device__ __forceinline__ float positive_gradient(const GuidedParams& p, int i, bool among_negatives,
+                                                   const PositivePair& pair) {
   const auto field = [&](int f) { return p.fields[size_t(f) * p.padded + i]; };
-  const float share = missing_share(p.spans[i], j, pair) * prim::exp2_fast(pair.s - field(kLse));
+  const float share = missing_share(among_negatives, pair) * prim::exp2_fast(pair.s - field(kLse));
   return field(kPush) * share - field(kPull) * pair.attract;
 }
 
@@ -155,9 +201,10 @@ template <typename half_t>
 __device__ __forceinline__ void add_positives(const GuidedParams& p, int i, float* gradient) {
   const float scale = exponent_scale(p.inv_tau, p.temperature);
   const auto add = [&](int j, bool own, bool other) {
+    const GuidedSpans& spans = p.spans[i];
     const PositivePair pair = positive_pair<half_t>(p, i, j, scale);
-    float coefficient = own ? positive_gradient(p, i, j, pair) : 0.f;
-    if (other) coefficient += positive_gradient(p, j, i, pair);
+    float coefficient = own ? positive_gradient(p, i, repels(spans, j), pair) : 0.f;
+    if (other) coefficient += positive_gradient(p, j, is_repelled(p, spans, j), pair);
     coefficient *= p.z.scale[j];
     for (int feature = threadIdx.x % 32 * 2; feature < kSlice * p.z.slices; feature += 64) {
       const float2 z = feature_pair<half_t>(p.z, j, feature);
@@ -165,9 +212,7 @@ __device__ __forceinline__ void add_positives(const GuidedParams& p, int i, floa
       sum = {sum.x + coefficient * z.x, sum.y + coefficient * z.y};
     }
   };
-  for_each_view(p, i, [&](int view) {
-    if (view != i) add(view, true, true);
-  });
+  for_each_other_view(p, i, [&](int view) { add(view, true, true); });
   for (int s = 0; s < p.k; ++s) {
     const int64_t j = p.neighbor_at[int64_t(i) * p.k + s];
     if (j >= 0) add(static_cast<int>(j), true, false);
@@ -189,22 +234,32 @@ __device__ __forceinline__ void store(const GuidedParams& p, int64_t at, float v
   }
 }
 
-// The shares of the columns added up, the positives, and the way back through the normalisation:
-// dz = (g - u <u, g>) / |z|. A row shorter than 1e-12 was divided by that and has no radial part.
+// The gradient of a unit row in units of tau, in place of its first share: the shares of the columns added up, and the
+// positives.
 template <typename half_t>
-__global__ void __launch_bounds__(32 * kRowWarps) guided_finish_backward_kernel(GuidedParams p) {
-  const int position = blockIdx.x * kRowWarps + threadIdx.x / 32, width = kSlice * p.z.slices;
-  if (position >= p.n) return;
-  float* gradient = p.gradient + int64_t(position) * width;
+__device__ __forceinline__ float* collect_gradient(const GuidedParams& p, int position) {
+  const int width = kSlice * p.z.slices, rows = p.n - p.first;
+  float* gradient = p.gradient + int64_t(position - p.first) * width;
   for (int feature = threadIdx.x % 32 * 2; feature < width; feature += 64) {
     float2 sum{0, 0};
     for (int split = 0; split < p.splits; ++split) {
-      const float2 part = pair_at(gradient + int64_t(split) * p.n * width, feature);
+      const float2 part = pair_at(gradient + int64_t(split) * rows * width, feature);
       sum = {sum.x + part.x, sum.y + part.y};
     }
     pair_at(gradient, feature) = sum;
   }
   if (p.contrast) add_positives<half_t>(p, position, gradient);
+  return gradient;
+}
+
+// The way back through the normalisation:
+// dz = (g - u <u, g>) / |z|. A row shorter than 1e-12 was divided by that and has no radial part. Seven blocks fit on
+// an SM: 72 registers.
+template <typename half_t>
+__global__ void __launch_bounds__(32 * kRowWarps, 7) guided_finish_backward_kernel(GuidedParams p) {
+  const int position = blockIdx.x * kRowWarps + threadIdx.x / 32, width = kSlice * p.z.slices;
+  if (position >= p.n) return;
+  float* gradient = collect_gradient<half_t>(p, position);
   const float inv_tau = p.temperature ? 1.f / *p.temperature : p.inv_tau, scale = p.z.scale[position];
   float along = 0;
   for (int feature = threadIdx.x % 32 * 2; feature < width; feature += 64) {

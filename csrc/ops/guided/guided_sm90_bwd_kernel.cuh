@@ -42,7 +42,7 @@ __device__ __forceinline__ void produce(const Sm90& f, const Block& block, const
 template <typename half_t, bool kContrast, bool kDistill>
 class Consumer {
  public:
-  __device__ __forceinline__ Consumer(const Sm90& f, const Block& block, int first_row)
+  __device__ __forceinline__ Consumer(const Sm90& f, const Block& block)
       : p_(f.p),
         block_(block),
         stages_(block.ring),
@@ -50,9 +50,7 @@ class Consumer {
         teacher_(teacher_scale(f.p)) {
 #pragma unroll
     for (int half = 0; half < 2; ++half) {
-      RowFields& row = rows_[half];
-      row.index = own_row(first_row) + 8 * half;
-      read_row_fields<kContrast>(row, p_, exponent_scale(p_.inv_tau, p_.temperature));
+      read_row_fields<kContrast>(rows_[half], p_, position(half), exponent_scale(p_.inv_tau, p_.temperature));
     }
 #pragma unroll
     for (float& value : out_) value = 0;
@@ -79,8 +77,8 @@ class Consumer {
     const int width = kSlice * p_.v.slices;
 #pragma unroll
     for (int half = 0; half < 2; ++half) {
-      if (rows_[half].index >= p_.n) continue;
-      float* to = p_.gradient + (int64_t(part.split) * p_.n + rows_[half].index) * width;
+      if (position(half) >= p_.n) continue;
+      float* to = gradient_at(p_, part.split, position(half));
 #pragma unroll
       for (int j = 0; j < kGuidedOutSlices * kSlice / 8; ++j) {
         const int feature = part.first_slice * kSlice + fragment_col(j, 0);
@@ -113,6 +111,26 @@ class Consumer {
         h_[j / 2][j % 2 * 2 + half] = prim::pack<value_t>(h[0], h[1]);
       }
     }
+#pragma unroll
+    for (int half = 0; half < 2; ++half) {
+      const int self = own_column(p_, position(half)) - first_column;
+      if (self >= 0 && self < kGuidedColumns) clear_column(half, self);
+    }
+  }
+
+  // Few tiles hold a row's own column: found here, it takes no registers above.
+  __device__ __forceinline__ void clear_column(int half, int column) {
+#pragma unroll
+    for (int j = 0; j < kColumnFragments; ++j) {
+      uint32_t& pair = h_[j / 2][j % 2 * 2 + half];
+      if (fragment_col(j, 0) == column) pair &= 0xffff0000u;
+      if (fragment_col(j, 1) == column) pair &= 0x0000ffffu;
+    }
+  }
+
+  // Of a thread's first or second row.
+  __device__ __forceinline__ int position(int half) const {
+    return own_row(p_.first + blockIdx.x * kGuidedRows) + 8 * half;
   }
 
   // output += H V, V in the ring's next stage: beyond the last feature it holds zeros.
@@ -142,7 +160,7 @@ template <typename half_t, bool kContrast, bool kDistill>
 __global__ void __launch_bounds__(warpgroups::kThreads, 1) guided_backward_sm90_kernel(const __grid_constant__ Sm90 f) {
 #ifdef __CUDA_ARCH_FEAT_SM90_ALL  // empty in a compilation for anything else
   extern __shared__ __align__(1024) unsigned char memory[];
-  const int first_row = blockIdx.x * kGuidedRows;
+  const int first_row = f.p.first + blockIdx.x * kGuidedRows;
   const Part part(f.p);
   const Share share(f.p, blockIdx.x, part.split);
   const Block block(memory, f);
@@ -151,7 +169,7 @@ __global__ void __launch_bounds__(warpgroups::kThreads, 1) guided_backward_sm90_
     if (threadIdx.x == warpgroups::kConsumerThreads) produce(f, block, share, first_row, part.first_slice);
   } else {
     prim::take_registers<warpgroups::kConsumerRegisters>();
-    Consumer<half_t, kContrast, kDistill> consumer(f, block, first_row);
+    Consumer<half_t, kContrast, kDistill> consumer(f, block);
     consumer.run(share);
     consumer.store(part);
   }

@@ -27,6 +27,7 @@ class RowPair {
       scale_z_[half] = p.fields[size_t(kScaleZ) * p.padded + row] * exponent_scale(p.inv_tau, p.temperature);
       scale_e_[half] = p.fields[size_t(kScaleE) * p.padded + row];
       spans_[half] = kContrast && row < p.n ? p.spans[row] : GuidedSpans{0, 0, 0, 0};
+      self_[half] = own_column(p, row);
     }
   }
 
@@ -47,8 +48,8 @@ class RowPair {
     }
 #pragma unroll
     for (int half = 0; half < 2; ++half) {
-      const int self = row_ + 8 * half - first_column;
-      if (kDistill) add_distill(sums_[half], s, c, half, teacher_, self, p_.n - first_column);
+      const int self = self_[half] - first_column;
+      if (kDistill) add_distill(sums_[half], s, c, half, teacher_, self, p_.columns - first_column);
       if (kContrast) {
         add_negatives(sums_[half], p_, s, c, half, self, spans_[half].out_begin - first_column,
                       spans_[half].out_end - spans_[half].out_begin);
@@ -59,14 +60,14 @@ class RowPair {
   __device__ __forceinline__ void write(int split) const {
 #pragma unroll
     for (int half = 0; half < 2; ++half) {
-      float* to = p_.sums + size_t(split) * kGuidedSums * p_.padded + row_ + 8 * half;
-      write_sums<kContrast, kDistill>(sums_[half], to, p_.padded);
+      write_sums<kContrast, kDistill>(sums_[half], p_, split, row_ + 8 * half);
     }
   }
 
  private:
   const GuidedParams& p_;
   const int row_;
+  int self_[2];
   float teacher_, scale_z_[2], scale_e_[2];
   GuidedSpans spans_[2];
   RowSums sums_[2];
@@ -77,7 +78,7 @@ __global__ void __launch_bounds__(warpgroups::kThreads, 1) guided_forward_sm90_k
 #ifdef __CUDA_ARCH_FEAT_SM90_ALL  // empty in a compilation for anything else
   extern __shared__ __align__(1024) unsigned char memory[];
   const GuidedParams& p = f.p;
-  const int first_row = blockIdx.x * kGuidedRows;
+  const int first_row = p.first + blockIdx.x * kGuidedRows;
   const Share share(p, blockIdx.x, blockIdx.y);
   TileList tiles(share.words, share.first);
   const Block block(memory, f);

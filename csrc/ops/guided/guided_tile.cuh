@@ -106,6 +106,9 @@ __device__ __forceinline__ void load_fields(uint32_t shared, const GuidedParams&
   }
 }
 
+// The position of the column that a row is.
+__device__ __forceinline__ int own_column(const GuidedParams& p, int row) { return p.self_at ? p.self_at[row] : row; }
+
 // Two neighbouring columns' values of a field, from a slot of fields.
 __device__ __forceinline__ float2 field_pair(const float* slot, int field, int column) {
   return *reinterpret_cast<const float2*>(slot + field * kGuidedColumns + column);
