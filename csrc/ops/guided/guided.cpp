@@ -45,6 +45,25 @@ void check_devices(const GuidedArguments& a) {
 
 }  // namespace
 
+GuidedArguments rectangle_of(const GuidedRows& rows, const at::Tensor& y, const at::Tensor& y_guide,
+                             const std::optional<at::Tensor>& x_clusters, const std::optional<at::Tensor>& y_clusters,
+                             const std::optional<at::Tensor>& far, const std::optional<at::Tensor>& x_instance,
+                             const std::optional<at::Tensor>& y_instance, double temperature,
+                             std::optional<double> teacher_temperature, Force force, bool normalize, bool distill) {
+  return {y,
+          y_guide,
+          both("clusters", x_clusters, y_clusters),
+          far,
+          both("instance", x_instance, y_instance),
+          std::nullopt,
+          temperature,
+          teacher_temperature.value_or(temperature),
+          force,
+          normalize,
+          distill,
+          rows};
+}
+
 double temperature_value(double temperature, const std::optional<at::Tensor>& tensor) {
   return tensor.has_value() ? tensor->item().toDouble() : temperature;
 }

@@ -42,6 +42,14 @@ struct GuidedArguments {
   int64_t n() const { return z.size(0) + (rows.has_value() ? rows->z.size(0) : 0); }
 };
 
+// Of the operators of a rectangle. Raises ValueError where only the rows or only the columns have clusters or
+// instances.
+GuidedArguments rectangle_of(const GuidedRows& rows, const at::Tensor& y, const at::Tensor& y_guide,
+                             const std::optional<at::Tensor>& x_clusters, const std::optional<at::Tensor>& y_clusters,
+                             const std::optional<at::Tensor>& far, const std::optional<at::Tensor>& x_instance,
+                             const std::optional<at::Tensor>& y_instance, double temperature,
+                             std::optional<double> teacher_temperature, Force force, bool normalize, bool distill);
+
 // The value of a temperature that may be a 0-d tensor (which then wins).
 double temperature_value(double temperature, const std::optional<at::Tensor>& tensor);
 

@@ -353,18 +353,9 @@ at::Tensor guided_block_push_cpu(
     const std::optional<at::Tensor>& temperature_tensor, std::optional<double> teacher_temperature, bool weighted,
     double gamma, bool normalize) {
   const double tau = temperature_value(temperature, temperature_tensor);
-  const GuidedArguments arguments{y,
-                                  y_guide,
-                                  both("clusters", x_clusters, y_clusters),
-                                  far,
-                                  both("instance", x_instance, y_instance),
-                                  std::nullopt,
-                                  tau,
-                                  teacher_temperature.value_or(tau),
-                                  {weighted && gamma != 0, gamma},
-                                  normalize,
-                                  x_distill.has_value(),
-                                  GuidedRows{x, x_guide, diagonal}};
+  const GuidedArguments arguments =
+      rectangle_of({x, x_guide, diagonal}, y, y_guide, x_clusters, y_clusters, far, x_instance, y_instance, tau,
+                   teacher_temperature, {weighted && gamma != 0, gamma}, normalize, x_distill.has_value());
   const GuidedStates states{x_contrast, y_contrast, x_distill, y_distill};
   check_guided_block(arguments, states);
   return dispatch_wide(compute_dtype(arguments),

@@ -325,18 +325,9 @@ BlockOutputs guided_block_cpu(const at::Tensor& x, const at::Tensor& x_guide,  /
                               std::optional<double> teacher_temperature, int64_t k, bool weighted, double gamma,
                               bool normalize, bool distill) {
   const double tau = temperature_value(temperature, temperature_tensor);
-  const GuidedArguments arguments{y,
-                                  y_guide,
-                                  both("clusters", x_clusters, y_clusters),
-                                  far,
-                                  both("instance", x_instance, y_instance),
-                                  std::nullopt,
-                                  tau,
-                                  teacher_temperature.value_or(tau),
-                                  {weighted && gamma != 0, gamma},
-                                  normalize,
-                                  distill,
-                                  GuidedRows{x, x_guide, diagonal}};
+  const GuidedArguments arguments =
+      rectangle_of({x, x_guide, diagonal}, y, y_guide, x_clusters, y_clusters, far, x_instance, y_instance, tau,
+                   teacher_temperature, {weighted && gamma != 0, gamma}, normalize, distill);
   check_guided_block(arguments, x_every, k);
   return dispatch_wide(compute_dtype(arguments),
                        [&](auto zero) { return forward_block<decltype(zero)>(arguments, x_every, k); });

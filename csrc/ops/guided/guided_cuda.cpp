@@ -348,18 +348,9 @@ BlockOutputs guided_block_cuda(const at::Tensor& x, const at::Tensor& x_guide,  
                                bool normalize, bool distill) {
   const c10::DeviceGuard guard(x.device());
   const Temperature tau(temperature, temperature_tensor);
-  const GuidedArguments arguments{y,
-                                  y_guide,
-                                  both("clusters", x_clusters, y_clusters),
-                                  far,
-                                  both("instance", x_instance, y_instance),
-                                  std::nullopt,
-                                  tau.value,
-                                  teacher_temperature.value_or(tau.value),
-                                  {weighted && gamma != 0, gamma},
-                                  normalize,
-                                  distill,
-                                  GuidedRows{x, x_guide, diagonal}};
+  const GuidedArguments arguments =
+      rectangle_of({x, x_guide, diagonal}, y, y_guide, x_clusters, y_clusters, far, x_instance, y_instance, tau.value,
+                   teacher_temperature, {weighted && gamma != 0, gamma}, normalize, distill);
   check_guided_block(arguments, x_every, k);
   const bool contrast = arguments.clusters.has_value();
   GuidedCall call(arguments, tau, teacher_temperature, no_neighbors(arguments));
@@ -391,18 +382,9 @@ at::Tensor guided_block_push_cuda(const at::Tensor& x, const at::Tensor& x_guide
                                   bool weighted, double gamma, bool normalize) {
   const c10::DeviceGuard guard(x.device());
   const Temperature tau(temperature, temperature_tensor);
-  const GuidedArguments arguments{y,
-                                  y_guide,
-                                  both("clusters", x_clusters, y_clusters),
-                                  far,
-                                  both("instance", x_instance, y_instance),
-                                  std::nullopt,
-                                  tau.value,
-                                  teacher_temperature.value_or(tau.value),
-                                  {weighted && gamma != 0, gamma},
-                                  normalize,
-                                  x_distill.has_value(),
-                                  GuidedRows{x, x_guide, diagonal}};
+  const GuidedArguments arguments =
+      rectangle_of({x, x_guide, diagonal}, y, y_guide, x_clusters, y_clusters, far, x_instance, y_instance, tau.value,
+                   teacher_temperature, {weighted && gamma != 0, gamma}, normalize, x_distill.has_value());
   check_guided_block(arguments, {x_contrast, y_contrast, x_distill, y_distill});
   GuidedCall call(arguments, tau, teacher_temperature, no_neighbors(arguments));
   call.p.contrast_state = call.states(y_contrast, x_contrast);
