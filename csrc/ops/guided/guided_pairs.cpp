@@ -51,11 +51,12 @@ const T* cosines_of(const RowBlocks<T>& guide, int64_t i, int64_t j) {
 template <typename T>
 struct GuideSearch {
   GuideSearch(const GuidedArguments& arguments, int64_t k)
-      : n(arguments.n()), neighbors(n, k, arguments.guide.options().dtype(c10::CppTypeToScalarType<T>::value)) {
-    const at::TensorOptions ids = neighbors.indices.options();
-    instances =
-        arguments.instance_ids ? *arguments.instance_ids : at::arange(n, ids).remainder_(std::max<int64_t>(n / 2, 1));
-    candidates = {instances, std::nullopt};
+      : neighbors(arguments.n(), k, arguments.guide.options().dtype(c10::CppTypeToScalarType<T>::value)) {
+    const int64_t n = arguments.n();
+    const auto views = [&] {
+      return at::arange(n, neighbors.indices.options()).remainder_(std::max<int64_t>(n / 2, 1));
+    };
+    candidates = {arguments.instance_ids ? *arguments.instance_ids : views(), std::nullopt};
   }
 
   void offer(const RowBlocks<T>& guide, int64_t i, int64_t j, const T* cosines) {
@@ -65,9 +66,7 @@ struct GuideSearch {
                     i == j ? BestK<T>{} : neighbors.best(c));
   }
 
-  int64_t n;
   Neighbors<T> neighbors;
-  at::Tensor instances;
   CandidateRows candidates;
 };
 

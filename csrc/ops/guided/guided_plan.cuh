@@ -181,25 +181,26 @@ __global__ void __launch_bounds__(kPlanThreads) guided_tiles_kernel(GuidedParams
   }
 }
 
-// The gradients of the outputs, as the tiles read them. A row without positives has loss 0 whatever its sums; one
-// without any term has lse -inf, and no pair that could use it.
+// In base 2. A row without any term has -inf, and no pair that could use it.
+__device__ __forceinline__ float finite_log2(double natural) {
+  const float value = static_cast<float>(natural * prim::kLog2E);
+  return value == -INFINITY ? 0.f : value;
+}
+
+// The gradients of the outputs, as the tiles read them. A row without positives has loss 0 whatever its sums.
 __device__ __forceinline__ void backward_fields(const GuidedParams& p, int position, float (&field)[kGuidedFields]) {
   const int64_t row = row_at(p, position);
   const auto gradient = [&](const double* of) { return of ? static_cast<float>(of[row]) : 0.f; };
-  const auto log2_of = [&](const double* natural) {
-    const float value = static_cast<float>(natural[row] * prim::kLog2E);
-    return value == -INFINITY ? 0.f : value;
-  };
   if (p.contrast) {
     const float weight = static_cast<float>(p.weight[row]), of_loss = weight != 0 ? gradient(p.grad_loss) : 0.f;
-    field[kLse] = log2_of(p.lse);
+    field[kLse] = finite_log2(p.lse[row]);
     field[kPush] = gradient(p.grad_lse) + of_loss;
     field[kPushFallback] = p.fallback[position] ? field[kPush] : 0.f;
     field[kPull] = weight != 0 ? of_loss / weight : 0.f;
   }
   if (p.distill) {
-    field[kStudentLse] = log2_of(p.student_lse);
-    field[kTeacherLse] = log2_of(p.teacher_lse);
+    field[kStudentLse] = finite_log2(p.student_lse[row]);
+    field[kTeacherLse] = finite_log2(p.teacher_lse[row]);
     field[kDistillTeacher] = gradient(p.grad_kl);
     field[kDistillStudent] = gradient(p.grad_student_lse) + field[kDistillTeacher];
   }
@@ -208,20 +209,17 @@ __device__ __forceinline__ void backward_fields(const GuidedParams& p, int posit
 // The same of a rectangle, from what the caller has worked out for its rows and columns.
 __device__ __forceinline__ void state_fields(const GuidedParams& p, int position, float (&field)[kGuidedFields]) {
   const int64_t at = row_at(p, position) * kStateColumns;
-  const auto log2_of = [](double natural) {
-    return natural == -INFINITY ? 0.f : static_cast<float>(natural * prim::kLog2E);
-  };
   if (p.contrast) {
     const double* state = p.contrast_state + at;
-    field[kLse] = log2_of(state[kContrastLse]);
+    field[kLse] = finite_log2(state[kContrastLse]);
     field[kPush] = static_cast<float>(state[kContrastPull]);
     field[kPushFallback] = p.fallback[position] ? field[kPush] : 0.f;
     field[kPull] = static_cast<float>(state[kContrastAttract]);
   }
   if (p.distill) {
     const double* state = p.distill_state + at;
-    field[kStudentLse] = log2_of(state[kDistillStudentLse]);
-    field[kTeacherLse] = log2_of(state[kDistillTeacherLse]);
+    field[kStudentLse] = finite_log2(state[kDistillStudentLse]);
+    field[kTeacherLse] = finite_log2(state[kDistillTeacherLse]);
     field[kDistillStudent] = static_cast<float>(state[kDistillPull]);
     field[kDistillTeacher] = static_cast<float>(state[kDistillAttract]);
   }
