@@ -21,7 +21,7 @@ from torch import Tensor, nn
 if TYPE_CHECKING:
     from ..train.config import AugmentConfig
 
-MEAN, STD = 0.5, 0.25  # [ours] one pair for every set: BatchNorm follows
+MEAN, STD = 0.5, 0.25  # [ltood_fast] one pair for every set: BatchNorm follows
 
 
 def _scaled(images: Tensor) -> Tensor:

@@ -22,7 +22,7 @@ def load_data(config: DataConfig) -> DataBundle:
 
     ID sets: `digits` (its training, probe and test parts share no image), `cifar10`, `cifar100` and `folder:PATH`
     (`PATH/train`, and `PATH/test` or `PATH/val`, one folder a class), whose probe learns from the whole balanced
-    training part [source] or from the rows of `probe_split`, and `list` (the `*_list` files). The long tail comes from
+    training part [paper] or from the rows of `probe_split`, and `list` (the `*_list` files). The long tail comes from
     `split` or `imbalance`, or from the list itself. OOD sets: all of these, `letters`, `noise`, `npy:PATH` and
     the pools known by name (`random_images`, `imagenet_r`, `places_extra69`). A list's own path is relative to the
     working folder, every other one to the root.

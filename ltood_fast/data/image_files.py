@@ -23,7 +23,8 @@ from torch.utils.data import DataLoader, Dataset
 from .decode import decode_file, decode_files
 from .image_set import DataError
 
-STREAMED_BYTES = 2 << 30  # [ours] of a decoded set; a smaller one is held in memory, whatever the number of workers
+# A decoded set below this size is kept in memory whatever the number of workers [ltood_fast].
+STREAMED_BYTES = 2 << 30
 AHEAD = 2  # batches that a worker decodes ahead
 
 

@@ -12,7 +12,7 @@ import torch
 from .image_files import ImageFiles
 from .image_set import DataBundle, DataError
 
-FREE_SHARE = 0.25  # [ours] of the device's free memory; the network's activations need the rest
+FREE_SHARE = 0.25  # [ltood_fast] of the device's free memory; the network's activations need the rest
 CHUNK = 4096  # images copied at a time: a set mapped from a file is larger than memory allows
 
 

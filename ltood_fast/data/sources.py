@@ -17,7 +17,7 @@ from .image_set import DataError, ImageSet
 from .longtail import map_npy
 
 IMAGE_SUFFIXES = {".jpg", ".jpeg", ".png", ".bmp", ".gif", ".ppm", ".tif", ".tiff", ".webp"}
-MAX_LABEL = 1_000_000  # [ours] a larger one is a slip of the pen, no class
+MAX_LABEL = 1_000_000  # [ltood_fast] a larger one is a slip of the pen, no class
 CONTAINERS = {"images", "train", "val", "test"}  # folders that hold a class or a part and name no class
 
 
@@ -227,7 +227,7 @@ DEFAULT_NOISE = 2000
 
 
 def _noise(source: Source) -> ImageSet:
-    """Uniform noise, every pixel by itself: an OOD set that is like nothing [ours]."""
+    """Uniform noise, every pixel by itself: an OOD set that is like nothing [ltood_fast]."""
     shape = (source.limit or DEFAULT_NOISE, 3, source.image_size, source.image_size)
     generator = torch.Generator().manual_seed(source.seed)
     images = torch.randint(0, 256, shape, generator=generator, dtype=torch.uint8)

@@ -14,7 +14,7 @@ from .knn import knn_accuracy
 from .probe import linear_probe
 from .results import StageResult
 
-FEW_SHOT_SGD = {"epochs": 100, "milestones": (40, 60)}  # [source], the schedule of SDCLR's few-shot probe
+FEW_SHOT_SGD = {"epochs": 100, "milestones": (40, 60)}  # [paper], the schedule of SDCLR's few-shot probe
 
 
 def evaluate_features(
@@ -45,7 +45,7 @@ def evaluate_features(
         probe: ``logistic`` (fast) or ``sgd`` (the source's protocol), see `probe.linear_probe`.
         knn_k, knn_temperature: see `knn.knn_accuracy`; `knn_k` is cut to N on smaller sets.
         few_shot: features [n, F] and labels [n] of a few images a class, for a second linear probe: 100 epochs and
-            the rate divided by 10 after 40 and 60 with ``sgd`` [source], the same fit with ``logistic``.
+            the rate divided by 10 after 40 and 60 with ``sgd`` [paper], the same fit with ``logistic``.
         views: features [V, F] of two random views of the same images, for the alignment.
         seed: of the SGD probe and of k-means.
         history: lines of the stage's history.jsonl, kept for the report.

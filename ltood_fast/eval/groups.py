@@ -30,8 +30,8 @@ def split_groups(class_counts: Sequence[int], scheme: str = "rank") -> dict[str,
     Args:
         class_counts: images of each class in the long-tailed training set, one number a class.
         scheme: ``"rank"`` [source, CIFAR]: by rank of class frequency, 4/3/3 of 10 classes and 34/33/33 of 100. For C
-            classes, few and medium get ``C // 3`` each and many gets the rest [ours]; of two classes of one size the
-            lower index counts as the more frequent one [ours].
+            classes, few and medium get ``C // 3`` each, many gets the rest [ltood_fast]; of two classes of one size the
+            lower index counts as the more frequent one [ltood_fast].
             ``"count"`` [source, ImageNet]: many > 100 images, medium 20 to 100, few < 20. A group may be empty.
 
     Returns:
@@ -69,7 +69,7 @@ def group_report(
     """Overall, Many, Medium and Few accuracy and their spread.
 
     A group's accuracy is the mean over its classes; ``std`` is the population standard deviation of the means of the
-    groups (of those that are not empty) [source]. A class without test images (NaN) counts nowhere.
+    groups (of those that are not empty) [paper]. A class without test images (NaN) counts nowhere.
 
     Args:
         per_class_accuracy: fraction right of each class, in [0, 1]; NaN for a class without test images.

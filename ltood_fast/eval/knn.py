@@ -36,7 +36,7 @@ def knn_accuracy(
         train_features: float [N, F]. train_labels: int64 [N] in [0, n_classes).
         test_features: float [T, F]. test_labels: int64 [T] in [0, n_classes).
         n_classes: C.
-        k: neighbours, 1 <= k <= N. Default 20 [ours]; 200 is usual on 50,000 images.
+        k: neighbours, 1 <= k <= N. Default 20 [ltood_fast]; 200 is usual on 50,000 images.
         temperature: 0.07 as in the source of the protocol.
         backend: of `ltood_fast.knn`.
 

@@ -32,9 +32,9 @@ def linear_probe(
 ) -> Scores:
     """Trains a linear classifier on frozen features and scores it on a test set.
 
-    ``method="sgd"`` is the source's protocol [source]: SGD with learning rate 30, no weight decay, 30 epochs, the rate
-    divided by 10 after epochs 10 and 20, batches of 128; momentum 0.9, zero start, no augmentation [ours].
-    ``method="logistic"`` (default) fits multinomial logistic regression to convergence [ours], on the CPU, with
+    ``method="sgd"`` is the source's protocol [paper]: SGD with learning rate 30, no weight decay, 30 epochs, the rate
+    divided by 10 after epochs 10 and 20, batches of 128; momentum 0.9, zero start, no augmentation [ltood_fast].
+    ``method="logistic"`` (default) fits multinomial logistic regression to convergence [ltood_fast], on the CPU, with
     scikit-learn's ``LogisticRegression`` (L-BFGS): the package already needs scikit-learn, its solver has a line
     search and a stopping rule, which ``torch.optim.LBFGS`` leaves to the caller, and it needs no learning rate.
 

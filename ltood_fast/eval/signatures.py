@@ -2,8 +2,8 @@
 
 METHOD: a high spread over Many, Medium and Few says that the OOD images do not reach the tail classes (look at how
 tailness is distributed); stage 2 below stage 1 says that distillation holds the student back; re-sampling that takes
-ever more of the time says that the search for neighbours has outgrown its method [source]. The thresholds below, and
-the checks of pseudo-positives and of the loss, are [ours].
+ever more of the time says that the search for neighbours has outgrown its method [paper]. The thresholds below, and
+the checks of pseudo-positives and of the loss, are [ltood_fast].
 """
 
 from __future__ import annotations

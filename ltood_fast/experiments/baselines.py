@@ -34,7 +34,7 @@ BASELINES = Experiment(
     "baselines",
     "does the full method beat SimCLR, SDCLR and COLT?",
     "The full method is more accurate than the best before it, 90.26 against 85.41 % on CIFAR-10-LT, and more even "
-    "over the groups, a std of 2.71 against 3.95 [source].",
+    "over the groups, a std of 2.71 against 3.95 [paper].",
     variants,
     compare(
         [Comparison("full", other, measure) for measure in ("overall", "std") for other in ("colt", "sdclr")],

@@ -88,7 +88,7 @@ SIMCLR_BALANCE = Experiment(
     "simclr-balance",
     "what does a long tail cost SimCLR?",
     "SimCLR loses accuracy on a long-tailed set against a balanced one of the same size: 75.34 against 84.62 % on "
-    "CIFAR-10 [source].",
+    "CIFAR-10 [paper].",
     lambda setting: [SIMCLR, balanced(setting)],
     compare(
         [Comparison("balanced", "simclr")],
@@ -99,7 +99,7 @@ SIMCLR_BALANCE = Experiment(
 OOD_SAMPLING = Experiment(
     "ood-sampling",
     "do OOD images help, and does it matter which?",
-    "OOD images sampled by the tailness of clusters beat random ones by about 3 to 5 % [source].",
+    "OOD images sampled by the tailness of clusters beat random ones by about 3 to 5 % [paper].",
     lambda setting: [SIMCLR, NONE, RANDOM, TAILNESS],
     compare(
         [Comparison("tailness", "random")],
@@ -118,7 +118,7 @@ ABLATION = Experiment(
     "ablation",
     "what does each part of the method add?",
     "Every part helps: without distillation, without forces from similarity, without the domain loss or without "
-    "pseudo-positives the full method loses about 1 to 2 % [source].",
+    "pseudo-positives the full method loses about 1 to 2 % [paper].",
     lambda setting: [
         SIMCLR,
         TAILNESS,

@@ -222,7 +222,7 @@ def figure(found: dict[Cell, list[dict[str, float]]], networks: dict[str, list[f
 EXTREME_IMBALANCE = Experiment(
     "extreme-imbalance",
     "does tailness still rank clusters by rarity at ratios of 100 to 1,000 and 128 to 2,048 features?",
-    "Tailness from the sparsity of neighbourhoods finds the rare clusters [source], also beyond a ratio of 100 "
+    "Tailness from the sparsity of neighbourhoods finds the rare clusters [paper], also beyond a ratio of 100 "
     "and in many dimensions (left open by the source).",
     trained_variants,
     summarise,

@@ -107,7 +107,7 @@ def summarise(setting: Setting, outcomes: Outcomes) -> Summary:
 PSEUDO_POSITIVES = Experiment(
     "pseudo-positives",
     "do nearest neighbours help as positives, at which weight, from where?",
-    "Nearest neighbours as positives encode semantic similarity without labels and separate classes better [source].",
+    "Nearest neighbours as positives encode semantic similarity without labels and separate classes better [paper].",
     variants,
     summarise,
 )

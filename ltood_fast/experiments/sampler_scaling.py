@@ -116,8 +116,8 @@ def summarise(setting: Setting, outcomes: Outcomes) -> Summary:
 SAMPLER_SCALING = Experiment(
     "sampler-scaling",
     "what does a re-sampling cost as the OOD pool grows, exactly and through FAISS?",
-    "Sampling from a large OOD set wants approximate nearest neighbours [source]: they save "
-    f"time and keep at least {100 * ENOUGH:.0f} % of the choice [ours].",
+    "Sampling from a large OOD set wants approximate nearest neighbours [paper]: they save "
+    f"time and keep at least {100 * ENOUGH:.0f} % of the choice [ltood_fast].",
     lambda setting: [],
     summarise,
 )

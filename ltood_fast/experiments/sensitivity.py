@@ -107,7 +107,7 @@ def summarise(setting: Setting, outcomes: Outcomes) -> Summary:
 SENSITIVITY = Experiment(
     "sensitivity",
     "are the source's N_b, T, alpha and beta the best, and what do k and the number of clusters change?",
-    "N_b = 10,000, T = 25, alpha = 0.3 and beta = 0.4 are the best values [source]; N_b and T "
+    "N_b = 10,000, T = 25, alpha = 0.3 and beta = 0.4 are the best values [paper]; N_b and T "
     "in proportion to the preset.",
     variants,
     summarise,

@@ -80,8 +80,8 @@ def summarise(setting: Setting, outcomes: Outcomes) -> Summary:
 TAIL_TARGETS = Experiment(
     "tail-targets",
     "do OOD images near clusters, near many clusters, or near the sparsest images serve the tail best?",
-    "Clusters of the ID images tell where the tail is [source]; so finer targets than the source's "
-    "ten clusters should not serve Few better [ours].",
+    "Clusters of the ID images tell where the tail is [paper]; so finer targets than the source's "
+    "ten clusters should not serve Few better [ltood_fast].",
     lambda setting: [RANDOM, TAILNESS, OVER_CLUSTERED, SAMPLES],
     summarise,
 )

@@ -252,9 +252,9 @@ def psd_loss(
 
     ``l_i = lse_i - (sum_{V(i)} s_iv + lam_i sum_{M_k(i)} s_im) / (|V(i)| + lam_i |M_k(i)|)``, terms as in
     :func:`nt_xent`; ``M_k(i)`` are the k most similar rows outside i's own instance, of the batch or of ``bank``, ties
-    to the lower index. Nearest neighbours as positives without labels: **[source]** [Hoang et al. 2025]; the form of
-    the mean and its weights: **[ours]**. The choice of neighbours carries no gradient, the similarity to them does, to
-    z and never to the bank. Replaces, for k = 1 in the batch::
+    to the lower index. Nearest neighbours as positives without labels: **[paper]** [Hoang et al. 2025]; the form of
+    the mean and its weights: **[ltood_fast]**. The choice of neighbours carries no gradient, the similarity to them
+    does, to z and never to the bank. Replaces, for k = 1 in the batch::
 
         u = F.normalize(z, dim=1)
         s = (u @ u.T / temperature).fill_diagonal_(-torch.inf)
@@ -274,7 +274,7 @@ def psd_loss(
         domain: ``[N]`` integers (0 = in-distribution, 1 = OOD): neighbours come from the row's own domain only.
         instance_ids: ``[N]`` integers: rows with one id are views of one image; None: rows i and i + N/2 are.
         bank_ids: ``[Q]`` integers, needs ``instance_ids``: a bank row with the row's own id is never its neighbour.
-        bank_domain: ``[Q]`` integers, needs ``domain``. Without it a bank is not restricted by domain. **[ours]**
+        bank_domain: ``[Q]`` integers, needs ``domain``. Without it a bank is not restricted by domain. **[ltood_fast]**
         normalize: L2-normalise the rows first (eps 1e-12); the gradient goes through it. ``False``: use them as given.
         reduction: ``"mean"`` (over the rows that have a positive), ``"sum"``, or ``"none"`` (``[N]``).
         return_lse: also return ``lse [N]``, differentiable.
@@ -333,7 +333,7 @@ def domain_loss(
 ) -> Tensor | tuple[Tensor, Tensor]:
     r"""Domain discrimination: tells in-distribution from OOD embeddings.
 
-    ``kind="supcon"``: :func:`supcon` with the domains as labels **[ours; COLT does the same]**. ``kind="bce"``: a
+    ``kind="supcon"``: :func:`supcon` with the domains as labels **[ltood_fast; COLT does the same]**. ``kind="bce"``: a
     linear head and binary cross-entropy, the alternative, the same plain PyTorch on every device::
 
         loss = F.binary_cross_entropy_with_logits(F.normalize(z, dim=1) @ weight + bias, domain.float())
@@ -430,7 +430,7 @@ def stage1_loss(
     r"""The loss of stage 1, ``psd_loss + alpha * domain_loss``, in one pass forward and one backward.
 
     Both parts have the same similarities, log-sum-exp and temperature: see :func:`psd_loss` and :func:`supcon` for
-    the formulas. Sum and alpha = 0.3: **[source]** [Hoang et al. 2025]. Replaces::
+    the formulas. Sum and alpha = 0.3: **[paper]** [Hoang et al. 2025]. Replaces::
 
         psd = ltood_fast.psd_loss(z, temperature, k=k, neighbor_weight=neighbor_weight, domain=domain)
         separation = ltood_fast.domain_loss(z, domain, temperature)

@@ -47,7 +47,7 @@ def guided_contrastive(
 ) -> Tensor | tuple[Tensor, Tensor]:
     """Contrastive loss whose positives, negatives and forces come from a frozen guide.
 
-    **[source: arXiv 2506.12698, stage 2: the guide's nearest rows attract, its farthest cluster repels, its
+    **[paper: arXiv 2506.12698, stage 2: the guide's nearest rows attract, its farthest cluster repels, its
     similarities set the forces]**. With ``P(i)`` the other views of row i and its ``k`` nearest rows by guide cosine,
     and ``N(i)`` the rows of the cluster farthest from its own, less ``P(i)`` and i:
 
@@ -64,7 +64,7 @@ def guided_contrastive(
         lse = torch.where(P, s, s + w_neg.log()).masked_fill(~(P | negative), -inf).logsumexp(1)
         loss = (lse - (w_pos * P * s).sum(1) / (w_pos * P).sum(1)).mean()
 
-    Choices of ours where the source is silent **[ours]**: where ``N(i)`` is empty, all rows but ``P(i)`` and i take its
+    Where the paper is silent **[ltood_fast]**: where ``N(i)`` is empty, all rows but ``P(i)`` and i take its
     place; ``P(i)`` is a set, so a neighbour that is also a view, or is listed twice, counts once; the guide is always
     L2-normalised, its products are cosines, whatever ``normalize`` says; a row without positives (or whose positives
     have weights that sum to 0) has loss 0 and is left out of the mean's count.
@@ -150,7 +150,7 @@ def relational_distill(
 ) -> Tensor | tuple[Tensor, Tensor]:
     """Distillation of the guide's geometry: each row's softmax over all other rows, student against guide.
 
-    **[source: arXiv 2506.12698, stage 2 keeps the guide's embedding geometry; the form is ours]**
+    **[paper: arXiv 2506.12698, keeps the geometry of the guide; the form: ltood_fast]**
 
         l_i = KL( softmax_{j != i}(<e_i, e_j> / teacher_temperature) || softmax_{j != i}(<z_i, z_j> / temperature) )
 
@@ -161,12 +161,12 @@ def relational_distill(
         t = (F.normalize(guide) @ F.normalize(guide).T / teacher_temperature)[off_diagonal].view(N, N - 1)
         loss = F.kl_div(s.log_softmax(1), t.log_softmax(1), log_target=True, reduction="batchmean")
 
-    The gradient goes to ``z`` and ``temperature`` only; the guide's side is a constant **[ours]**, also where it shares
-    a temperature that is a tensor. N = 1 has loss 0.
+    The gradient goes to ``z`` and ``temperature`` only; the guide's side is a constant **[ltood_fast]**, also where it
+    shares a temperature that is a tensor. N = 1 has loss 0.
 
     Args:
         z: float ``[N, D]``, the student's embeddings, un-normalised.
-        guide: float ``[N, Dg]``, the frozen guide's embeddings of the same rows, always L2-normalised **[ours]**.
+        guide: float ``[N, Dg]``, the frozen guide's embeddings of the same rows, always L2-normalised **[ltood_fast]**.
         temperature: tau_s > 0 of the student, a float or a 0-d tensor, which gets its gradient.
         teacher_temperature: tau_t > 0 of the guide; None: the same value as ``temperature``.
         normalize: L2-normalise the rows of ``z`` (eps 1e-12); the gradient goes through it.
@@ -210,7 +210,7 @@ def feature_distill(
     backend: str = "auto",
 ) -> Tensor:
     """Distillation row by row: ``(1 - F.cosine_similarity(z, guide)).mean()``, the alternative to
-    :func:`relational_distill` **[ours]**. It reads 2·N·D numbers once; there is nothing to fuse.
+    :func:`relational_distill` **[ltood_fast]**. It reads 2·N·D numbers once; there is nothing to fuse.
 
     Args:
         z: float ``[N, D]``, the student's embeddings, un-normalised.
@@ -257,7 +257,7 @@ def stage2_loss(
     exchange: str = "gather",
     backend: str = "auto",
 ) -> Stage2Result | tuple[Stage2Result, Tensor]:
-    """The loss of stage 2: ``guided_contrastive + beta * distillation``, beta = 0.4 **[source: arXiv 2506.12698]**.
+    """The loss of stage 2: ``guided_contrastive + beta * distillation``, beta = 0.4 **[paper: arXiv 2506.12698]**.
 
     It replaces::
 
@@ -323,7 +323,7 @@ def stage2_loss(
 
 
 def farthest_cluster(centroids: Tensor) -> Tensor:
-    """The farthest cluster of each cluster: the other one of least centroid cosine **[ours]**, ties to the lower index.
+    """The farthest other cluster of each cluster, by centroid cosine **[ltood_fast]**; ties go to the lower index.
 
     It replaces::
 

@@ -50,10 +50,10 @@ def cluster_embeddings(
     seed: int = 0,
     group: ProcessGroup | None = None,
 ) -> Clusters:
-    """k-means on the unit sphere, its centroids then moved by KL refinement [source; DEC's form is ours].
+    """k-means on the unit sphere, its centroids then moved by KL refinement [paper; DEC's form is ours].
 
     Args:
-        embeddings: float [N, F], N >= n_clusters. They are L2-normalised here, as all similarities are cosines [ours].
+        embeddings: float [N, F], N >= n_clusters. L2-normalised here, as all similarities are cosines [ltood_fast].
         n_clusters: K.
         refine_steps, refine_lr: of `ltood_fast.refine_centroids`; 0 steps leaves k-means as it is.
         seed: of k-means.
@@ -137,7 +137,7 @@ def choose_for_samples(
     seed: int = 0,
     group: ProcessGroup | None = None,
 ) -> tuple[Sample, Tensor]:
-    """OOD images for the sparsest ID images themselves instead of for clusters [ours].
+    """OOD images for the sparsest ID images themselves instead of for clusters [ltood_fast].
 
     The `n_targets` ID rows of highest `density` (ties to the lower row) are the centroids of `sample_ood`, each with
     the same budget (the rest of the division goes to the sparsest); the sparsest chooses first.
@@ -177,7 +177,7 @@ def choose_for_samples(
 def density_weights(embeddings: Tensor, k: int = 10, *, group: ProcessGroup | None = None) -> Tensor:
     """[N] in [0, 1]: 1 for the densest row, 0 for the sparsest, by rank of the mean cosine distance to k neighbours.
 
-    A weight for pseudo-positives [ours]: the nearest neighbour of a row in a dense place is more often of its class.
+    A weight for pseudo-positives [ltood_fast]: in a dense place the nearest neighbour is more often of the row's class.
     Ranks, because the scale of the distances drifts through training. With a group N counts the rows of all its ranks,
     of which `embeddings` are this rank's, and all N weights are returned on every rank.
     """
@@ -186,13 +186,13 @@ def density_weights(embeddings: Tensor, k: int = 10, *, group: ProcessGroup | No
 
 
 def gate_weights(embeddings: Tensor, share: float = 0.4, k: int = 10, *, group: ProcessGroup | None = None) -> Tensor:
-    """[N]: 1 for the round(share N) densest rows, 0 for the others [ours]; the rest as `density_weights`."""
+    """[N]: 1 for the round(share N) densest rows, 0 for the others [ltood_fast]; the rest as `density_weights`."""
     rank = _sparsity_rank(embeddings, k, group)
     return (rank < round(share * len(rank))).float()
 
 
 def mutual_weights(embeddings: Tensor, *, group: ProcessGroup | None = None) -> Tensor:
-    """[N]: 1 for a row that is the nearest row of its own nearest row, 0 for the others [ours]; group as above."""
+    """[N]: 1 for a row that is the nearest one of its own nearest row, else 0 [ltood_fast]; group as above."""
     peers = None if group is None else shards_of("mutual_weights", group, embeddings)
     nearest = ltood_fast.knn(embeddings, 1, group=group)[1][:, 0]
     if peers is not None:

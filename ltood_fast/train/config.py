@@ -47,7 +47,7 @@ class DataConfig:
     split: str = ""  # official .npy index split of the ID set
     probe_split: str = ""  # the same of the linear probe's training set; empty: the whole training part
     imbalance: float = _number(0.0)  # largest class / smallest class, exponential in between; 0 or 1: as it is
-    class_order: str = _choice("fixed", "shuffled")  # [ours] which classes are large: by number, or drawn from the seed
+    class_order: str = _choice("fixed", "shuffled")  # [ltood_fast] large classes: by number, or drawn from the seed
     image_size: int = _number(32, 4, 1024)  # pixels
     cache_dir: str = ""  # where decoded sets are kept; empty: under the user's cache folder
     on_device: str = _choice("auto", "always", "never")  # images as uint8 on the training device; auto: a GPU with room
@@ -65,8 +65,8 @@ class AugmentConfig:
     crop_min: float = _number(0.1, 0.01, 1.0)  # smallest part of the area that a random resized crop keeps
     crop_max: float = _number(1.0, 0.01, 1.0)
     flip: float = _number(0.5, 0, 1)  # probability of a horizontal flip
-    rotate: float = _number(0.0, 0, 180)  # [ours] degrees at most, for sets without colour such as digits
-    shift: float = _number(0.0, 0, 0.5)  # [ours] share of the image's side at most
+    rotate: float = _number(0.0, 0, 180)  # [ltood_fast] degrees at most, for sets without colour such as digits
+    shift: float = _number(0.0, 0, 0.5)  # [ltood_fast] share of the image's side at most
     jitter: float = _number(0.4, 0, 1)  # strength for brightness, contrast, saturation; hue a quarter of it
     jitter_p: float = _number(0.8, 0, 1)
     gray_p: float = _number(0.2, 0, 1)
@@ -81,14 +81,14 @@ class ModelConfig:
     hidden: int = _number(512, 1, 65536)  # projection head
     out: int = _number(128, 1, 65536)
     channels_last: bool = False
-    sync_batchnorm: bool = True  # [ours] on several ranks: BatchNorm over the batch of all of them
+    sync_batchnorm: bool = True  # [ltood_fast] on several ranks: BatchNorm over the batch of all of them
 
 
 @dataclass(frozen=True)
 class OptimConfig:
     name: str = _choice("sgd", "adamw")
     batch_size: int = _number(512, 2)  # images of all ranks; twice as many views
-    micro_batch: int = _number(0)  # [ours] images of a rank in memory at a time, see embedding_cache; 0: all
+    micro_batch: int = _number(0)  # [ltood_fast] images of a rank in memory at a time, see embedding_cache; 0: all
     lr: float = _number(0.5)
     momentum: float = _number(0.9, 0, 1)  # sgd
     weight_decay: float = _number(1e-4)
@@ -122,57 +122,57 @@ class Stage1Config:
     """
 
     epochs: int = _number(2000, 1)
-    init: str = _choice("scratch", "simclr")  # [ours] simclr: go on from that stage's weights
+    init: str = _choice("scratch", "simclr")  # [ltood_fast] simclr: go on from that stage's weights
     temperature: float = _number(0.2, 1e-3)
-    alpha: float = _number(0.3)  # [source]
+    alpha: float = _number(0.3)  # [paper]
     k: int = _number(1, 1)  # neighbours that are positives
     warmup_epochs: int = _number(100)  # NT-Xent on ID alone before the first sampling
-    resample_every: int = _number(25, 1)  # T, epochs [source]
-    budget: int = _number(10000, 1)  # N_b, OOD images [source]
+    resample_every: int = _number(25, 1)  # T, epochs [paper]
+    budget: int = _number(10000, 1)  # N_b, OOD images [paper]
     ood_strategy: str = _choice("tailness", "random", "none")
-    targets: str = _choice("clusters", "samples")  # [ours] what tailness OOD images must be near to, see choose_ood
-    target_samples: int = _number(256, 1)  # [ours] how many of the sparsest ID images are targets
+    targets: str = _choice("clusters", "samples")  # [ltood_fast] OOD images must be near to these, see choose_ood
+    target_samples: int = _number(256, 1)  # [ltood_fast] how many of the sparsest ID images are targets
     clusters: int = _number(10, 1)
     tailness_k: int = _number(10, 1)  # neighbours of the density, or largest probabilities of the momentum score
     tailness: str = _choice("sparsity", "momentum")  # of an ID image; momentum: COLT's score, see methods.tail_scores
     tailness_momentum: float = _number(0.97, 0, 1)  # of the last epochs' score [Bai 2023]
-    budget_temperature: float = _number(1.0, 1e-3)  # [ours] T_c
-    refine_steps: int = _number(100)  # [ours] KL refinement of the k-means centroids; 0: k-means as it is
-    refine_lr: float = _number(0.1)  # [ours]
-    cluster_space: str = _choice("features", "projection")  # [ours] which embeddings are clustered and searched
-    neighbors: str = _choice("in_batch", "queue", "dataset")  # [ours] where the neighbours of a row come from
+    budget_temperature: float = _number(1.0, 1e-3)  # [ltood_fast] T_c
+    refine_steps: int = _number(100)  # [ltood_fast] KL refinement of the k-means centroids; 0: k-means as it is
+    refine_lr: float = _number(0.1)  # [ltood_fast]
+    cluster_space: str = _choice("features", "projection")  # [ltood_fast] which embeddings are clustered and searched
+    neighbors: str = _choice("in_batch", "queue", "dataset")  # [ltood_fast] where the neighbours of a row come from
     queue_size: int = _number(4096, 1)  # rows
     same_domain: bool = True  # neighbours from the own domain only
-    neighbor_weight: float = _number(1.0)  # [ours] lam
-    neighbor_weighting: str = _choice("none", "density", "gate", "mutual")  # [ours] which images keep lam, see below
-    gate: float = _number(0.4, 0, 1)  # [ours] share of the densest images that do
+    neighbor_weight: float = _number(1.0)  # [ltood_fast] lam
+    neighbor_weighting: str = _choice("none", "density", "gate", "mutual")  # [ltood_fast] who keeps lam, see above
+    gate: float = _number(0.4, 0, 1)  # [ltood_fast] share of the densest images that do
 
 
 @dataclass(frozen=True)
 class Stage2Config:
     """ID images alone, guided by the frozen network of stage 1."""
 
-    guide: str = ""  # [ours] checkpoint of the network that guides; empty: the one of this run's stage 1
+    guide: str = ""  # [ltood_fast] checkpoint of the network that guides; empty: the one of this run's stage 1
     epochs: int = _number(500, 1)
     temperature: float = _number(0.2, 1e-3)
-    lr_scale: float = _number(1.0)  # [ours] times optim.lr, as the student starts trained
-    beta: float = _number(0.4)  # [source]
-    distill: str = _choice("relational", "feature")  # [ours]
-    k: int = _number(5, 1)  # [ours] positives that the guide chooses
-    weighted: bool = True  # similarity sets the forces [source]
-    gamma: float = _number(1.0)  # [ours]
+    lr_scale: float = _number(1.0)  # [ltood_fast] times optim.lr, as the student starts trained
+    beta: float = _number(0.4)  # [paper]
+    distill: str = _choice("relational", "feature")  # [ltood_fast]
+    k: int = _number(5, 1)  # [ltood_fast] positives that the guide chooses
+    weighted: bool = True  # similarity sets the forces [paper]
+    gamma: float = _number(1.0)  # [ltood_fast]
     clusters: int = _number(10, 1)
-    guide_views: str = _choice("augmented", "clean")  # [ours] what the guide sees: the student's views or the images
+    guide_views: str = _choice("augmented", "clean")  # [ltood_fast] the guide sees the student's views, or images
 
 
 @dataclass(frozen=True)
 class EvalConfig:
     """Linear probes and kNN on frozen features."""
 
-    probe: str = _choice("logistic", "sgd")  # sgd: the source's protocol; logistic [ours]: fast and without a rate
+    probe: str = _choice("logistic", "sgd")  # sgd: the source's protocol; logistic [ltood_fast]: without a rate
     few_shot: int = _number(0)  # images a class of a second probe, which learns from these alone; 0: none
     knn_k: int = _number(20, 1)
-    groups: str = _choice("rank", "count")  # rank: CIFAR's 3/3/4 classes; count: ImageNet's 100 and 20 images
+    groups: str = _choice("rank", "count")  # rank: 4/3/3 classes as on CIFAR-10; count: 100 and 20 images
 
 
 @dataclass(frozen=True)

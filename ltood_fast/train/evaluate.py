@@ -23,7 +23,8 @@ from .session import Session, embed
 if TYPE_CHECKING:
     from ..data.image_set import ImageSet
 
-ALIGNMENT_IMAGES = 2048  # [ours] of the test set at most; the standard error is then one or two hundredths of the value
+# Images of the test set at most [ltood_fast]; the standard error is then one or two hundredths of the value.
+ALIGNMENT_IMAGES = 2048
 
 
 def evaluate_run(session: Session) -> RunResults:

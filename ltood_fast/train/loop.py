@@ -41,7 +41,7 @@ def make_optimizer(model: nn.Module, config: OptimConfig) -> torch.optim.Optimiz
 
 
 def learning_rate(config: OptimConfig, epochs: int, progress: float) -> float:
-    """Linear warm-up, then cosine to `min_lr` [source].
+    """Linear warm-up, then cosine to `min_lr` [paper].
 
     A function of the progress in epochs (a fraction within an epoch), as epochs grow longer once OOD images join; so
     the number of finished epochs is the whole state of the schedule.

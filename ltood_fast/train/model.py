@@ -17,7 +17,7 @@ class ContrastiveModel(nn.Module):
         super().__init__()
         self.memory_format = torch.channels_last if channels_last else torch.contiguous_format
         self.encoder = encoder
-        # Two linear layers with BatchNorm after each, 512-512-128 for ResNet-18 [source].
+        # Two linear layers with BatchNorm after each, 512-512-128 for ResNet-18 [paper].
         self.head = nn.Sequential(
             nn.Linear(n_features, hidden, bias=False),
             nn.BatchNorm1d(hidden),

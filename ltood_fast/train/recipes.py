@@ -1,7 +1,7 @@
 """The baselines and the method by name: what each changes in a configuration.
 
 `ltood train --recipe NAME --config PRESET`: the preset says how large (network, epochs, batch, budget, T), the recipe
-which method, and `--section.key value` stands over both. Figures are the papers': [source] arXiv 2506.12698, SDCLR
+which method, and `--section.key value` stands over both. Figures are the papers': [paper] arXiv 2506.12698, SDCLR
 [Jiang 2021, Self-Damaging Contrastive Learning], COLT [Bai 2023, On the Effectiveness of Out-of-Distribution Data in
 Self-Supervised Long-Tail Learning], the latter two as their published code has them. What they share with the defaults
 of the configuration stands there: budget 10,000, from epoch 100 on every 25, tau 0.2.
@@ -23,14 +23,14 @@ _STAGE1: Overrides = {
     "stage1.ood_strategy": "tailness",
     "stage1.tailness": "sparsity",
     "stage1.targets": "clusters",
-    "stage1.alpha": 0.3,  # [source]
-    "stage1.neighbor_weight": 1.0,  # [source] names no weight
+    "stage1.alpha": 0.3,  # [paper]
+    "stage1.neighbor_weight": 1.0,  # [paper] names no weight
     "stage1.neighbor_weighting": "none",
 }
 _STAGE2: Overrides = {
     "stage2.guide": "",
-    "stage2.beta": 0.4,  # [source]
-    "stage2.weighted": True,  # [source]
+    "stage2.beta": 0.4,  # [paper]
+    "stage2.weighted": True,  # [paper]
 }
 _SDCLR: Overrides = {"stages": ["simclr"], "base.name": "sdclr"}
 _COLT: Overrides = {
@@ -56,7 +56,7 @@ RECIPES: dict[str, Overrides] = {
     "colt": {**_COLT, "stage1.alpha": 0.0},
     "colt-cifar100": {**_COLT, "stage1.alpha": 0.2},
     "colt-imagenet100": {**_COLT, "stage1.alpha": 0.01},
-    # Stage 1 with OOD images that are drawn at random: the [source]'s baseline of the sampling.
+    # Stage 1 with OOD images that are drawn at random: the [paper]'s baseline of the sampling.
     "random-ood": {**_STAGE1, "stage1.ood_strategy": "random"},
     # Stage 1 as it stands: OOD images for the clusters of high tailness, L_PSD + alpha L_DD.
     "stage1": _STAGE1,

@@ -19,7 +19,7 @@ class Joint(Stage1):
 
     The pace, the sampling and the first two losses are of `stage1`, the other two of `stage2`. The guide is a copy of
     the network, frozen in eval mode, its clusters those of the clean ID images; both are renewed at each re-sampling
-    [ours], so that the guided losses begin where the warm-up ends.
+    [ltood_fast], so that the guided losses begin where the warm-up ends.
     """
 
     name = "joint"

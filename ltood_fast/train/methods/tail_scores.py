@@ -66,6 +66,6 @@ class TailScores:
         self._scores[:-1] = scores.to(self._scores.device)
 
     def tailness(self) -> Tensor:
-        """[n], high = tail; an image without a score counts as the mean of the others [ours]."""
+        """[n], high = tail; an image without a score counts as the mean of the others [ltood_fast]."""
         scores = self.state()
         return -torch.where(scores.isnan(), scores.nanmean(), scores)
