@@ -103,15 +103,15 @@ Problem sums(const Operand& u, bool nearest, const cuda::DeviceLimits& limits) {
           [=] { return sum_of(p.row_sums, of_rows) + sum_of(p.col_sums, of_cols); }};
 }
 
-Problem push(const Operand& u, const cuda::DeviceLimits& limits) {
+Problem lse_bwd(const Operand& u, const cuda::DeviceLimits& limits) {
   std::vector<RowFactors> factors;
   for (const float scale : get(u.scale, u.rows)) factors.push_back({scale, 1.f, 0, 0});
-  ContrastivePush p{u, u, {kInvTau, nullptr, 0}, 0};
+  ContrastiveLseBwd p{u, u, {kInvTau, nullptr, 0}, 0};
   p.row_factors = p.col_factors = put(factors);
-  must(contrastive::sm90::plan_push(p, limits) ? 0 : cudaErrorNotSupported, "plan_push");
+  must(contrastive::sm90::plan_lse_bwd(p, limits) ? 0 : cudaErrorNotSupported, "plan_lse_bwd");
   const size_t count = size_t(u.rows) * kSlice * u.slices;
   p.out = fresh<float>(p.splits * count);
-  return {[=] { return contrastive::sm90::launch_push(p, nullptr); },
+  return {[=] { return contrastive::sm90::launch_lse_bwd(p, nullptr); },
           [=] {
             const std::vector<float> out = get(p.out, p.splits * count);
             double sum = 0;
@@ -168,8 +168,8 @@ Problem distillation(bool backward, int slices, int rows, const cuda::DeviceLimi
 
 Problem problem(int kernel, const Operand& u, const cuda::DeviceLimits& limits) {
   switch (kernel) {
-    case hopper::kPush:
-      return push(u, limits);
+    case hopper::kLseBwd:
+      return lse_bwd(u, limits);
     case hopper::kTopk:
       return topk(u, limits);
     default:
@@ -188,8 +188,8 @@ int main(int count, char** arguments) {
   for (int i = 1; i + 3 < count; i += 4) {
     const auto number = [&](int at) { return std::atoi(arguments[i + at]); };
     const int kernel = number(0), slices = number(2), rows = number(3);
-    const bool both = kernel == hopper::kGuided || kernel == hopper::kGuidedPush;
-    const Problem timed = both ? distillation(kernel == hopper::kGuidedPush, slices, rows, limits)
+    const bool both = kernel == hopper::kGuided || kernel == hopper::kGuidedBwd;
+    const Problem timed = both ? distillation(kernel == hopper::kGuidedBwd, slices, rows, limits)
                                : problem(kernel, operand(number(1), slices, rows), limits);
     const double ms = median_ms(timed.launch);
     std::printf("%.5f %.9g\n", ms, timed.sum());

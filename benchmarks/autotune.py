@@ -31,17 +31,17 @@ RING = {"stages": (4, 6, 8)}
 CHOICES = {
     "kSums": RING | {"rows": (128, 256), "units": (4, 8, 16)},
     "kNeighbors": RING | {"units": (4, 8, 16)},
-    "kPush": RING | {"columns": (64, 128), "stage_slices": (1, 2), "units": (1, 2)},
+    "kLseBwd": RING | {"columns": (64, 128), "stage_slices": (1, 2), "units": (1, 2)},
     "kTopk": RING,
     "kGuided": RING,
-    "kGuidedPush": RING,
+    "kGuidedBwd": RING,
 }
 ROWS = 16_384
 NOISE = 0.02  # an entry stays unless another is faster by more
 SAME = 1e-3  # sums of 16-bit products in another order
 SHARE = "LTOOD_POLYNOMIAL_EIGHTHS"  # of the exponentials, of these kernels' entries
 SHARES = (0, 1, 2, 3)
-SHARING = ("kSums", "kNeighbors", "kPush")
+SHARING = ("kSums", "kNeighbors", "kLseBwd")
 
 
 @dataclass(frozen=True)
@@ -117,7 +117,7 @@ def problems(tiles: list[Tile], at: int) -> list[tuple[int, int, int]]:
     """(parts, slices, rows) on which entry `at` is timed: the widest that it takes, and half of that if it does. Slices
     are those of the table: student and guide have half each."""
     tile = tiles[at]
-    if tile.kernel == "kPush":
+    if tile.kernel == "kLseBwd":
         return [(tile.parts, tile.slices, ROWS)]
     of_kernel = [other for other in tiles if other.kernel == tile.kernel]
     widths = {tile.slices, tile.slices // 2}

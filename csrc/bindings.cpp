@@ -28,14 +28,14 @@ TORCH_LIBRARY(ltood_fast, m) {
       "Tensor? neighbor_weights, Tensor? bank, Tensor lse, Tensor instance_weight, Tensor class_weight, "
       "Tensor cosines, Tensor indices) -> (Tensor grad_z, Tensor grad_temperature)");
   // A rectangle of the same similarities: rows [n, D] of one process, columns [M, D] of others. lse [n], the k best
-  // columns [n, k]; then push [n, D] = (1/tau) (x_weight exp(s - x_lse) + y_weight exp(s - y_lse)) u(y)
+  // columns [n, k]; then grad_unit [n, D] = (1/tau) (x_weight exp(s - x_lse) + y_weight exp(s - y_lse)) u(y)
   m.def(
       "contrastive_block(Tensor x, Tensor y, float temperature, Tensor? temperature_tensor, bool normalize, "
       "SymInt diagonal, int k, Tensor? x_instance, Tensor? y_instance, Tensor? x_domain, Tensor? y_domain) "
       "-> (Tensor lse, Tensor cosines, Tensor indices)");
   m.def(
-      "contrastive_block_push(Tensor x, Tensor y, float temperature, Tensor? temperature_tensor, bool normalize, "
-      "SymInt diagonal, Tensor x_lse, Tensor x_weight, Tensor? y_lse, Tensor? y_weight) -> Tensor push");
+      "contrastive_partial_bwd(Tensor x, Tensor y, float temperature, Tensor? temperature_tensor, bool normalize, "
+      "SymInt diagonal, Tensor x_lse, Tensor x_weight, Tensor? y_lse, Tensor? y_weight) -> Tensor grad_unit");
   // Stage 2. clusters: the guided contrastive loss; distill: relational distillation. What is not asked for is empty.
   m.def(
       "guided(Tensor z, Tensor guide, Tensor? clusters, Tensor? far, Tensor? instance_ids, Tensor? pos_idx, "
@@ -57,10 +57,10 @@ TORCH_LIBRARY(ltood_fast, m) {
       "bool distill) -> (Tensor lse, Tensor lse_every, Tensor weight, Tensor pulled, Tensor cosines, Tensor indices, "
       "Tensor student_lse, Tensor teacher_lse, Tensor excess, Tensor gap)");
   m.def(
-      "guided_block_push(Tensor x, Tensor x_guide, Tensor y, Tensor y_guide, SymInt diagonal, Tensor? x_clusters, "
+      "guided_partial_bwd(Tensor x, Tensor x_guide, Tensor y, Tensor y_guide, SymInt diagonal, Tensor? x_clusters, "
       "Tensor? y_clusters, Tensor? far, Tensor? x_instance, Tensor? y_instance, Tensor? x_contrast, "
       "Tensor? y_contrast, Tensor? x_distill, Tensor? y_distill, float temperature, Tensor? temperature_tensor, "
-      "float? teacher_temperature, bool weighted, float gamma, bool normalize) -> Tensor push");
+      "float? teacher_temperature, bool weighted, float gamma, bool normalize) -> Tensor grad_unit");
 
 #ifdef LTOOD_WITH_CUDA
   m.def("cuda_probe(Tensor out) -> ()");

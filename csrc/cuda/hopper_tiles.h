@@ -30,18 +30,18 @@ constexpr int kFewestStages = kInFlight + 2;
 constexpr int kMostColTiles = 8;  // of a unit of the upper triangle: their sums stay in shared memory
 
 enum Kernel {
-  kSums,        // contrastive forward, the log-sum-exp alone
-  kNeighbors,   // the same with the nearest row
-  kPush,        // contrastive backward
-  kTopk,        // nearest neighbours
-  kGuided,      // guided losses forward
-  kGuidedPush,  // the same backward
+  kSums,       // contrastive forward, the log-sum-exp alone
+  kNeighbors,  // the same with the nearest row
+  kLseBwd,     // contrastive backward
+  kTopk,       // nearest neighbours
+  kGuided,     // guided losses forward
+  kGuidedBwd,  // the same backward
 };
 
 struct Tile {
   Kernel kernel;
   int parts;   // of the operands; 0: any
-  int slices;  // up to so many: parts × slices of the resident rows (guided: both); kPush: slices of a block's output
+  int slices;  // up to so many: parts × slices of the resident rows (guided: both); kLseBwd: slices of a block's output
   int rows, columns;
   int stage_slices;  // of the columns, in a stage of the ring
   int stages;        // of the ring; fewer where the rows leave less room
@@ -53,15 +53,15 @@ constexpr Tile kTiles[] = {
     {kSums, 0, 4, 256, 128, 1, 6, 8},
     {kSums, 0, 8, 128, 128, 1, 6, 8},
     {kNeighbors, 0, 8, 128, 128, 1, 6, 8},
-    {kPush, 1, 1, 128, 128, 1, 8, 1},
-    {kPush, 1, 2, 128, 128, 2, 6, 1},
-    {kPush, 1, 4, 128, 64, 2, 8, 1},
-    {kPush, 2, 1, 128, 64, 1, 8, 1},
-    {kPush, 2, 2, 128, 64, 2, 8, 1},
-    {kPush, 2, 4, 128, 64, 2, 8, 1},
+    {kLseBwd, 1, 1, 128, 128, 1, 8, 1},
+    {kLseBwd, 1, 2, 128, 128, 2, 6, 1},
+    {kLseBwd, 1, 4, 128, 64, 2, 8, 1},
+    {kLseBwd, 2, 1, 128, 64, 1, 8, 1},
+    {kLseBwd, 2, 2, 128, 64, 2, 8, 1},
+    {kLseBwd, 2, 4, 128, 64, 2, 8, 1},
     {kTopk, 0, 4, 256, 128, 1, 6, 1},
     {kGuided, 1, 8, 128, 64, 2, 6, 1},
-    {kGuidedPush, 1, 8, 128, 64, 2, 6, 1},
+    {kGuidedBwd, 1, 8, 128, 64, 2, 6, 1},
 };
 // clang-format on
 
@@ -93,11 +93,11 @@ constexpr int registers_of(const Tile& t) {
       return products + 32;
     case kNeighbors:
       return products + 3 * 32;
-    case kPush:
+    case kLseBwd:
       return products + t.parts * products / 2 + t.rows * t.slices * 64 / kConsumerThreads;
     case kGuided:
       return 2 * products + 2 * 8;
-    case kGuidedPush:
+    case kGuidedBwd:
       return 2 * products + products / 2 + t.rows * 128 / kConsumerThreads + 2 * 14;
     default:
       return products;
@@ -115,10 +115,10 @@ constexpr int fixed_bytes(const Tile& t) {
       return rows + sums;
     case kNeighbors:
       return rows + sums + (2 + warps + kMostColTiles) * 128 * 8;
-    case kPush:
+    case kLseBwd:
       return rows * t.parts;
     case kGuided:
-    case kGuidedPush:
+    case kGuidedBwd:
       return rows;
     default:
       return rows + 16 * t.rows * 8;

@@ -1,9 +1,9 @@
-"""torch.ops.ltood_fast.contrastive_block and its push: the contrastive similarities of the rows of one process with
+"""torch.ops.ltood_fast.contrastive_block and its backward: the contrastive similarities of the rows of one process with
 the columns of all of them, or of one other. The building blocks of the losses over a process group.
 
     s = normalize(x) @ normalize(y).T / temperature;  s[i, i + diagonal] = -inf      # the same embedding
     lse = s.logsumexp(1)
-    push = ((s - x_lse[:, None]).exp() * x_weight[:, None] + (s - y_lse).exp() * y_weight) @ normalize(y) / temperature
+    grad_unit = ((s - x_lse[:, None]).exp() * x_weight[:, None] + (s - y_lse).exp() * y_weight) @ normalize(y) / temperature
 """
 
 from __future__ import annotations
@@ -65,7 +65,7 @@ def contrastive_block(
     )
 
 
-def contrastive_block_push(
+def contrastive_partial_bwd(
     x: Tensor,
     y: Tensor,
     temperature: float | Tensor,
@@ -83,10 +83,10 @@ def contrastive_block_push(
     Args:
         x, y, temperature, normalize, diagonal: as in `contrastive_block`.
         x_lse, x_weight: float64 ``[n]``, log-sum-exp of the rows over all columns, and the gradient that arrives at it.
-        y_lse, y_weight: the same of the columns, ``[M]``; None: the columns push nothing.
+        y_lse, y_weight: the same of the columns, ``[M]``; None: the columns have no gradient.
     """
     learned = isinstance(temperature, Tensor)
-    return torch.ops.ltood_fast.contrastive_block_push(
+    return torch.ops.ltood_fast.contrastive_partial_bwd(
         x,
         y,
         1.0 if learned else float(temperature),
@@ -109,7 +109,7 @@ def _fake(x, y, temperature, temperature_tensor, normalize, diagonal, k, *_):
     )
 
 
-def _fake_push(x, *_):
+def _fake_bwd(x, *_):
     return x.new_empty(x.shape, dtype=_wide_dtype(x.dtype))
 
 
@@ -122,6 +122,6 @@ def _refuse(op: str):
 
 if has_kernel("contrastive_block", "cpu") or has_kernel("contrastive_block", "cuda"):
     torch.library.register_fake("ltood_fast::contrastive_block", _fake)
-    torch.library.register_fake("ltood_fast::contrastive_block_push", _fake_push)
+    torch.library.register_fake("ltood_fast::contrastive_partial_bwd", _fake_bwd)
     torch.library.register_autograd("ltood_fast::contrastive_block", _refuse("contrastive_block"))
-    torch.library.register_autograd("ltood_fast::contrastive_block_push", _refuse("contrastive_block_push"))
+    torch.library.register_autograd("ltood_fast::contrastive_partial_bwd", _refuse("contrastive_partial_bwd"))

@@ -1,7 +1,7 @@
 """torch.ops.ltood_fast.contrastive_group: the contrastive losses of this rank's rows against the rows of all ranks.
 
     s_ij = <u_i, u_j> / tau over the batch of the group, lse_i = log sum_{j != i} exp(s_ij), i a row of this rank
-    g_i  = (1/tau) [ sum_j (w_i exp(s_ij - lse_i) + w_j exp(s_ij - lse_j)) u_j                     (block_push)
+    g_i  = (1/tau) [ sum_j (w_i exp(s_ij - lse_i) + w_j exp(s_ij - lse_j)) u_j                     (lse_bwd)
                      - sum_{j in V(i)} (p_i + p_j) u_j - sum_{m in M(i)} q_i u_m - sum_{j: i in M(j)} q_j u_j ]
 
 is the gradient at u_i of what all ranks' losses send back: w to the log-sum-exp, p and q to the mean of the positives
@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 
 from ..reference import contrastive as reference
-from ._contrastive_block_op import contrastive_block, contrastive_block_push
+from ._contrastive_block_op import contrastive_block, contrastive_partial_bwd
 from ._contrastive_op import _wide_dtype
 from ._group import Peers, operator, resolve, save_inputs, saved_inputs, used
 
@@ -102,9 +102,9 @@ class Similarity(NamedTuple):
         block = contrastive_block if self.kernel else reference.contrastive_block
         return block(x, y, self.temperature, normalize=self.normalize, **options)
 
-    def push(self, x: Tensor, y: Tensor, **options: object) -> Tensor:
-        push = contrastive_block_push if self.kernel else reference.contrastive_block_push
-        return push(x, y, self.temperature, normalize=self.normalize, **options)
+    def lse_bwd(self, x: Tensor, y: Tensor, **options: object) -> Tensor:
+        grad_unit = contrastive_partial_bwd if self.kernel else reference.contrastive_partial_bwd
+        return grad_unit(x, y, self.temperature, normalize=self.normalize, **options)
 
     def gradient(self, x: Tensor, at_unit: Tensor) -> Tensor:
         """From the gradient at u(x) to the one at x: through the norm, which is constant below its eps."""
@@ -361,35 +361,35 @@ def contrastive_group_bwd(
     doubles = (lse, pulls.lse, *pulls.parts.values(), *([pulls.neighbor] if choices else []))
     columns = Columns(inputs, peers, choices, doubles)
     attraction = Attraction(inputs, columns, pulls, choices, peers.first)
-    push = None
+    grad_unit = None
     for first, shard in [(0, gathered)] if inputs.exchange == "gather" else peers.shards(z, "ring"):
         passing = slice(first, first + len(shard))
         y_lse, y_weight = (x[passing] for x in columns.doubles[:2])
-        part = similarity.push(
+        part = similarity.lse_bwd(
             z, shard, diagonal=peers.first - first, x_lse=lse, x_weight=pulls.lse, y_lse=y_lse, y_weight=y_weight
         )
-        push = part if push is None else push.add_(part)
+        grad_unit = part if grad_unit is None else grad_unit.add_(part)
         del part  # not beside that of the next shard
         attraction.add(first, shard)
     if inputs.bank is not None and inputs.k:
         for mine in indices.unbind(dim=1):
             add_chosen(attraction.near, mine, similarity, inputs.bank, pulls.neighbor)
-    return _finish(inputs, push, attraction)
+    return _finish(inputs, grad_unit, attraction)
 
 
-def _finish(inputs: Inputs, push: Tensor, attraction: Attraction) -> tuple[Tensor, Tensor]:
+def _finish(inputs: Inputs, grad_unit: Tensor, attraction: Attraction) -> tuple[Tensor, Tensor]:
     """The gradients at z and at tau, from those at the unit rows."""
     z, similarity = inputs.z, inputs.similarity
     grad_z, along = torch.empty_like(z, memory_format=torch.contiguous_format), z.new_zeros((), dtype=torch.float64)
     for rows in torch.arange(len(z), device=z.device).split(CHUNK):
         u = similarity.unit(z[rows])
-        in_batch = push[rows].double() - attraction.of_rows(rows, u) / similarity.tau
+        in_batch = grad_unit[rows].double() - attraction.of_rows(rows, u) / similarity.tau
         near = torch.zeros_like(u) if attraction.near is None else attraction.near[rows] / similarity.tau
         # A similarity within the batch is in the gradients of both its rows, one with the bank in that of one.
         shared = 2 if inputs.bank is None else 1
         along += (u * (in_batch / 2 - near / shared)).sum()
         grad_z[rows] = similarity.gradient(z[rows], in_batch - near).to(z.dtype)
-    return grad_z, (-along / similarity.tau).to(push.dtype)
+    return grad_z, (-along / similarity.tau).to(grad_unit.dtype)
 
 
 @torch.library.register_fake("ltood_fast::contrastive_group_bwd")

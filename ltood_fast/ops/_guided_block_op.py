@@ -1,4 +1,4 @@
-"""torch.ops.ltood_fast.guided_block and its push: the pairs of stage 2 between the rows of one process and the columns
+"""torch.ops.ltood_fast.guided_block and its backward: the pairs of stage 2 between the rows of one process and the columns
 of all of them, or of one other. The building blocks of its losses over a process group, called by them alone.
 
 With s, cos, w+ and w- as in `guided_contrastive`, j over the columns, N'(i) those of the farthest cluster (all of them
@@ -46,7 +46,7 @@ def _fake(x, x_guide, y, y_guide, diagonal, clusters, y_clusters, far, x_ids, y_
     return *rows(clusters is not None, 4), *best, *rows(distill, 4)
 
 
-def _fake_push(x, *_):
+def _fake_bwd(x, *_):
     return x.new_empty(x.shape, dtype=_wide_dtype(x.dtype))
 
 
@@ -56,6 +56,6 @@ def _refuse(*_):
 
 if has_kernel("guided_block", "cpu") or has_kernel("guided_block", "cuda"):
     torch.library.register_fake("ltood_fast::guided_block", _fake)
-    torch.library.register_fake("ltood_fast::guided_block_push", _fake_push)
+    torch.library.register_fake("ltood_fast::guided_partial_bwd", _fake_bwd)
     torch.library.register_autograd("ltood_fast::guided_block", _refuse)
-    torch.library.register_autograd("ltood_fast::guided_block_push", _refuse)
+    torch.library.register_autograd("ltood_fast::guided_partial_bwd", _refuse)

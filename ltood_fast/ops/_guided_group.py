@@ -9,7 +9,7 @@ it known, too, which rows have no negative left in their farthest cluster and fa
 (their farthest cluster holds at most k rows of other images) are summed both ways.
 
 The gradient of the own rows needs G_ij = dL/ds_ij and G_ji: with what arrived at every row (4 doubles a part, gathered)
-`guided_block_push` has both, for the views too. Of a neighbour m of i, G_im is known to the owner of i alone: these k
+`guided_partial_bwd` has both, for the views too. Of a neighbour m of i, G_im is known to the owner of i alone: these k
 coefficients a row are gathered with the neighbours' numbers, and the owner of m adds G_im u_i when i's shard passes.
 """
 
@@ -283,7 +283,7 @@ def _(*arguments):
 
 
 class Arrived(NamedTuple):
-    """What the losses of the own rows send back, float64: states as `guided_block_push` takes them, coefficients of the
+    """What the losses of the own rows send back, float64: states as `guided_partial_bwd` takes them, coefficients of the
     neighbours."""
 
     contrast: Tensor | None  # [n, 4]
@@ -328,7 +328,7 @@ def guided_group_bwd(*arguments):
         every[:, : doubles.shape[1]].view(torch.float64).split([4] * len(states) + [inputs.width], 1)
     )
     choices = every[:, doubles.shape[1] :]
-    near, push = z.new_zeros(z.shape, dtype=torch.float64), None
+    near, grad_unit = z.new_zeros(z.shape, dtype=torch.float64), None
     here = [(0, gathered, gathered_guide)] if inputs.exchange == "gather" else inputs.shards(peers)
     for first, shard, guide_shard in here:
         passing = slice(first, first + len(shard))
@@ -336,25 +336,25 @@ def guided_group_bwd(*arguments):
         pairs = [(x, x if x is None else next(of_columns)[passing].contiguous()) for x in arrived[:2]]
         rectangle = z, inputs.guide, shard, guide_shard, peers.first - first, *keys.of_block(passing)
         options = *inputs.temperatures, inputs.weighted, inputs.gamma, inputs.normalize
-        part = torch.ops.ltood_fast.guided_block_push(*rectangle, *pairs[0], *pairs[1], *options)
-        push = part if push is None else push.add_(part)
+        part = torch.ops.ltood_fast.guided_partial_bwd(*rectangle, *pairs[0], *pairs[1], *options)
+        grad_unit = part if grad_unit is None else grad_unit.add_(part)
         del part  # not beside that of the next shard
         for slot in range(inputs.width):
             add_chosen(near, neighbors[:, slot] - first, student, shard, arrived.coefficients[:, slot])
             mine = choices[passing, slot] - peers.first
             add_rows(near, mine.where(mine < len(z), -1), student, shard, coefficients[passing, slot])
-    return _finish(inputs, push, near)
+    return _finish(inputs, grad_unit, near)
 
 
-def _finish(inputs: Inputs, push: Tensor, near: Tensor) -> tuple[Tensor, Tensor]:
+def _finish(inputs: Inputs, grad_unit: Tensor, near: Tensor) -> tuple[Tensor, Tensor]:
     """The gradients at z and at tau, from those at the unit rows. A similarity is in the gradients of both its rows."""
     z, student = inputs.z, inputs.student
     grad_z, along = torch.empty_like(z, memory_format=torch.contiguous_format), z.new_zeros((), dtype=torch.float64)
     for rows in torch.arange(len(z), device=z.device).split(CHUNK):
-        at_unit = push[rows].double() + near[rows] / student.tau
+        at_unit = grad_unit[rows].double() + near[rows] / student.tau
         along += (student.unit(z[rows]) * at_unit).sum() / 2
         grad_z[rows] = student.gradient(z[rows], at_unit).to(z.dtype)
-    return grad_z, (-along / student.tau).to(push.dtype)
+    return grad_z, (-along / student.tau).to(grad_unit.dtype)
 
 
 @torch.library.register_fake("ltood_fast::guided_group_bwd")

@@ -259,7 +259,7 @@ def contrastive_block(
         return lse.masked_fill(alone, -torch.inf), cosines, columns
 
 
-def contrastive_block_push(
+def contrastive_partial_bwd(
     x: Tensor,
     y: Tensor,
     temperature: float | Tensor,

@@ -18,8 +18,8 @@ GLUE = [
     "csrc/ops/knn/knn_cuda.cpp", "csrc/cuda/operand_torch.cpp", "csrc/ops/cluster_kl/cluster_kl_cuda.cpp",
 ]  # fmt: skip
 OPERATORS = (
-    "contrastive", "contrastive_bwd", "contrastive_block", "contrastive_block_push", "guided", "guided_bwd",
-    "guided_block", "guided_block_push", "knn", "cluster_kl", "cluster_kl_bwd",
+    "contrastive", "contrastive_bwd", "contrastive_block", "contrastive_partial_bwd", "guided", "guided_bwd",
+    "guided_block", "guided_partial_bwd", "knn", "cluster_kl", "cluster_kl_bwd",
 )  # fmt: skip
 
 

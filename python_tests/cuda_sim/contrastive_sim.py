@@ -62,7 +62,7 @@ class ContrastiveFactors(C.Structure):
     ]  # fmt: skip
 
 
-class ContrastivePush(C.Structure):
+class ContrastiveLseBwd(C.Structure):
     _fields_ = [
         ("rows", Operand), ("cols", Operand), ("exponents", Exponents), ("diagonal", C.c_int),
         ("row_factors", pointer), ("col_factors", pointer), ("splits", C.c_int), ("resident", C.c_int),
@@ -70,8 +70,8 @@ class ContrastivePush(C.Structure):
     ]  # fmt: skip
 
 
-class ContrastivePushSum(C.Structure):
-    _fields_ = [("push", ContrastivePush), ("d", C.c_int), ("largest", pointer), ("out", pointer)]
+class ContrastiveLseBwdCombine(C.Structure):
+    _fields_ = [("lse_bwd", ContrastiveLseBwd), ("d", C.c_int), ("largest", pointer), ("out", pointer)]
 
 
 class ContrastiveBlockSums(C.Structure):
@@ -85,7 +85,7 @@ class ContrastiveBlockSums(C.Structure):
 class ContrastiveBackward(C.Structure):
     _fields_ = [
         ("u", Operand), ("d", C.c_int), ("exponents", Exponents), ("rows", RowGradients), ("largest", pointer),
-        ("push", ContrastivePush),
+        ("lse_bwd", ContrastiveLseBwd),
         ("instances", GroupSums), ("classes", GroupSums), ("has_views", C.c_int), ("k", C.c_int), ("indices", pointer),
         ("cosines", pointer), ("chosen_sum", pointer), ("bank", Operand), ("type", C.c_int), ("normalize", C.c_int),
         ("inv_norm", pointer), ("grad_z", pointer), ("along", pointer),
@@ -97,15 +97,15 @@ def run(dev, name, params):
     assert error == 0, f"{name} returned {error}: {dev.complaint}"
 
 
-def launch_push(dev, push, row_factors, col_factors, **plan):
+def launch_lse_bwd(dev, lse_bwd, row_factors, col_factors, **plan):
     """The plan, but for what `plan` says otherwise, and the launch; the buffers, which the next launches need."""
-    assert dev.call("ltood_plan_contrastive_push", push) == 0, dev.complaint
+    assert dev.call("ltood_plan_contrastive_lse_bwd", lse_bwd) == 0, dev.complaint
     for name, value in plan.items():
-        setattr(push, name, value)
-    push.row_factors, push.col_factors = row_factors.ptr, col_factors.ptr
-    out = dev.empty((push.splits, push.rows.rows, 64 * push.rows.slices), np.float32)
-    push.out = out.ptr
-    run(dev, "ltood_launch_contrastive_push", push)
+        setattr(lse_bwd, name, value)
+    lse_bwd.row_factors, lse_bwd.col_factors = row_factors.ptr, col_factors.ptr
+    out = dev.empty((lse_bwd.splits, lse_bwd.rows.rows, 64 * lse_bwd.rows.slices), np.float32)
+    lse_bwd.out = out.ptr
+    run(dev, "ltood_launch_contrastive_lse_bwd", lse_bwd)
     return out
 
 
@@ -226,8 +226,8 @@ class Simulated:
         if self.u.is_half:
             p.largest = self.put(np.abs(dev.get(outputs[0])).max(keepdims=True))
         factors = launch_factors(dev, self.u, self.exponents, self.lse.ptr, outputs[0].ptr, p.largest)
-        p.push = ContrastivePush(self.u, self.u, self.exponents)
-        self.kept += [factors, launch_push(dev, p.push, factors, factors, **o.get("bwd_plan", {}))]
+        p.lse_bwd = ContrastiveLseBwd(self.u, self.u, self.exponents)
+        self.kept += [factors, launch_lse_bwd(dev, p.lse_bwd, factors, factors, **o.get("bwd_plan", {}))]
         p.has_views = grad_instance is not None
         p.k = self.k if p.has_views else 0
         if p.has_views:

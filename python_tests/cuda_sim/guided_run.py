@@ -27,7 +27,7 @@ class GuidedParams(ctypes.Structure):
         ("temperature", c_void_p),
         *((name, c_void_p) for name in (*SELECTION, "sums", *OUTPUTS, *GRADIENTS, "gradient", "inv_norm")),
         *((name, c_int) for name in ("normalize", "grad_type")),
-        *((name, c_void_p) for name in ("grad_z", "along", "contrast_state", "distill_state", "push")),
+        *((name, c_void_p) for name in ("grad_z", "along", "contrast_state", "distill_state", "grad_unit")),
     ]  # fmt: skip
 
 
@@ -171,16 +171,16 @@ class GuidedRun:
         self._plan(backward=False)
         return self._sums("lse")["lse"]
 
-    def push(self, contrast_state: np.ndarray) -> np.ndarray:
+    def lse_bwd(self, contrast_state: np.ndarray) -> np.ndarray:
         """A rectangle's backward pass, of the contrastive part."""
         self.put(contrast_state=contrast_state, every=None)
         self._plan(backward=True)
         self._splits(backward=True)
         x, p = self.problem, self.params
         self.fresh(gradient=((p.splits, x.n - p.first, COLUMNS * p.z.slices), np.float32),
-                   push=((x.n - p.first, p.d), np.float32))  # fmt: skip
+                   grad_unit=((x.n - p.first, p.d), np.float32))  # fmt: skip
         self.launch("backward")
-        return self.get("push")
+        return self.get("grad_unit")
 
     def backward(self, **gradients: np.ndarray) -> tuple[np.ndarray, float]:
         """(dL/dz, dL/dtemperature) for gradients of loss, lse, kl and student_lse."""

@@ -1,15 +1,15 @@
-"""The rectangular contrastive kernels, executed: row log-sum-exp, columns found, and the push, against float64."""
+"""The rectangular contrastive kernels, executed: row log-sum-exp, columns found, and the lse_bwd, against float64."""
 
 import numpy as np
 import pytest
 import torch
 from cuda_sim.contrastive_sim import (
     ContrastiveBlockSums,
-    ContrastivePush,
-    ContrastivePushSum,
+    ContrastiveLseBwd,
+    ContrastiveLseBwdCombine,
     Exponents,
     launch_factors,
-    launch_push,
+    launch_lse_bwd,
     run,
 )
 from cuda_sim.structs import prepare
@@ -57,7 +57,7 @@ class Rectangle:
         self.plan = p
         return dev.get(lse)
 
-    def push(self, x_lse, x_weight, y_lse=None, y_weight=None, **plan):
+    def lse_bwd(self, x_lse, x_weight, y_lse=None, y_weight=None, **plan):
         dev, largest = self.dev, None
         weights = [np.asarray(w, np.float32) for w in (x_weight, y_weight) if w is not None]
         if self.x.operand.is_half:
@@ -69,11 +69,15 @@ class Rectangle:
             ]
             pointers = [a.ptr if a else None for a in arrays]
             factors.append((arrays, launch_factors(dev, operand, self.exponents, *pointers, largest and largest.ptr)))
-        p = ContrastivePush(self.x.operand, self.y.operand, self.exponents, self.diagonal)
-        parts = launch_push(dev, p, *(f for _, f in factors), **plan)
+        p = ContrastiveLseBwd(self.x.operand, self.y.operand, self.exponents, self.diagonal)
+        parts = launch_lse_bwd(dev, p, *(f for _, f in factors), **plan)
         out = dev.empty((len(self.s), self.d))
-        run(dev, "ltood_launch_contrastive_push_sum", ContrastivePushSum(p, self.d, largest and largest.ptr, out.ptr))
-        self.pushed = p, parts
+        run(
+            dev,
+            "ltood_launch_contrastive_lse_bwd_combine",
+            ContrastiveLseBwdCombine(p, self.d, largest and largest.ptr, out.ptr),
+        )
+        self.lse_bwd_launch = p, parts
         return dev.get(out)
 
 
@@ -91,8 +95,8 @@ def assert_close(actual, expected, tolerance):
     assert error <= tolerance, f"off by {error:.1e}"
 
 
-def check(problem, rng, sums_plan=None, **push_plan):
-    """lse, then the push with both sides' weights and with the rows' alone; log-sum-exps are over more columns."""
+def check(problem, rng, sums_plan=None, **lse_bwd_plan):
+    """lse, then the lse_bwd with both sides' weights and with the rows' alone; log-sum-exps are over more columns."""
     kind, s = TYPES[problem.kind], problem.s
     lse = problem.lse(**sums_plan or {})
     assert_close(lse, log_sum_exp(s, 1), LOSS[kind])
@@ -100,8 +104,8 @@ def check(problem, rng, sums_plan=None, **push_plan):
     x_weight, y_weight = rng.standard_normal(s.shape[0]), rng.standard_normal(s.shape[1])
     x_weight[::5], y_weight[::7] = 0, 0
     of_rows, of_cols = np.exp(s - x_lse[:, None]) * x_weight[:, None], np.exp(s - y_lse) * y_weight
-    push = problem.push(x_lse, x_weight, y_lse, y_weight, **push_plan)
-    assert_close(push, (of_rows + of_cols) @ problem.v / problem.temperature, GRADIENT[kind])
+    lse_bwd = problem.lse_bwd(x_lse, x_weight, y_lse, y_weight, **lse_bwd_plan)
+    assert_close(lse_bwd, (of_rows + of_cols) @ problem.v / problem.temperature, GRADIENT[kind])
 
 
 def draw(rng, n, m, d):
@@ -145,7 +149,7 @@ def test_long_rows_and_a_cold_temperature(device):
 
 @pytest.mark.parametrize("online", [False, True])
 def test_ranges_of_columns(device, online):
-    """Six tiles of columns, for the sums in three ranges, for the push in four, the last of them empty."""
+    """Six tiles of columns, for the sums in three ranges, for the lse_bwd in four, the last of them empty."""
     rng = np.random.default_rng(2)
     problem = Rectangle(device(), *draw(rng, 130, 330, 20), 0.2, "bfloat16", 200, online=online)
     assert_close(problem.lse(splits=3, split_tiles=2), log_sum_exp(problem.s, 1), LOSS[torch.bfloat16] / 1000)
@@ -157,21 +161,21 @@ def test_the_plan_cuts_columns_for_few_rows(device):
     problem = Rectangle(device(sm_count=8), *draw(rng, 20, 1100, 8), 0.2, "bfloat16", 500)
     check(problem, rng)
     assert (problem.plan.splits, problem.plan.split_tiles) == (2, 9)
-    assert problem.pushed[0].splits == 16
+    assert problem.lse_bwd_launch[0].splits == 16
     wide = Rectangle(device(), *draw(rng, 2, 3, 700), 0.2, "float32", 0)
     assert wide.plan_only().resident == 0  # 352 KiB of rows
 
 
-def test_columns_that_push_nothing(device):
+def test_columns_without_a_gradient(device):
     """No weights of the columns: the rows' term alone. Far log-sum-exps and rows without a column give zeros."""
     rng = np.random.default_rng(4)
     problem = Rectangle(device(), *draw(rng, 130, 70, 20), 0.2, "float16", -40)
     x_lse, x_weight = np.full(130, 4.0), np.ones(130)
     x_lse[3], x_lse[5], x_weight[3] = -np.inf, 900, 0
-    push = problem.push(x_lse, x_weight)
+    lse_bwd = problem.lse_bwd(x_lse, x_weight)
     weights = np.exp(problem.s - np.where(x_lse == -np.inf, 0, x_lse)[:, None]) * x_weight[:, None]
-    assert_close(push, weights @ problem.v / 0.2, GRADIENT[torch.float16])
-    assert not push[[3, 5]].any()
+    assert_close(lse_bwd, weights @ problem.v / 0.2, GRADIENT[torch.float16])
+    assert not lse_bwd[[3, 5]].any()
 
 
 @pytest.mark.parametrize("online", [False, True])
@@ -179,8 +183,8 @@ def test_a_row_without_a_column(device, online):
     x = np.ones((1, 8), np.float32)
     problem = Rectangle(device(), x, x, 0.2, "float32", 0, online=online)
     assert problem.lse().tolist() == [-np.inf]
-    push = problem.push(np.full(1, -np.inf), np.zeros(1), np.full(1, -np.inf), np.zeros(1))
-    assert not push.any()
+    lse_bwd = problem.lse_bwd(np.full(1, -np.inf), np.zeros(1), np.full(1, -np.inf), np.zeros(1))
+    assert not lse_bwd.any()
 
 
 def test_rows_that_are_not_finite(device):
@@ -199,7 +203,7 @@ def test_the_square_is_its_own_rectangle(device):
     x, _ = draw(rng, 140, 1, 20)
     whole = Rectangle(device(), x, x, 0.2, "bfloat16", 0)
     lse, weight = whole.lse(), rng.standard_normal(140)
-    push = whole.push(lse, weight, lse, weight)
+    lse_bwd = whole.lse_bwd(lse, weight, lse, weight)
     part = Rectangle(device(seed=2), x[100:], x, 0.2, "bfloat16", 100)
     assert np.array_equal(part.lse(), lse[100:])
-    assert_close(part.push(lse[100:], weight[100:], lse, weight), push[100:].astype(np.float64), 1e-6)
+    assert_close(part.lse_bwd(lse[100:], weight[100:], lse, weight), lse_bwd[100:].astype(np.float64), 1e-6)

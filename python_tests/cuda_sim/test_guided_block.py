@@ -90,8 +90,8 @@ def test_what_is_out_of_range_belongs_to_no_cluster(simulate):
     close_where_finite(torch.from_numpy(found), expected, torch.float16, "lse_every")
     assert run.get("tiles").any(axis=1).tolist() == [False, True]
     of_rows, of_columns, *_ = dense.states()
-    push = run.push(numbered(of_columns, of_rows))
-    assert_gradient_close(torch.from_numpy(push), dense.push([of_rows, of_columns, None, None]), torch.float16)
+    grad_unit = run.lse_bwd(numbered(of_columns, of_rows))
+    assert_gradient_close(torch.from_numpy(grad_unit), dense.lse_bwd([of_rows, of_columns, None, None]), torch.float16)
 
 
 def test_not_a_number_reaches_the_sums(served):
@@ -103,5 +103,5 @@ def test_the_schedule_changes_no_bit(served, monkeypatch):
     state, results = 4 + torch.arange(200.0).double().view(50, 4) / 99, []
     for seed in (11, 12):
         monkeypatch.setattr(served, "seed", seed)
-        results.append((*p.forward(), p.push((state[:40], state) * 2)))
+        results.append((*p.forward(), p.grad_unit((state[:40], state) * 2)))
     assert all(torch.equal(a, b) for a, b in zip(*results, strict=True))

@@ -52,14 +52,14 @@ def test_a_fixed_temperature_and_the_default_views(served):
 
 
 def test_the_hopper_path(served, monkeypatch):
-    """The same functions, their kernels chosen by the environment: the rectangle's push too."""
+    """The same functions, their kernels chosen by the environment: the backward of a rectangle too."""
     monkeypatch.setenv("LTOOD_CUDA_PATH", "sm90")
     test_a_fixed_temperature_and_the_default_views(served)
     x, y = torch.randn(70, 20), torch.randn(150, 20)
     rules, device = rules_of(70, 150), torch.device("cpu")
     check_block(device, x, y, 0.3, True, 15, k=3, rules=rules, on_cuda=True)
     test_stage2(served, torch.float16, torch.float16)
-    for kernel in ("tiles_sm90", "push_sm90", "topk_sm90", "forward_sm90", "backward_sm90"):
+    for kernel in ("tiles_sm90", "lse_bwd_sm90", "topk_sm90", "forward_sm90", "backward_sm90"):
         assert any(kernel in name for name in served.launches), kernel
 
 
@@ -129,7 +129,7 @@ def one_rank(tmp_path):
 def test_stage2_over_a_group(served, one_rank):
     """By rows against all ranks' columns, though all are this rank's here: the rectangular kernels, no others."""
     check_stage2(torch.float32, torch.float16, group=one_rank)
-    for kernel in ("guided_finish_block", "guided_finish_push", "topk"):
+    for kernel in ("guided_finish_block", "guided_finish_partial_bwd", "topk"):
         assert any(kernel in name for name in served.launches), kernel
     assert not any("guided_select" in name for name in served.launches)
 

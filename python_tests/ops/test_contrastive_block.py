@@ -8,7 +8,7 @@ from torch.nn.functional import normalize as unit
 
 import ltood_fast
 from ltood_fast._ext import has_kernel
-from ltood_fast.ops._contrastive_block_op import contrastive_block, contrastive_block_push
+from ltood_fast.ops._contrastive_block_op import contrastive_block, contrastive_partial_bwd
 from python_tests.tolerances import assert_gradient_close, assert_loss_close
 
 DTYPES = [torch.float64, torch.float32, torch.bfloat16, torch.float16]
@@ -35,13 +35,13 @@ def dense(x, y, tau, normalize, diagonal):
     return (x @ y.t() / float(tau)).masked_fill(same, -math.inf), y
 
 
-def dense_push(x, y, tau, normalize, diagonal, x_lse, x_weight, y_lse=None, y_weight=None):
+def dense_lse_bwd(x, y, tau, normalize, diagonal, x_lse, x_weight, y_lse=None, y_weight=None):
     s, u = dense(x, y, tau, normalize, diagonal)
-    pushed = (s - x_lse[:, None]).exp() * x_weight[:, None]
-    pushed[x_lse == -math.inf] = 0  # no column: nothing to push away from
+    gradients = (s - x_lse[:, None]).exp() * x_weight[:, None]
+    gradients[x_lse == -math.inf] = 0  # no column: nothing to repel
     if y_lse is not None:
-        pushed = pushed + torch.where(y_lse == -math.inf, 0.0, (s - y_lse).exp() * y_weight)
-    return pushed @ u / float(tau)
+        gradients = gradients + torch.where(y_lse == -math.inf, 0.0, (s - y_lse).exp() * y_weight)
+    return gradients @ u / float(tau)
 
 
 def global_lse(s, dim):
@@ -53,10 +53,10 @@ def on(device, *tensors):
     return [None if t is None else t.to(device) for t in tensors]
 
 
-def run_push(device, x, y, tau, normalize, diagonal, *weights):
+def run_lse_bwd(device, x, y, tau, normalize, diagonal, *weights):
     x, y, x_lse, x_weight, y_lse, y_weight = on(device, x, y, *weights, *[None] * (4 - len(weights)))
     named = {"x_lse": x_lse, "x_weight": x_weight, "y_lse": y_lse, "y_weight": y_weight}
-    return contrastive_block_push(x, y, tau, normalize=normalize, diagonal=diagonal, **named).cpu()
+    return contrastive_partial_bwd(x, y, tau, normalize=normalize, diagonal=diagonal, **named).cpu()
 
 
 def check(device, x, y, tau, normalize, diagonal, k=0, rules=None, on_cuda=False):
@@ -83,9 +83,9 @@ def check(device, x, y, tau, normalize, diagonal, k=0, rules=None, on_cuda=False
     x_weight, y_weight = torch.linspace(0.5, 1.5, len(x)).double(), torch.linspace(-1, 2, len(y)).double()
     x_weight[::7], y_weight[::5] = 0, 0
     for weights in ((x_lse, x_weight), (x_lse, x_weight, y_lse, y_weight)):
-        push = run_push(device, x, y, tau, normalize, diagonal, *weights)
-        assert push.dtype == wide
-        assert_gradient_close(push, dense_push(x, y, tau, normalize, diagonal, *weights), x.dtype)
+        grad_unit = run_lse_bwd(device, x, y, tau, normalize, diagonal, *weights)
+        assert grad_unit.dtype == wide
+        assert_gradient_close(grad_unit, dense_lse_bwd(x, y, tau, normalize, diagonal, *weights), x.dtype)
 
 
 def assert_neighbors_right(cosine, cosines, indices, k, rules, rounding):
@@ -215,17 +215,17 @@ def test_a_row_without_a_column(device):
     assert (cosines.tolist(), indices.tolist()) == ([[-math.inf]], [[-1]])
     zero = torch.zeros(1, dtype=torch.float64)
     for normalize in (True, False):
-        push = run_push(device, x, x, 0.3, normalize, 0, lse, zero, lse, zero)
-        assert torch.equal(push, torch.zeros(1, 6))
+        grad_unit = run_lse_bwd(device, x, x, 0.3, normalize, 0, lse, zero, lse, zero)
+        assert torch.equal(grad_unit, torch.zeros(1, 6))
     x, y = draw(20, 30, 6, torch.float32)
     x_lse, x_weight = torch.full((20,), 3.0).double(), torch.ones(20).double()
     x_lse[4], x_weight[4] = -math.inf, 2
     y_lse, y_weight = torch.full((30,), 3.0).double(), torch.ones(30).double()
     y_lse[5], y_weight[5] = -math.inf, 2
     for weights in ((x_lse, x_weight), (x_lse, x_weight, y_lse, y_weight)):
-        push = run_push(device, x, y, 0.3, True, 50, *weights)
-        assert_gradient_close(push, dense_push(x, y, 0.3, True, 50, *weights), torch.float32)
-    assert torch.equal(run_push(device, x, y, 0.3, True, 50, x_lse, x_weight)[4], torch.zeros(6))
+        grad_unit = run_lse_bwd(device, x, y, 0.3, True, 50, *weights)
+        assert_gradient_close(grad_unit, dense_lse_bwd(x, y, 0.3, True, 50, *weights), torch.float32)
+    assert torch.equal(run_lse_bwd(device, x, y, 0.3, True, 50, x_lse, x_weight)[4], torch.zeros(6))
 
 
 def test_a_log_sum_exp_far_from_the_similarities(device):
@@ -233,14 +233,14 @@ def test_a_log_sum_exp_far_from_the_similarities(device):
     x = torch.randn(1, 4)
     for lse in (-700.0, 700.0):
         far = torch.tensor([lse]).double()
-        push = run_push(device, x, x, 0.3, True, 0, far, torch.ones(1).double(), far, torch.ones(1).double())
-        assert torch.equal(push, torch.zeros(1, 4))
+        grad_unit = run_lse_bwd(device, x, x, 0.3, True, 0, far, torch.ones(1).double(), far, torch.ones(1).double())
+        assert torch.equal(grad_unit, torch.zeros(1, 4))
     x, y = draw(10, 40, 4, torch.float32)
     x_lse, x_weight = torch.full((10,), 700.0).double(), torch.ones(10).double()
     x_lse[:5] = 3
-    push = run_push(device, x, y, 0.3, True, 50, x_lse, x_weight)
-    assert_gradient_close(push, dense_push(x, y, 0.3, True, 50, x_lse, x_weight), torch.float32)
-    assert torch.equal(push[5:], torch.zeros(5, 4))
+    grad_unit = run_lse_bwd(device, x, y, 0.3, True, 50, x_lse, x_weight)
+    assert_gradient_close(grad_unit, dense_lse_bwd(x, y, 0.3, True, 50, x_lse, x_weight), torch.float32)
+    assert torch.equal(grad_unit[5:], torch.zeros(5, 4))
 
 
 @pytest.mark.parametrize("scale", [1e-30, 1e30])
@@ -248,8 +248,10 @@ def test_weights_of_any_size(device, scale):
     x, y = draw(20, 40, 8, torch.float32)
     s, _ = dense(x, y, 0.3, True, 2)
     weights = (s.logsumexp(1), torch.rand(20).double() * scale, s.logsumexp(0), torch.rand(40).double() * scale)
-    push = run_push(device, x, y, 0.3, True, 2, *weights)
-    assert_gradient_close(push.double() / scale, dense_push(x, y, 0.3, True, 2, *weights) / scale, torch.float32)
+    grad_unit = run_lse_bwd(device, x, y, 0.3, True, 2, *weights)
+    assert_gradient_close(
+        grad_unit.double() / scale, dense_lse_bwd(x, y, 0.3, True, 2, *weights) / scale, torch.float32
+    )
 
 
 @pytest.mark.parametrize("normalize", [True, False])
@@ -266,12 +268,12 @@ def test_non_finite_rows_are_never_a_wrong_finite_number(device, bad, normalize)
         assert indices.min() >= -1
         assert indices.max() < 140
         weights = s.logsumexp(1), torch.ones(150).double()
-        push = run_push(device, *pair, 0.3, normalize, 60, *weights)
-        assert not push.isfinite().all()
+        grad_unit = run_lse_bwd(device, *pair, 0.3, normalize, 60, *weights)
+        assert not grad_unit.isfinite().all()
         if which == 0:
             rows = torch.arange(150) != 77
-            expected = dense_push(*pair, 0.3, normalize, 60, *weights)
-            assert_gradient_close(push[rows], expected[rows], torch.float32)
+            expected = dense_lse_bwd(*pair, 0.3, normalize, 60, *weights)
+            assert_gradient_close(grad_unit[rows], expected[rows], torch.float32)
 
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
@@ -301,9 +303,9 @@ def test_shards_reproduce_the_square_op(device, tau, dtype):
     for start, part in zip(starts, parts, strict=True):
         mine = slice(start, start + len(part))
         own = {"x_lse": rows[mine], "x_weight": weight[mine]}
-        push = contrastive_block_push(part, z, tau, diagonal=start, y_lse=rows, y_weight=weight, **own, **options)
+        grad_unit = contrastive_partial_bwd(part, z, tau, diagonal=start, y_lse=rows, y_weight=weight, **own, **options)
         passed = sum(
-            contrastive_block_push(
+            contrastive_partial_bwd(
                 part,
                 other,
                 tau,
@@ -315,9 +317,9 @@ def test_shards_reproduce_the_square_op(device, tau, dtype):
             )
             for first, other in zip(starts, parts, strict=True)
         )
-        for pushed in (push, passed):
+        for gradients in (grad_unit, passed):
             exact = part.double().requires_grad_()
-            (grad,) = torch.autograd.grad(unit(exact, dim=1), exact, pushed.double())
+            (grad,) = torch.autograd.grad(unit(exact, dim=1), exact, gradients.double())
             assert_gradient_close(grad, expected[mine], dtype)
 
 
@@ -328,15 +330,15 @@ def test_non_contiguous_inputs_are_read_right(device):
     check(device, x, y, 0.3, True, 10, k=2, rules=rules)
     s, _ = dense(x, y, 0.3, True, 10)
     wide = torch.stack([s.logsumexp(1), torch.ones(150).double()], dim=1)
-    push = run_push(device, x, y, 0.3, True, 10, wide[:, 0], wide[:, 1])
-    assert_gradient_close(push, dense_push(x, y, 0.3, True, 10, wide[:, 0], wide[:, 1]), torch.float32)
+    grad_unit = run_lse_bwd(device, x, y, 0.3, True, 10, wide[:, 0], wide[:, 1])
+    assert_gradient_close(grad_unit, dense_lse_bwd(x, y, 0.3, True, 10, wide[:, 0], wide[:, 1]), torch.float32)
 
 
 def everything(x, y, tau, diagonal):
     found = contrastive_block(x, y, tau, normalize=True, diagonal=diagonal, k=2)
     y_lse = torch.zeros(len(y), dtype=torch.float64, device=y.device) + 5
     own = {"x_lse": found.lse, "x_weight": torch.ones_like(found.lse), "y_lse": y_lse, "y_weight": y_lse}
-    return (*found, contrastive_block_push(x, y, tau, normalize=True, diagonal=diagonal, **own))
+    return (*found, contrastive_partial_bwd(x, y, tau, normalize=True, diagonal=diagonal, **own))
 
 
 @pytest.mark.parametrize("shape", [(40, 1100, 33), (300, 500, 64)])
@@ -360,14 +362,14 @@ def op_arguments(n=12, m=20, d=4):
     rules = rules_of(n, m)
     search = (x, y, 0.3, None, True, 4, 2, *rules.values())
     lse, weight = torch.rand(m).double(), torch.rand(m).double()
-    push = (x, y, 1.0, torch.tensor(0.3), False, -3, lse[:n], weight[:n])
+    grad_unit = (x, y, 1.0, torch.tensor(0.3), False, -3, lse[:n], weight[:n])
     return {
         "contrastive_block": [search, (x, y, 1.0, torch.tensor(0.3), False, 30, 0, *[None] * 4)],
-        "contrastive_block_push": [(*push, lse, weight), (*push, None, None)],
+        "contrastive_partial_bwd": [(*grad_unit, lse, weight), (*grad_unit, None, None)],
     }
 
 
-@pytest.mark.parametrize("op", ["contrastive_block", "contrastive_block_push"])
+@pytest.mark.parametrize("op", ["contrastive_block", "contrastive_partial_bwd"])
 def test_opcheck(op):
     for arguments in op_arguments()[op]:
         torch.library.opcheck(getattr(torch.ops.ltood_fast, op).default, arguments)
@@ -386,9 +388,9 @@ def test_differentiation_is_refused():
     with pytest.raises(RuntimeError, match="contrastive_block: differentiation is not supported"):
         lse.sum().backward()
     weight = torch.ones(6).double()
-    push = contrastive_block_push(x, y, 0.3, normalize=True, diagonal=1, x_lse=lse.detach(), x_weight=weight)
-    with pytest.raises(RuntimeError, match="contrastive_block_push: differentiation is not supported"):
-        push.sum().backward()
+    grad_unit = contrastive_partial_bwd(x, y, 0.3, normalize=True, diagonal=1, x_lse=lse.detach(), x_weight=weight)
+    with pytest.raises(RuntimeError, match="contrastive_partial_bwd: differentiation is not supported"):
+        grad_unit.sum().backward()
 
 
 def test_the_kernel_is_announced():
@@ -399,7 +401,7 @@ def test_the_kernel_is_announced():
 def test_the_ops_check_what_reaches_them():
     x, y = draw(6, 9, 3, torch.float32)
     ids, lse = torch.zeros(9).long(), torch.zeros(9).double()
-    block, push = torch.ops.ltood_fast.contrastive_block, torch.ops.ltood_fast.contrastive_block_push
+    block, grad_unit = torch.ops.ltood_fast.contrastive_block, torch.ops.ltood_fast.contrastive_partial_bwd
     shared = (0.3, None, True, 0)
     with pytest.raises(TypeError, match="contrastive_block: x must be a float tensor, got Long"):
         block(x.long(), y, *shared, 0, *[None] * 4)
@@ -425,7 +427,9 @@ def test_the_ops_check_what_reaches_them():
         block(x, y, *shared, 1, ids[:6], ids[:6], None, None)
     with pytest.raises(ValueError, match=r"temperature must be a float or a 0-d float tensor, got shape \[2\]"):
         block(x, y, 1.0, torch.ones(2), True, 0, 0, *[None] * 4)
-    with pytest.raises(TypeError, match="contrastive_block_push: x_lse must be Double, got Float"):
-        push(x, y, *shared, lse[:6].float(), lse[:6], None, None)
-    with pytest.raises(ValueError, match="contrastive_block_push: y_weight must be given when y_lse is, and only then"):
-        push(x, y, *shared, lse[:6], lse[:6], lse, None)
+    with pytest.raises(TypeError, match="contrastive_partial_bwd: x_lse must be Double, got Float"):
+        grad_unit(x, y, *shared, lse[:6].float(), lse[:6], None, None)
+    with pytest.raises(
+        ValueError, match="contrastive_partial_bwd: y_weight must be given when y_lse is, and only then"
+    ):
+        grad_unit(x, y, *shared, lse[:6], lse[:6], lse, None)

@@ -6,7 +6,7 @@ import torch.nn.functional as F
 
 import ltood_fast
 from ltood_fast._ext import has_kernel
-from ltood_fast.ops._contrastive_block_op import contrastive_block, contrastive_block_push
+from ltood_fast.ops._contrastive_block_op import contrastive_block, contrastive_partial_bwd
 from python_tests.tolerances import assert_gradient_close, assert_loss_close
 
 pytestmark = pytest.mark.cuda
@@ -44,7 +44,7 @@ def rectangle(x, y, diagonal):
     found = contrastive_block(x, y, 0.2, k=3, **shared)
     of_columns = torch.linspace(4, 5, len(y), dtype=torch.float64, device="cuda")
     weights = {"x_lse": found.lse, "x_weight": found.lse, "y_lse": of_columns, "y_weight": of_columns}
-    return *found, contrastive_block_push(x, y, 0.2, **weights, **shared)
+    return *found, contrastive_partial_bwd(x, y, 0.2, **weights, **shared)
 
 
 def guided_rectangle(z, guide, clusters, far):
@@ -54,7 +54,7 @@ def guided_rectangle(z, guide, clusters, far):
     found = torch.ops.ltood_fast.guided_block(*rectangle, ids[:n] % 9 == 0, 0.2, None, None, 3, True, 1.0, True, True)
     state = 4 + (ids[:, None] % torch.arange(2, 6, device="cuda")).double() / 9
     states = state[:n], state, state[:n], state
-    return *found, torch.ops.ltood_fast.guided_block_push(*rectangle, *states, 0.2, None, None, True, 1.0, True)
+    return *found, torch.ops.ltood_fast.guided_partial_bwd(*rectangle, *states, 0.2, None, None, True, 1.0, True)
 
 
 NAMES = ["nt_xent", "stage1_loss", "psd_loss k=3", "stage2_loss", "cluster_kl", "knn", "contrastive_block",
@@ -155,20 +155,20 @@ def test_shards_of_a_large_batch(shards, dtype):
     n = 65_536
     rows = n // shards
     z = torch.randn(n, 128, device="cuda").to(dtype)
-    lse, push = (x.detach() for x in lse_and_its_gradient(z))
+    lse, grad_unit = (x.detach() for x in lse_and_its_gradient(z))
     start, weight = n - rows, torch.ones(n, dtype=torch.float64, device="cuda")
     x = z[start:]
     whole = contrastive_block(x, z, 0.2, normalize=False, diagonal=start).lse
     assert_loss_close(whole, lse[start:], dtype)
     weights = {"x_lse": whole, "x_weight": weight[:rows]}
     passed = sum(
-        contrastive_block_push(
+        contrastive_partial_bwd(
             x, z[at : at + rows], 0.2, normalize=False, diagonal=start - at, y_lse=lse[at : at + rows].double(),
             y_weight=weight[:rows], **weights,
         )
         for at in range(0, n, rows)
     )  # fmt: skip
-    assert_gradient_close(passed, push[start:], dtype)
+    assert_gradient_close(passed, grad_unit[start:], dtype)
 
 
 def lse_and_its_gradient(z):
@@ -222,8 +222,8 @@ def test_the_dispatcher_accepts_the_rectangular_ops():
     ids, lse = torch.arange(70, device="cuda"), torch.rand(70, device="cuda").double()
     block = (x, y, 0.2, None, True, 10, 2, ids[:40], ids, None, None)
     torch.library.opcheck(torch.ops.ltood_fast.contrastive_block, block)
-    push = (x, y, 1.0, torch.tensor(0.3, device="cuda"), False, 10, lse[:40], lse[:40], lse, lse)
-    torch.library.opcheck(torch.ops.ltood_fast.contrastive_block_push, push)
+    grad_unit = (x, y, 1.0, torch.tensor(0.3, device="cuda"), False, 10, lse[:40], lse[:40], lse, lse)
+    torch.library.opcheck(torch.ops.ltood_fast.contrastive_partial_bwd, grad_unit)
 
 
 def test_stage2_over_a_group(tmp_path):

@@ -62,11 +62,11 @@ class Rectangle:
         found = torch.ops.ltood_fast.guided_block(*front, every, *temperatures, *options)
         return Block(*(x.cpu() for x in found))
 
-    def push(self, states, device="cpu") -> Tensor:
+    def lse_bwd(self, states, device="cpu") -> Tensor:
         front, temperatures = self.shared(device)
         moved = [None if t is None else t.to(device) for t in states]
         options = self.weighted, self.gamma, self.normalize
-        return torch.ops.ltood_fast.guided_block_push(*front, *moved, *temperatures, *options).cpu()
+        return torch.ops.ltood_fast.guided_partial_bwd(*front, *moved, *temperatures, *options).cpu()
 
 
 class Dense:
@@ -148,7 +148,7 @@ class Dense:
             return None
         return [pairs.masked_fill(self.self, -math.inf).logsumexp(dim) for pairs in (self.s, self.t)], []
 
-    def push(self, states) -> Tensor:
+    def lse_bwd(self, states) -> Tensor:
         of_pairs = torch.zeros_like(self.s)
         for dim, contrast, distill in ((1, *states[::2]), (0, *states[1::2])):
             if contrast is not None:
@@ -189,9 +189,9 @@ def check(p: Rectangle, device="cpu") -> Block:
         own = dense.cos.masked_fill(dense.self, -math.inf)
         assert_neighbors_right(own, found.cosines, found.indices, p.k, rules, rounding)
     states = dense.states()
-    push = p.push(states, device)
-    assert (push.dtype, push.shape) == (wide, p.x.shape)
-    assert_gradient_close(push, dense.push(states), dtype)
+    grad_unit = p.lse_bwd(states, device)
+    assert (grad_unit.dtype, grad_unit.shape) == (wide, p.x.shape)
+    assert_gradient_close(grad_unit, dense.lse_bwd(states), dtype)
     return found
 
 
@@ -282,11 +282,13 @@ def check_the_square(whole: Rectangle, device="cpu", shards=(0, 130, 131)) -> No
     pull = of_loss.where(has_view, 0)
     contrast = torch.stack([lse.cpu(), pull + of_lse, (pull / weight.cpu()).where(has_view, 0), fallback.double()], 1)
     distill = torch.stack([student_lse.cpu(), teacher_lse.cpu(), of_kl + of_student, of_kl], 1)
-    push = 0
+    grad_unit = 0
     for part, first, end in zip(parts, shards, (*shards[1:], n), strict=True):
-        push = push + part.push((contrast, contrast[first:end], distill, distill[first:end]), device).double()
+        grad_unit = (
+            grad_unit + part.lse_bwd((contrast, contrast[first:end], distill, distill[first:end]), device).double()
+        )
     u = unit(whole.x.double(), dim=1)
-    through = (push - u * (u * push).sum(1, keepdim=True)) / whole.x.double().norm(dim=1, keepdim=True)
+    through = (grad_unit - u * (u * grad_unit).sum(1, keepdim=True)) / whole.x.double().norm(dim=1, keepdim=True)
     assert_gradient_close(through, grad_z.cpu(), dtype)
 
 
@@ -367,5 +369,5 @@ def test_the_ops_check_what_reaches_them():
         replace(p, k=-1).forward()
     with pytest.raises(ValueError, match="guided_block: clusters must be given of the rows and of the columns"):
         replace(p, x_clusters=None).forward()
-    with pytest.raises(ValueError, match="guided_block_push: y_distill must be float64 with a row of 4 for each row"):
-        p.push((torch.zeros(n, 4).double(), torch.zeros(200, 4).double(), torch.zeros(n, 4).double(), None))
+    with pytest.raises(ValueError, match="guided_partial_bwd: y_distill must be float64 with a row of 4 for each row"):
+        p.lse_bwd((torch.zeros(n, 4).double(), torch.zeros(200, 4).double(), torch.zeros(n, 4).double(), None))

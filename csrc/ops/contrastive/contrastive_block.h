@@ -2,9 +2,9 @@
 //
 //   s_ij = <u(x_i), u(y_j)> / tau; row i and column i + diagonal are the same embedding, a pair left out of everything
 //   contrastive_block        lse_i = log sum_j exp(s_ij), and the k best admissible columns of every row
-//   contrastive_block_push   push_i = (1/tau) sum_j G_ij u(y_j), the gradient at u(x_i) of sum w lse over all rows:
+//   contrastive_partial_bwd   grad_u_i = (1/tau) sum_j G_ij u(y_j), the gradient at u(x_i) of sum w lse over all rows:
 //                            G_ij = x_weight_i exp(s_ij - x_lse_i) + y_weight_j exp(s_ij - y_lse_j)
-// Rectangles that share no column merge: lse by logaddexp, the best columns by their cosines, push by a sum.
+// Rectangles that share no column merge: lse by logaddexp, the best columns by their cosines, lse_bwd by a sum.
 #pragma once
 
 #include <algorithm>
@@ -31,7 +31,7 @@ struct ContrastiveBlockSearch {
 // Log-sum-exp and the gradient that arrives at it: of the rows, and of the columns as rows of another process.
 struct ContrastiveBlockWeights {
   OptionalTensor x_lse, x_weight;  // [n] float64
-  OptionalTensor y_lse, y_weight;  // [M] float64; none: the columns push nothing
+  OptionalTensor y_lse, y_weight;  // [M] float64; none: the columns have no gradient
 };
 
 inline void check_contrastive_block(const char* op, const ContrastiveBlock& in) {
@@ -63,8 +63,8 @@ inline void check_contrastive_block_search(const ContrastiveBlock& in, const Con
                     "given when x_domain is, and only then", search.y_domain ? "one" : "none");
 }
 
-inline void check_contrastive_block_push(const ContrastiveBlock& in, const ContrastiveBlockWeights& rows) {
-  const char* op = "contrastive_block_push";
+inline void check_contrastive_partial_bwd(const ContrastiveBlock& in, const ContrastiveBlockWeights& rows) {
+  const char* op = "contrastive_partial_bwd";
   check_contrastive_block(op, in);
   check_vector(op, rows.x_lse, "x_lse", at::kDouble, in.x.size(0), in.x, "x");
   check_vector(op, rows.x_weight, "x_weight", at::kDouble, in.x.size(0), in.x, "x");

@@ -1,7 +1,8 @@
 // A rectangle of the contrastive similarities on the CPU. A task owns a block of rows and meets the blocks of columns
 // in their order, so no number of threads changes a bit. Nothing is symmetric here: every product serves its row alone.
 //
-// cost  n M D multiply-adds and n M exponentials for the sums; twice the products for the push (S, then G u(y)), and a
+// cost  n M D multiply-adds and n M exponentials for the sums; twice the products for the lse_bwd (S, then G u(y)), and
+// a
 //       second exponential an element where the shift is not fixed. Memory: x once more, y twice (as it is, transposed)
 #include <ATen/ops/empty.h>
 #include <ATen/ops/zeros_like.h>
@@ -89,7 +90,7 @@ BlockOutputs contrastive_block_cpu(const at::Tensor& x, const at::Tensor& y, dou
   });
 }
 
-// Weights as the push takes them: 0 where a row has no column at all, its lse being -inf.
+// Weights as the lse_bwd takes them: 0 where a row has no column at all, its lse being -inf.
 struct Weights {
   std::vector<double> weight, lse;
   double largest = 0, largest_lse = 0;  // of the absolute values, lse where there is a weight
@@ -116,8 +117,8 @@ bool has_fixed_shift(const PreparedRows& x, const Weights& row, const Weights& c
 }
 
 template <typename T>
-at::Tensor push(const ContrastiveBlock& in, const ContrastiveBlockWeights& weights, const PreparedRows& x,
-                const PreparedRows& y) {
+at::Tensor lse_bwd(const ContrastiveBlock& in, const ContrastiveBlockWeights& weights, const PreparedRows& x,
+                   const PreparedRows& y) {
   const int64_t n = in.x.size(0), m = in.y.size(0), d = in.x.size(1);
   const Weights row(weights.x_weight, weights.x_lse, n), col(weights.y_weight, weights.y_lse, m);
   const double largest = std::max(row.largest, col.largest), unit = largest > 0 ? largest : 1;
@@ -139,16 +140,16 @@ at::Tensor push(const ContrastiveBlock& in, const ContrastiveBlockWeights& weigh
   return out.narrow(0, 0, n).mul_(unit * x.inv_tau).to(wide_dtype(in.x.scalar_type())).contiguous();
 }
 
-at::Tensor contrastive_block_push_cpu(const at::Tensor& x, const at::Tensor& y, double temperature,
-                                      const OptionalTensor& temperature_tensor, bool normalize, int64_t diagonal,
-                                      const at::Tensor& x_lse, const at::Tensor& x_weight, const OptionalTensor& y_lse,
-                                      const OptionalTensor& y_weight) {
+at::Tensor contrastive_partial_bwd_cpu(const at::Tensor& x, const at::Tensor& y, double temperature,
+                                       const OptionalTensor& temperature_tensor, bool normalize, int64_t diagonal,
+                                       const at::Tensor& x_lse, const at::Tensor& x_weight, const OptionalTensor& y_lse,
+                                       const OptionalTensor& y_weight) {
   const ContrastiveBlock in{x, y, temperature, temperature_tensor, normalize, diagonal};
   const ContrastiveBlockWeights weights{x_lse.contiguous(), x_weight.contiguous(), dense(y_lse), dense(y_weight)};
-  check_contrastive_block_push(in, weights);
+  check_contrastive_partial_bwd(in, weights);
   const auto [rows, cols] = prepare_rows(x, y, normalize, read_temperature(temperature, temperature_tensor));
   return dispatch_wide(rows.u.scalar_type(), [&, &rows = rows, &cols = cols](auto type) {
-    return push<decltype(type)>(in, weights, rows, cols);
+    return lse_bwd<decltype(type)>(in, weights, rows, cols);
   });
 }
 
@@ -157,5 +158,5 @@ at::Tensor contrastive_block_push_cpu(const at::Tensor& x, const at::Tensor& y, 
 
 TORCH_LIBRARY_IMPL(ltood_fast, CPU, m) {
   m.impl("contrastive_block", &ltood::contrastive_block_cpu);
-  m.impl("contrastive_block_push", &ltood::contrastive_block_push_cpu);
+  m.impl("contrastive_partial_bwd", &ltood::contrastive_partial_bwd_cpu);
 }

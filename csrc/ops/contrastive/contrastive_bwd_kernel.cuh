@@ -1,6 +1,6 @@
 // Backward of the contrastive losses: the gradient that arrives through the log-sum-exp.
 //
-//   push_i = sum_j G_ij u_j,   G_ij = w_i exp(s_ij - lse_i) + w_j exp(s_ij - lse_j),   G_i,i+diagonal = 0
+//   grad_u_i = sum_j G_ij u_j,   G_ij = w_i exp(s_ij - lse_i) + w_j exp(s_ij - lse_j),   G_i,i+diagonal = 0
 // With the fixed shift G_ij = (a_i + a_j) 2^(t_ij - shift), a = w 2^(shift - lse2): one exponential an element. Rows
 // and columns are the N rows of a batch (diagonal 0), or n rows of it against the M columns of all or of others.
 //
@@ -51,7 +51,7 @@ __device__ __forceinline__ float4 load_factors(const RowFactors* factors, int ro
 // Products become G_ij scale_j: the columns' operand lacks its scale. The factors of rows are read again for every tile
 // (from L1): kept in registers across the products they would spill.
 template <bool kEdge, bool kOnline, int kMI, int kNI>
-__device__ __forceinline__ void weight_tile(float (&c)[kMI][kNI][4], const ContrastivePush& p, int first_row,
+__device__ __forceinline__ void weight_tile(float (&c)[kMI][kNI][4], const ContrastiveLseBwd& p, int first_row,
                                             int first_col, float scale) {
   float4 row[kMI][2];
 #pragma unroll
@@ -91,7 +91,7 @@ __device__ __forceinline__ void weight_tile(float (&c)[kMI][kNI][4], const Contr
 }
 
 template <typename half_t, int kParts, int kOut, bool kOnline>
-__global__ void __launch_bounds__(Shape<kParts, kOut>::kThreads) contrastive_push_kernel(const ContrastivePush p) {
+__global__ void __launch_bounds__(Shape<kParts, kOut>::kThreads) contrastive_lse_bwd_kernel(const ContrastiveLseBwd p) {
   extern __shared__ __align__(128) unsigned char memory[];
   using S = Shape<kParts, kOut>;
   constexpr int kMI = S::kMI, kNI = S::kNI, kTileN = S::kTileN, kThreads = S::kThreads;

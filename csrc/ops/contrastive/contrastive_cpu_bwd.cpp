@@ -38,7 +38,7 @@ struct BackwardInputs {
 // What arrives at each row: at its log-sum-exp, and at the mean over its positives, already divided by their weight.
 struct RowGradients {
   std::vector<double> lse, instance_pull, class_pull;
-  double largest = 0;  // |w_i|, the unit that weights are carried in so that exp(-lse) cannot push them out of range
+  double largest = 0;  // |w_i|, the unit that weights are carried in so that exp(-lse) cannot move them out of range
 };
 
 // Adds a part's gradient to that of the log-sum-exp; returns gradient / weight, 0 for rows without positives.
@@ -67,7 +67,7 @@ RowGradients row_gradients(const BackwardInputs& in, int64_t n) {
   rows.class_pull = part_gradient(in.grad_class, in.class_weight, rows.lse);
   const double* lse = in.lse.const_data_ptr<double>();
   for (int64_t i = 0; i < n; ++i) {
-    if (std::isinf(lse[i]) && lse[i] < 0) rows.lse[i] = 0;  // no other row: nothing to push away from
+    if (std::isinf(lse[i]) && lse[i] < 0) rows.lse[i] = 0;  // no other row: nothing to repel
     rows.largest = std::max(rows.largest, std::abs(rows.lse[i]));
   }
   if (rows.largest == 0) rows.largest = 1;
@@ -77,7 +77,7 @@ RowGradients row_gradients(const BackwardInputs& in, int64_t n) {
 // G u [N, D] over the upper triangle, in units of row.largest / tau. What a tile gives the rows of its columns, G^T
 // u_i, is summed transposed, u_i^T G: both products then read G as it lies.
 template <typename T>
-at::Tensor push_apart(const PreparedRows& rows, const RowGradients& row, const at::Tensor& lse) {
+at::Tensor lse_gradient(const PreparedRows& rows, const RowGradients& row, const at::Tensor& lse) {
   const RowBlocks<T> blocks = row_blocks<T>(rows);
   const int64_t n = rows.u.size(0), d = rows.u.size(1), block = blocks.block();
   const bool fixed_shift = rows.exponent_bound <= safe_exponent<T>();
@@ -172,7 +172,7 @@ std::tuple<at::Tensor, at::Tensor> backward(const BackwardInputs& in, const at::
                                             bool normalize) {
   const int64_t n = z.size(0), d = z.size(1);
   const RowGradients row = row_gradients(in, n);
-  const at::Tensor grad = push_apart<T>(rows, row, in.lse);
+  const at::Tensor grad = lse_gradient<T>(rows, row, in.lse);
   const double scale = 1 / row.largest;
   double to_bank = 0;
   if (in.grad_instance) {

@@ -249,26 +249,26 @@ at::Tensor launch_factors(const OperandTensors& u, const Exponents& exponents, c
 }
 
 // The N² part; returns [splits, rows, D padded to slices].
-at::Tensor launch_push(ContrastivePush& push, const at::Tensor& row_factors, const at::Tensor& col_factors) {
-  check_launch(kOp, ltood_plan_contrastive_push(&push));
-  push.row_factors = reinterpret_cast<const RowFactors*>(row_factors.const_data_ptr<float>());
-  push.col_factors = reinterpret_cast<const RowFactors*>(col_factors.const_data_ptr<float>());
+at::Tensor launch_lse_bwd(ContrastiveLseBwd& lse_bwd, const at::Tensor& row_factors, const at::Tensor& col_factors) {
+  check_launch(kOp, ltood_plan_contrastive_lse_bwd(&lse_bwd));
+  lse_bwd.row_factors = reinterpret_cast<const RowFactors*>(row_factors.const_data_ptr<float>());
+  lse_bwd.col_factors = reinterpret_cast<const RowFactors*>(col_factors.const_data_ptr<float>());
   const at::Tensor out =
-      at::empty({push.splits, push.rows.rows, int64_t(kSlice) * push.rows.slices}, row_factors.options());
-  push.out = out.mutable_data_ptr<float>();
-  check_launch(kOp, ltood_launch_contrastive_push(&push, current_stream(row_factors)));
+      at::empty({lse_bwd.splits, lse_bwd.rows.rows, int64_t(kSlice) * lse_bwd.rows.slices}, row_factors.options());
+  lse_bwd.out = out.mutable_data_ptr<float>();
+  check_launch(kOp, ltood_launch_contrastive_lse_bwd(&lse_bwd, current_stream(row_factors)));
   return out;
 }
 
 // The rows against themselves.
-at::Tensor launch_square_push(Backward& b) {
+at::Tensor launch_square_lse_bwd(Backward& b) {
   if (b.u.view.is_half) {
     b.largest = at::amax(at::abs(b.row(0)));
     b.p.largest = b.largest.const_data_ptr<float>();
   }
-  b.p.push = {b.u.view, b.u.view, b.p.exponents};
+  b.p.lse_bwd = {b.u.view, b.u.view, b.p.exponents};
   const at::Tensor factors = launch_factors(b.u, b.p.exponents, b.p.rows.lse, b.p.rows.lse_grad, b.p.largest);
-  return launch_push(b.p.push, factors, factors);
+  return launch_lse_bwd(b.p.lse_bwd, factors, factors);
 }
 
 // The positives and the normalisation; returns (grad_z, the sum of <u_i, dL/du_i>).
@@ -334,7 +334,7 @@ std::tuple<at::Tensor, at::Tensor> contrastive_bwd_cuda(
   b.p.d = static_cast<int>(z.size(1));
   b.p.exponents = tau.exponents;
   launch_row_gradients(b);
-  const at::Tensor push = launch_square_push(b);
+  const at::Tensor lse_bwd = launch_square_lse_bwd(b);
   const auto [grad_z, along] = launch_finish(b);
   const at::Tensor doubled =
       temperature_tensor ? along.div(temperature_tensor->to(at::kDouble)) : along.div(temperature);
@@ -397,14 +397,14 @@ std::tuple<at::Tensor, at::Tensor, at::Tensor> contrastive_block_cuda(
   return {lse, cosines, indices};
 }
 
-at::Tensor contrastive_block_push_cuda(const at::Tensor& x, const at::Tensor& y, double temperature,
-                                       const OptionalTensor& temperature_tensor, bool normalize, int64_t diagonal,
-                                       const at::Tensor& x_lse, const at::Tensor& x_weight, const OptionalTensor& y_lse,
-                                       const OptionalTensor& y_weight) {
-  const char* op = "contrastive_block_push";
+at::Tensor contrastive_partial_bwd_cuda(const at::Tensor& x, const at::Tensor& y, double temperature,
+                                        const OptionalTensor& temperature_tensor, bool normalize, int64_t diagonal,
+                                        const at::Tensor& x_lse, const at::Tensor& x_weight,
+                                        const OptionalTensor& y_lse, const OptionalTensor& y_weight) {
+  const char* op = "contrastive_partial_bwd";
   const ContrastiveBlock in{x, y, temperature, temperature_tensor, normalize, diagonal};
   const ContrastiveBlockWeights weights{x_lse.contiguous(), x_weight.contiguous(), dense(y_lse), dense(y_weight)};
-  check_contrastive_block_push(in, weights);
+  check_contrastive_partial_bwd(in, weights);
   const Rectangle block(op, in);
   const Exponents& exponents = block.tau.exponents;
   const at::Tensor of_rows = weights.x_weight->to(at::kFloat);
@@ -417,11 +417,11 @@ at::Tensor contrastive_block_push_cuda(const at::Tensor& x, const at::Tensor& y,
   const at::Tensor col_factors =
       launch_factors(block.y, exponents, weights.y_lse ? weights.y_lse->const_data_ptr<double>() : nullptr,
                      weights.y_lse ? of_cols.const_data_ptr<float>() : nullptr, unit);
-  ContrastivePush push{block.x.view, block.y.view, exponents, block.diagonal};
-  const at::Tensor splits = launch_push(push, row_factors, col_factors);
+  ContrastiveLseBwd lse_bwd{block.x.view, block.y.view, exponents, block.diagonal};
+  const at::Tensor splits = launch_lse_bwd(lse_bwd, row_factors, col_factors);
   const at::Tensor out = at::empty({x.size(0), x.size(1)}, block.x.scale.options());
-  const ContrastivePushSum sum{push, static_cast<int>(x.size(1)), unit, out.mutable_data_ptr<float>()};
-  check_launch(op, ltood_launch_contrastive_push_sum(&sum, current_stream(x)));
+  const ContrastiveLseBwdCombine sum{lse_bwd, static_cast<int>(x.size(1)), unit, out.mutable_data_ptr<float>()};
+  check_launch(op, ltood_launch_contrastive_lse_bwd_combine(&sum, current_stream(x)));
   return out;
 }
 
@@ -432,5 +432,5 @@ TORCH_LIBRARY_IMPL(ltood_fast, CUDA, m) {
   m.impl("contrastive", &ltood::contrastive_cuda);
   m.impl("contrastive_bwd", &ltood::contrastive_bwd_cuda);
   m.impl("contrastive_block", &ltood::contrastive_block_cuda);
-  m.impl("contrastive_block_push", &ltood::contrastive_block_push_cuda);
+  m.impl("contrastive_partial_bwd", &ltood::contrastive_partial_bwd_cuda);
 }

@@ -47,31 +47,31 @@ void plan_triangle(ContrastiveForward& p, const cuda::DeviceLimits& limits) {
   plan.shared_bytes = tile_bytes + plan.col_tiles * column_tile();
 }
 
-struct PushLaunch {
-  void (*kernel)(ContrastivePush);
+struct LseBwdLaunch {
+  void (*kernel)(ContrastiveLseBwd);
   int threads, tile_cols, resident_stage, streamed_stage;
 };
 
 // Two bfloat16 parts are those of rows as they are: always online.
 template <typename half_t, int kParts, int kOut>
-PushLaunch push_launch(bool online) {
+LseBwdLaunch lse_bwd_launch(bool online) {
   using S = contrastive::bwd::Shape<kParts, kOut>;
-  auto kernel = contrastive::bwd::contrastive_push_kernel<half_t, kParts, kOut, true>;
+  auto kernel = contrastive::bwd::contrastive_lse_bwd_kernel<half_t, kParts, kOut, true>;
   if constexpr (std::is_same_v<half_t, __half> || kParts == 1) {
-    if (!online) kernel = contrastive::bwd::contrastive_push_kernel<half_t, kParts, kOut, false>;
+    if (!online) kernel = contrastive::bwd::contrastive_lse_bwd_kernel<half_t, kParts, kOut, false>;
   }
   return {kernel, S::kThreads, S::kTileN, S::kResidentStage, S::kStreamedStage};
 }
 
 template <typename half_t, int kParts>
-PushLaunch push_launch(const ContrastivePush& p) {
+LseBwdLaunch lse_bwd_launch(const ContrastiveLseBwd& p) {
   const bool online = p.exponents.online;
-  return p.rows.slices > 1 ? push_launch<half_t, kParts, 2>(online) : push_launch<half_t, kParts, 1>(online);
+  return p.rows.slices > 1 ? lse_bwd_launch<half_t, kParts, 2>(online) : lse_bwd_launch<half_t, kParts, 1>(online);
 }
 
-PushLaunch push_launch(const ContrastivePush& p) {
-  if (p.rows.is_half) return p.rows.parts == 2 ? push_launch<__half, 2>(p) : push_launch<__half, 1>(p);
-  return p.rows.parts == 2 ? push_launch<__nv_bfloat16, 2>(p) : push_launch<__nv_bfloat16, 1>(p);
+LseBwdLaunch lse_bwd_launch(const ContrastiveLseBwd& p) {
+  if (p.rows.is_half) return p.rows.parts == 2 ? lse_bwd_launch<__half, 2>(p) : lse_bwd_launch<__half, 1>(p);
+  return p.rows.parts == 2 ? lse_bwd_launch<__nv_bfloat16, 2>(p) : lse_bwd_launch<__nv_bfloat16, 1>(p);
 }
 
 template <typename half_t>
@@ -126,37 +126,37 @@ int ltood_launch_contrastive_factors(const ContrastiveFactors* params, void* str
   return cuda::launch(kernel, ceil_div(params->u.rows, kRowThreads), kRowThreads, 0, *params, stream);
 }
 
-// N = 4,096 is 32 blocks of rows for 264 places: 8 ranges of columns fill them. push takes N D floats a range. Few rows
-// against many columns, 512 against 4,096, are cut into 64: the floats are those of 264 blocks of rows at most.
-int ltood_plan_contrastive_push(ContrastivePush* params) {
+// N = 4,096 is 32 blocks of rows for 264 places: 8 ranges of columns fill them. lse_bwd takes N D floats a range. Few
+// rows against many columns, 512 against 4,096, are cut into 64: the floats are those of 264 blocks of rows at most.
+int ltood_plan_contrastive_lse_bwd(ContrastiveLseBwd* params) {
   using namespace contrastive::bwd;
   cuda::DeviceLimits limits;
   if (const cudaError_t error = cuda::device_limits(limits)) return error;
-  ContrastivePush& p = *params;
-  if (contrastive::sm90::plan_push(p, limits)) return cudaSuccess;
-  const PushLaunch push = push_launch(p);
+  ContrastiveLseBwd& p = *params;
+  if (contrastive::sm90::plan_lse_bwd(p, limits)) return cudaSuccess;
+  const LseBwdLaunch lse_bwd = lse_bwd_launch(p);
   const int rows = p.rows.parts * p.rows.slices * kRowSliceBytes;
-  p.shared_bytes = rows + kStages * push.resident_stage;
+  p.shared_bytes = rows + kStages * lse_bwd.resident_stage;
   p.resident = p.rows.parts * p.rows.slices <= 4 && p.shared_bytes <= limits.shared_bytes;
-  if (!p.resident) p.shared_bytes = kStages * push.streamed_stage;
+  if (!p.resident) p.shared_bytes = kStages * lse_bwd.streamed_stage;
   const int row_blocks = ceil_div(p.rows.rows, kTileM) * ceil_div(p.rows.slices, 2);
   const int wanted = 2 * limits.multiprocessors / row_blocks, most = 8 * ceil_div(p.cols.rows, p.rows.rows);
-  p.splits = std::max(1, std::min({wanted, most, ceil_div(p.cols.rows, push.tile_cols)}));
+  p.splits = std::max(1, std::min({wanted, most, ceil_div(p.cols.rows, lse_bwd.tile_cols)}));
   return cudaSuccess;
 }
 
-int ltood_launch_contrastive_push(const ContrastivePush* params, void* stream) {
+int ltood_launch_contrastive_lse_bwd(const ContrastiveLseBwd* params, void* stream) {
   using namespace contrastive::bwd;
-  const ContrastivePush& p = *params;
-  if (p.stages) return contrastive::sm90::launch_push(p, stream);
-  const PushLaunch push = push_launch(p);
+  const ContrastiveLseBwd& p = *params;
+  if (p.stages) return contrastive::sm90::launch_lse_bwd(p, stream);
+  const LseBwdLaunch lse_bwd = lse_bwd_launch(p);
   const dim3 grid(ceil_div(p.rows.rows, kTileM), ceil_div(p.rows.slices, p.rows.slices > 1 ? 2 : 1), p.splits);
-  return cuda::launch(push.kernel, grid, push.threads, p.shared_bytes, p, stream);
+  return cuda::launch(lse_bwd.kernel, grid, lse_bwd.threads, p.shared_bytes, p, stream);
 }
 
-int ltood_launch_contrastive_push_sum(const ContrastivePushSum* params, void* stream) {
-  const int blocks = ceil_div(params->push.rows.rows, contrastive::kRowWarps);
-  const auto kernel = contrastive::contrastive_push_sum_kernel;
+int ltood_launch_contrastive_lse_bwd_combine(const ContrastiveLseBwdCombine* params, void* stream) {
+  const int blocks = ceil_div(params->lse_bwd.rows.rows, contrastive::kRowWarps);
+  const auto kernel = contrastive::contrastive_lse_bwd_combine_kernel;
   return cuda::launch(kernel, blocks, 32 * contrastive::kRowWarps, 0, *params, stream);
 }
 

@@ -110,14 +110,14 @@ struct RowFactors {
 struct ContrastiveFactors {
   Operand u;
   Exponents exponents;
-  const double* lse;     // null: no weights, as they are of columns that push nothing
+  const double* lse;     // null: no weights, as they are of columns without a gradient
   const float* weight;   // the gradient that arrives at lse
   const float* largest;  // 0-d: the largest |weight| of rows and columns, for float16; null: 1
   RowFactors* factors;
 };
 
 // The rows against the columns: the same operand, or two that were prepared alike.
-struct ContrastivePush {
+struct ContrastiveLseBwd {
   Operand rows, cols;
   Exponents exponents;
   int diagonal;                   // row i and column i + diagonal are the same embedding: G is 0 there
@@ -134,9 +134,9 @@ struct ContrastiveBackward {
   Operand u;
   int d;
   Exponents exponents;
-  RowGradients rows;     // its outputs
-  const float* largest;  // as in ContrastiveFactors
-  ContrastivePush push;  // of the rows against themselves
+  RowGradients rows;          // its outputs
+  const float* largest;       // as in ContrastiveFactors
+  ContrastiveLseBwd lse_bwd;  // of the rows against themselves
   GroupSums instances, classes;
   int has_views;
   int k;
@@ -151,9 +151,9 @@ struct ContrastiveBackward {
   float* along;  // <u_i, dL/du_i>, twice the bank's part: dL/dtau = -(1 / 2 tau) of their sum
 };
 
-// out = (1 / tau) * (sum over the splits of push)
-struct ContrastivePushSum {
-  ContrastivePush push;
+// out = (1 / tau) * (sum over the splits of lse_bwd)
+struct ContrastiveLseBwdCombine {
+  ContrastiveLseBwd lse_bwd;
   int d;
   const float* largest;  // as in ContrastiveFactors
   float* out;            // [rows, D]
@@ -181,9 +181,9 @@ int ltood_launch_contrastive_tiles(const ContrastiveForward* params, void* strea
 int ltood_launch_contrastive_rows(const ContrastiveRows* params, void* stream);
 int ltood_launch_contrastive_row_gradients(const RowGradients* params, void* stream);
 int ltood_launch_contrastive_factors(const ContrastiveFactors* params, void* stream);
-int ltood_plan_contrastive_push(ContrastivePush* params);  // fills splits, resident, shared_bytes
-int ltood_launch_contrastive_push(const ContrastivePush* params, void* stream);
-int ltood_launch_contrastive_push_sum(const ContrastivePushSum* params, void* stream);
+int ltood_plan_contrastive_lse_bwd(ContrastiveLseBwd* params);  // fills splits, resident, shared_bytes
+int ltood_launch_contrastive_lse_bwd(const ContrastiveLseBwd* params, void* stream);
+int ltood_launch_contrastive_lse_bwd_combine(const ContrastiveLseBwdCombine* params, void* stream);
 int ltood_plan_contrastive_block(ContrastiveBlockSums* params);
 int ltood_launch_contrastive_block(const ContrastiveBlockSums* params, void* stream);
 int ltood_launch_contrastive_finish(const ContrastiveBackward* params, void* stream);

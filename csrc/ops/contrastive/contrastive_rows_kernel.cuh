@@ -147,7 +147,7 @@ __global__ void contrastive_row_gradients_kernel(const RowGradients p) {
     lse_grad += p.grad_class[row];
     class_pull = p.grad_class[row] / p.class_weight[row];
   }
-  if (isinf(p.lse[row]) && p.lse[row] < 0) lse_grad = 0;  // no other row: nothing to push away from
+  if (isinf(p.lse[row]) && p.lse[row] < 0) lse_grad = 0;  // no other row: nothing to repel
   const double lam = p.neighbor_weights ? p.neighbor_weights[row] : double(p.neighbor_weight);
   p.lse_grad[row] = static_cast<float>(lse_grad);
   p.instance_pull[row] = static_cast<float>(pull);
@@ -171,21 +171,22 @@ __global__ void contrastive_factors_kernel(const ContrastiveFactors p) {
   p.factors[row] = {p.u.scale[row], p.exponents.online ? weight : shifted, lse2_float, 0.f};
 }
 
-// Element j of push_i, summed over the splits.
-__device__ __forceinline__ float summed_push(const ContrastivePush& p, int row, int j) {
+// Element j of grad_u_i, summed over the splits.
+__device__ __forceinline__ float summed_lse_bwd(const ContrastiveLseBwd& p, int row, int j) {
   const size_t width = size_t(kSlice) * p.rows.slices, split = p.rows.rows * width;
   float sum = 0;
   for (int s = 0; s < p.splits; ++s) sum += p.out[s * split + row * width + j];
   return sum;
 }
 
-__global__ void __launch_bounds__(32 * kRowWarps) contrastive_push_sum_kernel(const ContrastivePushSum p) {
+__global__ void __launch_bounds__(32 * kRowWarps) contrastive_lse_bwd_combine_kernel(const ContrastiveLseBwdCombine p) {
   const int row = blockIdx.x * kRowWarps + threadIdx.x / 32;
-  if (row >= p.push.rows.rows) return;
-  const Exponents& exponents = p.push.exponents;
+  if (row >= p.lse_bwd.rows.rows) return;
+  const Exponents& exponents = p.lse_bwd.exponents;
   const float inv_tau = exponents.temperature ? 1.f / *exponents.temperature : exponents.inv_tau;
   const float factor = weight_unit(p.largest) * inv_tau;
-  for (int j = threadIdx.x % 32; j < p.d; j += 32) p.out[size_t(row) * p.d + j] = factor * summed_push(p.push, row, j);
+  for (int j = threadIdx.x % 32; j < p.d; j += 32)
+    p.out[size_t(row) * p.d + j] = factor * summed_lse_bwd(p.lse_bwd, row, j);
 }
 
 // sum over the group's other rows of (pull_i + pull_j) u_j, element j.
@@ -213,7 +214,7 @@ __device__ __forceinline__ float neighbor_pull(const ContrastiveBackward& p, int
   return p.rows.neighbor_pull[row] * sum + (p.chosen_sum ? p.chosen_sum[size_t(row) * p.d + j] : 0.f);
 }
 
-// grad_u = (push - pulls) / tau, summed over the splits, then through the normalisation:
+// grad_u = (lse_bwd - pulls) / tau, summed over the splits, then through the normalisation:
 //   grad_z = (grad_u - u <u, grad_u>) / |z|;   rows as they are, or shorter than eps: grad_z = grad_u * inv_norm.
 template <typename half_t, typename out_t>
 __global__ void __launch_bounds__(32 * kRowWarps) contrastive_finish_kernel(const ContrastiveBackward p) {
@@ -221,10 +222,10 @@ __global__ void __launch_bounds__(32 * kRowWarps) contrastive_finish_kernel(cons
   if (row >= p.u.rows) return;
   const float inv_tau = p.exponents.temperature ? 1.f / *p.exponents.temperature : p.exponents.inv_tau;
   const float unit = weight_unit(p.largest);
-  float* line = p.push.out + row * size_t(kSlice) * p.u.slices;
+  float* line = p.lse_bwd.out + row * size_t(kSlice) * p.u.slices;
   float radial = 0;
   for (int j = lane; j < p.d; j += 32) {
-    float grad = unit * summed_push(p.push, row, j);
+    float grad = unit * summed_lse_bwd(p.lse_bwd, row, j);
     const float u = element<half_t>(p.u, row, j);
     if (p.has_views) grad -= group_pull<half_t>(p, p.instances, p.rows.instance_pull, row, u, j);
     if (p.k > 0) grad -= neighbor_pull<half_t>(p, row, j);

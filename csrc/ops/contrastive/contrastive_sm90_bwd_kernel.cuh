@@ -1,6 +1,6 @@
 // Backward of the contrastive losses on Hopper: what contrastive_bwd_kernel.cuh computes with the fixed shift.
 //
-//   push_i = sum_j G_ij u_j,   G_ij = (a_i + a_j) 2^(t_ij - shift),   a = w 2^(shift - lse2),   G_ii = 0
+//   grad_u_i = sum_j G_ij u_j,   G_ij = (a_i + a_j) 2^(t_ij - shift),   a = w 2^(shift - lse2),   G_ii = 0
 //
 // tile      128 rows, 64 of a consumer warpgroup, × 128 columns (one part, D <= 128) or 64; a block owns 128 rows, up
 //           to 256 features of the output, a range of columns
@@ -27,19 +27,19 @@
 
 namespace ltood::contrastive::sm90 {
 
-struct Push {
+struct LseBwd {
   CUtensorMap row_map, col_map;  // in boxes of 128 and of kTileN rows
-  ContrastivePush p;
+  ContrastiveLseBwd p;
 };
 
-constexpr int kPushRows = 128;
-constexpr int kPushRowSlice = tiles::slice_bytes<kPushRows>();
+constexpr int kLseBwdRows = 128;
+constexpr int kLseBwdRowSlice = tiles::slice_bytes<kLseBwdRows>();
 
 // For operands of one or two parts and an output of 1, 2 or 4 slices a block.
 template <int kParts, int kOut>
-struct PushShape {
-  static constexpr hopper::Tile kChoice = hopper::tile_of(hopper::kPush, kParts, kOut);
-  static_assert(kChoice.rows == kPushRows && kChoice.slices == kOut, "no entry in hopper::kTiles");
+struct LseBwdShape {
+  static constexpr hopper::Tile kChoice = hopper::tile_of(hopper::kLseBwd, kParts, kOut);
+  static_assert(kChoice.rows == kLseBwdRows && kChoice.slices == kOut, "no entry in hopper::kTiles");
   static constexpr int kTileN = kChoice.columns;
   static constexpr int kChunk = kChoice.stage_slices;
   static constexpr int kOutChunks = kOut / kChunk;
@@ -53,8 +53,8 @@ struct Schedule {
   int slices, chunks, from, to;  // tiles
   bool shared;
 
-  __device__ explicit Schedule(const ContrastivePush& p) {
-    using P = PushShape<kParts, kOut>;
+  __device__ explicit Schedule(const ContrastiveLseBwd& p) {
+    using P = LseBwdShape<kParts, kOut>;
     slices = p.rows.slices;
     chunks = (slices + P::kChunk - 1) / P::kChunk;
     shared = chunks <= P::kOutChunks && 2 * chunks * kParts <= p.stages;
@@ -64,19 +64,19 @@ struct Schedule {
   }
   // Stages that a turn needs before the other warpgroup gives any back.
   __device__ int of_turn() const {
-    return (shared ? 2 * chunks : chunks + PushShape<kParts, kOut>::kOutChunks) * kParts;
+    return (shared ? 2 * chunks : chunks + LseBwdShape<kParts, kOut>::kOutChunks) * kParts;
   }
 };
 
 template <int kParts, int kOut>
-__device__ __forceinline__ void produce_columns(const Push& f, const warpgroups::Ring& ring, uint32_t resident,
+__device__ __forceinline__ void produce_columns(const LseBwd& f, const warpgroups::Ring& ring, uint32_t resident,
                                                 uint32_t resident_full) {
-  using P = PushShape<kParts, kOut>;
+  using P = LseBwdShape<kParts, kOut>;
   const Schedule<kParts, kOut> plan(f.p);
-  prim::mbarrier_arrive_expect(resident_full, kParts * plan.slices * kPushRowSlice);
+  prim::mbarrier_arrive_expect(resident_full, kParts * plan.slices * kLseBwdRowSlice);
   for (int s = 0; s < kParts * plan.slices; ++s) {
-    const int column = s % plan.slices * kSlice, row = blockIdx.x * kPushRows;
-    prim::tma_load(resident + s * kPushRowSlice, &f.row_map, resident_full, column, row, s / plan.slices);
+    const int column = s % plan.slices * kSlice, row = blockIdx.x * kLseBwdRows;
+    prim::tma_load(resident + s * kLseBwdRowSlice, &f.row_map, resident_full, column, row, s / plan.slices);
   }
   warpgroups::Position at;
   const auto load = [&](int tile, int first_slice, int chunks) {
@@ -124,20 +124,20 @@ __device__ __forceinline__ void weight_scores(float (&s)[kSize], const float2 (&
 // What a consumer warpgroup does with its 64 rows.
 template <typename half_t, int kParts, int kOut>
 class Consumer {
-  using P = PushShape<kParts, kOut>;
+  using P = LseBwdShape<kParts, kOut>;
   using Position = warpgroups::Position;
 
  public:
-  __device__ __forceinline__ Consumer(const ContrastivePush& p, const warpgroups::Ring& ring, uint32_t resident)
+  __device__ __forceinline__ Consumer(const ContrastiveLseBwd& p, const warpgroups::Ring& ring, uint32_t resident)
       : p_(p),
         ring_(ring),
         plan_(p),
-        rows_(resident + warpgroups::consumer() * kPushRowSlice / 2),
-        row_(blockIdx.x * kPushRows + threadIdx.x / 32 * 16 + threadIdx.x % 32 / 4) {}
+        rows_(resident + warpgroups::consumer() * kLseBwdRowSlice / 2),
+        row_(blockIdx.x * kLseBwdRows + threadIdx.x / 32 * 16 + threadIdx.x % 32 / 4) {}
 
   __device__ __forceinline__ void run(uint32_t resident_full) {
     const float scale = tiles::exponent_scale(p_.exponents.inv_tau, p_.exponents.temperature);
-    const int first_same = blockIdx.x * kPushRows + p_.diagonal;  // the block's first row among the columns
+    const int first_same = blockIdx.x * kLseBwdRows + p_.diagonal;  // the block's first row among the columns
     float2 of_row[2];
 #pragma unroll
     for (int r = 0; r < 2; ++r) {
@@ -154,7 +154,7 @@ class Consumer {
     settle(0);
     for (int tile = plan_.from; tile < plan_.to; ++tile) {
       const int first_col = tile * P::kTileN;
-      const bool diagonal = first_col < first_same + kPushRows && first_same < first_col + P::kTileN;
+      const bool diagonal = first_col < first_same + kLseBwdRows && first_same < first_col + P::kTileN;
       const int n_cols = p_.cols.rows, same = row_ + p_.diagonal;
       if (diagonal || first_col + P::kTileN > n_cols) {
         weight_scores<true>(s_, of_row, p_.col_factors, scale, n_cols, same, first_col);
@@ -183,12 +183,12 @@ class Consumer {
 #pragma unroll
       for (int pass = 0; pass < 2 * kParts - 1; ++pass) {
         const int low_row = kParts == 2 && pass == 0, low_col = kParts == 2 && pass == 1;
-        const uint32_t rows = rows_ + (low_row * plan_.slices + chunk * P::kChunk) * kPushRowSlice;
+        const uint32_t rows = rows_ + (low_row * plan_.slices + chunk * P::kChunk) * kLseBwdRowSlice;
         const uint32_t cols = ring_.at(parts[low_col]);
         for (int i = 0; i < slices; ++i) {
 #pragma unroll
           for (int k = 0; k < kSlice / 16; ++k) {
-            prim::wgmma_shared<half_t>(s_, prim::matrix_descriptor(rows + i * kPushRowSlice + k * 32),
+            prim::wgmma_shared<half_t>(s_, prim::matrix_descriptor(rows + i * kLseBwdRowSlice + k * 32),
                                        prim::matrix_descriptor(cols + i * P::kSliceBytes + k * 32),
                                        chunk > 0 || pass > 0 || i > 0 || k > 0);
           }
@@ -293,7 +293,7 @@ class Consumer {
     }
   }
 
-  const ContrastivePush& p_;
+  const ContrastiveLseBwd& p_;
   const warpgroups::Ring& ring_;
   const Schedule<kParts, kOut> plan_;
   const uint32_t rows_;
@@ -306,12 +306,12 @@ class Consumer {
 
 template <typename half_t, int kParts, int kOut>
 __global__ void __launch_bounds__(warpgroups::kThreads, 1)
-    contrastive_push_sm90_kernel(const __grid_constant__ Push f) {
+    contrastive_lse_bwd_sm90_kernel(const __grid_constant__ LseBwd f) {
 #ifdef __CUDA_ARCH_FEAT_SM90_ALL  // empty in a compilation for anything else
-  using P = PushShape<kParts, kOut>;
+  using P = LseBwdShape<kParts, kOut>;
   extern __shared__ __align__(1024) unsigned char memory[];
   const uint32_t resident = prim::shared_address(memory);
-  const uint32_t stages_at = resident + kParts * f.p.rows.slices * kPushRowSlice;
+  const uint32_t stages_at = resident + kParts * f.p.rows.slices * kLseBwdRowSlice;
   const uint32_t barriers = stages_at + f.p.stages * P::kStageBytes;
   const warpgroups::Ring ring{stages_at, barriers, f.p.stages, P::kStageBytes};
   const uint32_t resident_full = barriers + f.p.stages * warpgroups::kBarrierBytes;

@@ -36,26 +36,26 @@ constexpr bool table_is_right() {
 }
 static_assert(table_is_right());
 
-struct PushLaunch {
-  void (*kernel)(Push);
+struct LseBwdLaunch {
+  void (*kernel)(LseBwd);
   hopper::Tile tile;
 };
 
 template <typename half_t, int kParts, int kOut>
-PushLaunch push_launch() {
-  return {contrastive_push_sm90_kernel<half_t, kParts, kOut>, PushShape<kParts, kOut>::kChoice};
+LseBwdLaunch lse_bwd_launch() {
+  return {contrastive_lse_bwd_sm90_kernel<half_t, kParts, kOut>, LseBwdShape<kParts, kOut>::kChoice};
 }
 
 template <typename half_t, int kParts>
-PushLaunch push_launch(int slices) {
-  if (slices == 1) return push_launch<half_t, kParts, 1>();
-  return slices == 2 ? push_launch<half_t, kParts, 2>() : push_launch<half_t, kParts, 4>();
+LseBwdLaunch lse_bwd_launch(int slices) {
+  if (slices == 1) return lse_bwd_launch<half_t, kParts, 1>();
+  return slices == 2 ? lse_bwd_launch<half_t, kParts, 2>() : lse_bwd_launch<half_t, kParts, 4>();
 }
 
 // Two parts of bfloat16 are rows as they are, which take the online form.
-PushLaunch push_launch(const Operand& u) {
-  if (!u.is_half) return push_launch<__nv_bfloat16, 1>(u.slices);
-  return u.parts == 2 ? push_launch<__half, 2>(u.slices) : push_launch<__half, 1>(u.slices);
+LseBwdLaunch lse_bwd_launch(const Operand& u) {
+  if (!u.is_half) return lse_bwd_launch<__nv_bfloat16, 1>(u.slices);
+  return u.parts == 2 ? lse_bwd_launch<__half, 2>(u.slices) : lse_bwd_launch<__half, 1>(u.slices);
 }
 
 }  // namespace
@@ -77,11 +77,11 @@ bool plan_tiles(ContrastiveForward& p, const cuda::DeviceLimits& limits) {
 }
 
 // N = 4,096 is 32 blocks of rows for 132 multiprocessors: four ranges of columns.
-bool plan_push(ContrastivePush& p, const cuda::DeviceLimits& limits) {
+bool plan_lse_bwd(ContrastiveLseBwd& p, const cuda::DeviceLimits& limits) {
   p.stages = 0;
   if (!cuda::take_sm90() || p.exponents.online || (p.rows.parts == 2 && !p.rows.is_half)) return false;
-  const hopper::Tile tile = push_launch(p.rows).tile;
-  const int rows = p.rows.parts * p.rows.slices * kPushRowSlice;
+  const hopper::Tile tile = lse_bwd_launch(p.rows).tile;
+  const int rows = p.rows.parts * p.rows.slices * kLseBwdRowSlice;
   p.stages = hopper::stages_beside(tile, rows, limits.shared_bytes);
   if (p.stages == 0) return false;
   p.resident = 1;
@@ -92,14 +92,14 @@ bool plan_push(ContrastivePush& p, const cuda::DeviceLimits& limits) {
   return true;
 }
 
-cudaError_t launch_push(const ContrastivePush& p, void* stream) {
-  const PushLaunch push = push_launch(p.rows);
-  Push f{{}, {}, p};
-  const hopper::Tile& tile = push.tile;
+cudaError_t launch_lse_bwd(const ContrastiveLseBwd& p, void* stream) {
+  const LseBwdLaunch lse_bwd = lse_bwd_launch(p.rows);
+  LseBwd f{{}, {}, p};
+  const hopper::Tile& tile = lse_bwd.tile;
   if (const cudaError_t error = warpgroups::make_map(&f.row_map, p.rows, tile.rows)) return error;
   if (const cudaError_t error = warpgroups::make_map(&f.col_map, p.cols, tile.columns)) return error;
   const dim3 grid(ceil_div(p.rows.rows, tile.rows), ceil_div(p.rows.slices, tile.slices), p.splits);
-  return cuda::launch(push.kernel, grid, warpgroups::kThreads, p.shared_bytes, f, stream);
+  return cuda::launch(lse_bwd.kernel, grid, warpgroups::kThreads, p.shared_bytes, f, stream);
 }
 
 cudaError_t launch_tiles(const ContrastiveForward& p, void* stream) {

@@ -10,9 +10,9 @@ namespace ltood::contrastive::sm90 {
 // Fill the plan and return true if the kernel takes the problem: asked for, on compute capability 9.0, with the fixed
 // shift, rows that fit in shared memory.
 bool plan_tiles(ContrastiveForward& p, const cuda::DeviceLimits& limits);
-bool plan_push(ContrastivePush& p, const cuda::DeviceLimits& limits);
+bool plan_lse_bwd(ContrastiveLseBwd& p, const cuda::DeviceLimits& limits);
 
 cudaError_t launch_tiles(const ContrastiveForward& p, void* stream);
-cudaError_t launch_push(const ContrastivePush& p, void* stream);
+cudaError_t launch_lse_bwd(const ContrastiveLseBwd& p, void* stream);
 
 }  // namespace ltood::contrastive::sm90

@@ -173,7 +173,7 @@ void check_guided_block(const GuidedArguments& a, const GuidedStates& states) {
   const auto check = [&](const char* argument, const std::optional<at::Tensor>& x, bool used, int64_t rows) {
     const bool fits = x.has_value() == used && (!used || (x->scalar_type() == at::kDouble && x->dim() == 2 &&
                                                           x->size(0) == rows && x->size(1) == kStateColumns));
-    LTOOD_CHECK_VALUE(fits, "guided_block_push", argument, "float64 with a row of 4 for each row, where its part is",
+    LTOOD_CHECK_VALUE(fits, "guided_partial_bwd", argument, "float64 with a row of 4 for each row, where its part is",
                       x.has_value() ? c10::str(x->sizes()) : "none");
   };
   check("x_contrast", states.x_contrast, a.clusters.has_value(), a.rows->z.size(0));

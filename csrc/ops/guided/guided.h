@@ -5,7 +5,7 @@
 //
 // Over a process group the same tiles are a rectangle: rows of one process [n] against the columns of others [M].
 //   guided_block        sums over the columns, which merge with those of other columns; positives: the views alone
-//   guided_block_push   (1/tau) sum_j (G_ij + G_ji) u(y_j), the gradient at u(x_i) of all rows' losses, from what
+//   guided_partial_bwd   (1/tau) sum_j (G_ij + G_ji) u(y_j), the gradient at u(x_i) of all rows' losses, from what
 //                       arrived at both sides; less the neighbours, whose pairs the caller adds
 #pragma once
 

@@ -1,11 +1,11 @@
 // Row kernels of a rectangle of the guided family, one warp a row: what guided_kernel.cuh and guided_bwd_kernel.cuh,
-// whose tiles serve it too, leave for guided_block and guided_block_push. With N'(i) = the columns of out(i) (all of
+// whose tiles serve it too, leave for guided_block and guided_partial_bwd. With N'(i) = the columns of out(i) (all of
 // them in a pass with `every`), V(i) the other views among the columns, G_ij = dL/ds_ij:
 //
 //   lse = log( sum_{N'(i)} w-_ij exp(s_ij) + sum_{V(i)} (1 - [v in N'(i)] w-_iv) exp(s_iv) )
 //   weight, pulled = sum_{V(i)} w+_iv, sum_{V(i)} w+_iv s_iv
 //   excess, gap = sum_j p_ij (t_ij - s_ij), sum_j exp(s_ij) / sum_j exp(t_ij) - 1
-//   push = (1/tau) sum_j (G_ij + G_ji) u_j
+//   grad_unit = (1/tau) sum_j (G_ij + G_ji) u_j
 //
 // Tile: none, as in guided_rows.cuh: n (splits + views) reads of a row's sums or D + Dg features, against the 2 n M (D
 // + Dg) FLOP of the tiles. Bytes: the operands hold M + n rows, sums and gradients n. Expected limiter: device memory.
@@ -51,12 +51,12 @@ __global__ void __launch_bounds__(32 * kRowWarps) guided_finish_block_kernel(Gui
 }
 
 template <typename half_t>
-__global__ void __launch_bounds__(32 * kRowWarps) guided_finish_push_kernel(GuidedParams p) {
+__global__ void __launch_bounds__(32 * kRowWarps) guided_finish_partial_bwd_kernel(GuidedParams p) {
   const int position = p.first + blockIdx.x * kRowWarps + threadIdx.x / 32;
   if (position >= p.n) return;
   const float* gradient = collect_gradient<half_t>(p, position);
   const float inv_tau = p.temperature ? 1.f / *p.temperature : p.inv_tau;
-  float* to = p.push + (row_at(p, position) - p.first) * p.d;
+  float* to = p.grad_unit + (row_at(p, position) - p.first) * p.d;
   for (int feature = threadIdx.x % 32 * 2; feature < p.d; feature += 64) {
     to[feature] = gradient[feature] * inv_tau;
     if (feature + 1 < p.d) to[feature + 1] = gradient[feature + 1] * inv_tau;

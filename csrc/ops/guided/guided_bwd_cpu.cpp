@@ -316,7 +316,7 @@ std::tuple<at::Tensor, at::Tensor> backward(const GuidedArguments& arguments, co
 }
 
 template <typename T>
-at::Tensor push_block(const GuidedArguments& arguments, const GuidedStates& states) {
+at::Tensor lse_bwd_block(const GuidedArguments& arguments, const GuidedStates& states) {
   RowOrder order = order_rows(arguments);
   if (states.x_contrast.has_value()) {
     const at::Tensor flags = both("contrast", states.x_contrast, states.y_contrast)->select(1, kContrastFallback);
@@ -328,8 +328,8 @@ at::Tensor push_block(const GuidedArguments& arguments, const GuidedStates& stat
   const RowGradients<T> rows_gradients = order_states(states, in);
   const int64_t n = arguments.rows->z.size(0), width = in.z.width;
   const auto type = c10::CppTypeToScalarType<T>::value;
-  at::Tensor by_slot = at::zeros({n, width}, type), push = at::empty({n, width}, type);
-  T *grad = by_slot.mutable_data_ptr<T>(), *out = push.mutable_data_ptr<T>();
+  at::Tensor by_slot = at::zeros({n, width}, type), grad_unit = at::empty({n, width}, type);
+  T *grad = by_slot.mutable_data_ptr<T>(), *out = grad_unit.mutable_data_ptr<T>();
   add_tiles(in, rows_gradients, grad);
   at::parallel_for(order.first, order.size(), 64, [&](int64_t begin, int64_t end) {
     for (int64_t i = begin; i < end; ++i) {
@@ -339,10 +339,10 @@ at::Tensor push_block(const GuidedArguments& arguments, const GuidedStates& stat
       for (int64_t d = 0; d < width; ++d) to[d] = static_cast<T>(row[d] / arguments.temperature);
     }
   });
-  return push.to(wide_dtype(arguments.rows->z.scalar_type()));
+  return grad_unit.to(wide_dtype(arguments.rows->z.scalar_type()));
 }
 
-at::Tensor guided_block_push_cpu(
+at::Tensor guided_partial_bwd_cpu(
     const at::Tensor& x, const at::Tensor& x_guide,  // [n, D], [n, Dg]
     const at::Tensor& y, const at::Tensor& y_guide,  // [M, D], [M, Dg]
     int64_t diagonal, const std::optional<at::Tensor>& x_clusters, const std::optional<at::Tensor>& y_clusters,
@@ -359,7 +359,7 @@ at::Tensor guided_block_push_cpu(
   const GuidedStates states{x_contrast, y_contrast, x_distill, y_distill};
   check_guided_block(arguments, states);
   return dispatch_wide(compute_dtype(arguments),
-                       [&](auto zero) { return push_block<decltype(zero)>(arguments, states); });
+                       [&](auto zero) { return lse_bwd_block<decltype(zero)>(arguments, states); });
 }
 
 std::tuple<at::Tensor, at::Tensor> guided_bwd_cpu(
@@ -397,5 +397,5 @@ std::tuple<at::Tensor, at::Tensor> guided_bwd_cpu(
 
 TORCH_LIBRARY_IMPL(ltood_fast, CPU, m) {
   m.impl("guided_bwd", &ltood::guided_bwd_cpu);
-  m.impl("guided_block_push", &ltood::guided_block_push_cpu);
+  m.impl("guided_partial_bwd", &ltood::guided_partial_bwd_cpu);
 }

@@ -47,8 +47,8 @@ __device__ __forceinline__ float pair_gradient(const GuidedParams& p, const RowF
   }
   if (kContrast) {
     const Repulsion pair(p, s, cos);
-    const float own = in_span(column, row.out_begin, row.out_count) ? row.field[kPush] : 0.f;
-    const float other = in_span(column, row.in_begin, row.in_count) ? of_column[kPush] : of_column[kPushFallback];
+    const float own = in_span(column, row.out_begin, row.out_count) ? row.field[kGradLse] : 0.f;
+    const float other = in_span(column, row.in_begin, row.in_count) ? of_column[kGradLse] : of_column[kGradLseFallback];
     h += pair.factor *
          (own * exp2_finite(pair.exponent - row.field[kLse]) + other * exp2_finite(pair.exponent - of_column[kLse]));
   }

@@ -371,15 +371,15 @@ BlockOutputs guided_block_cuda(const at::Tensor& x, const at::Tensor& x_guide,  
   return {lse, lse_every, weight, pulled, best.cosines, best.indices, student_lse, teacher_lse, excess, gap};
 }
 
-at::Tensor guided_block_push_cuda(const at::Tensor& x, const at::Tensor& x_guide,  // [n, D], [n, Dg]
-                                  const at::Tensor& y, const at::Tensor& y_guide,  // [M, D], [M, Dg]
-                                  int64_t diagonal, const MaybeTensor& x_clusters, const MaybeTensor& y_clusters,
-                                  const MaybeTensor& far,  // [K]
-                                  const MaybeTensor& x_instance, const MaybeTensor& y_instance,
-                                  const MaybeTensor& x_contrast, const MaybeTensor& y_contrast,
-                                  const MaybeTensor& x_distill, const MaybeTensor& y_distill, double temperature,
-                                  const MaybeTensor& temperature_tensor, std::optional<double> teacher_temperature,
-                                  bool weighted, double gamma, bool normalize) {
+at::Tensor guided_partial_bwd_cuda(const at::Tensor& x, const at::Tensor& x_guide,  // [n, D], [n, Dg]
+                                   const at::Tensor& y, const at::Tensor& y_guide,  // [M, D], [M, Dg]
+                                   int64_t diagonal, const MaybeTensor& x_clusters, const MaybeTensor& y_clusters,
+                                   const MaybeTensor& far,  // [K]
+                                   const MaybeTensor& x_instance, const MaybeTensor& y_instance,
+                                   const MaybeTensor& x_contrast, const MaybeTensor& y_contrast,
+                                   const MaybeTensor& x_distill, const MaybeTensor& y_distill, double temperature,
+                                   const MaybeTensor& temperature_tensor, std::optional<double> teacher_temperature,
+                                   bool weighted, double gamma, bool normalize) {
   const c10::DeviceGuard guard(x.device());
   const Temperature tau(temperature, temperature_tensor);
   const GuidedArguments arguments =
@@ -390,10 +390,10 @@ at::Tensor guided_block_push_cuda(const at::Tensor& x, const at::Tensor& x_guide
   call.p.contrast_state = call.states(y_contrast, x_contrast);
   call.p.distill_state = call.states(y_distill, x_distill);
   call.plan(true);
-  at::Tensor push = call.empty(x.sizes(), at::kFloat);
-  call.p.push = push.mutable_data_ptr<float>();
+  at::Tensor grad_unit = call.empty(x.sizes(), at::kFloat);
+  call.p.grad_unit = grad_unit.mutable_data_ptr<float>();
   call.backward();
-  return push;
+  return grad_unit;
 }
 
 }  // namespace
@@ -404,5 +404,5 @@ TORCH_LIBRARY_IMPL(ltood_fast, CUDA, m) {
   m.impl("guided", &ltood::guided_cuda);
   m.impl("guided_bwd", &ltood::guided_bwd_cuda);
   m.impl("guided_block", &ltood::guided_block_cuda);
-  m.impl("guided_block_push", &ltood::guided_block_push_cuda);
+  m.impl("guided_partial_bwd", &ltood::guided_partial_bwd_cuda);
 }

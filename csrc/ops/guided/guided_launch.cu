@@ -34,7 +34,7 @@ int row_blocks(const GuidedParams& p) { return (p.padded - p.first) / kGuidedRow
 
 template <typename half_t>
 Kernel finish_kernel(const GuidedParams& p, bool backward) {
-  if (p.first) return backward ? guided_finish_push_kernel<half_t> : guided_finish_block_kernel<half_t>;
+  if (p.first) return backward ? guided_finish_partial_bwd_kernel<half_t> : guided_finish_block_kernel<half_t>;
   return backward ? guided_finish_backward_kernel<half_t> : guided_finish_forward_kernel<half_t>;
 }
 

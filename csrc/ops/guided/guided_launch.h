@@ -11,7 +11,7 @@
 // the order of their keys, nothing up to the next multiple of 128, then the rows in the order of theirs. What is said
 // of rows below holds from position `first` on, spans are of columns. The rows' keys are shifted so that one sort puts
 // everything into its place; rows and columns are numbered in the same way, from the first column on. `first` tells
-// the launches that it is one: they then write guided_block's sums, or guided_block_push's gradient.
+// the launches that it is one: they then write guided_block's sums, or guided_partial_bwd's gradient.
 #pragma once
 
 #include <cstdint>
@@ -32,8 +32,8 @@ enum GuidedField : int {
   kScaleE,
   kGuidedForwardFields,  // the rest is for the backward pass
   kLse = kGuidedForwardFields,
-  kPush,          // dL/dlse
-  kPushFallback,  // the same where all rows are the row's negatives, else 0
+  kGradLse,          // dL/dlse
+  kGradLseFallback,  // the same where all rows are the row's negatives, else 0
   kStudentLse,
   kTeacherLse,
   kDistillStudent,  // dL/ds_ij = kDistillStudent q_ij - kDistillTeacher p_ij
@@ -112,7 +112,7 @@ struct GuidedParams {
 
   // Backward of a rectangle, in place of the above but `gradient`.
   const double *contrast_state, *distill_state;  // [n, kStateColumns] by row
-  float* push;                                   // [n - first, d] by row
+  float* grad_unit;                              // [n - first, d] by row
 };
 
 constexpr int kGuidedRows = 128;     // of a block

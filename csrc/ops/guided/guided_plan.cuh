@@ -194,8 +194,8 @@ __device__ __forceinline__ void backward_fields(const GuidedParams& p, int posit
   if (p.contrast) {
     const float weight = static_cast<float>(p.weight[row]), of_loss = weight != 0 ? gradient(p.grad_loss) : 0.f;
     field[kLse] = finite_log2(p.lse[row]);
-    field[kPush] = gradient(p.grad_lse) + of_loss;
-    field[kPushFallback] = p.fallback[position] ? field[kPush] : 0.f;
+    field[kGradLse] = gradient(p.grad_lse) + of_loss;
+    field[kGradLseFallback] = p.fallback[position] ? field[kGradLse] : 0.f;
     field[kPull] = weight != 0 ? of_loss / weight : 0.f;
   }
   if (p.distill) {
@@ -212,8 +212,8 @@ __device__ __forceinline__ void state_fields(const GuidedParams& p, int position
   if (p.contrast) {
     const double* state = p.contrast_state + at;
     field[kLse] = finite_log2(state[kContrastLse]);
-    field[kPush] = static_cast<float>(state[kContrastPull]);
-    field[kPushFallback] = p.fallback[position] ? field[kPush] : 0.f;
+    field[kGradLse] = static_cast<float>(state[kContrastPull]);
+    field[kGradLseFallback] = p.fallback[position] ? field[kGradLse] : 0.f;
     field[kPull] = static_cast<float>(state[kContrastAttract]);
   }
   if (p.distill) {

@@ -193,7 +193,7 @@ __device__ __forceinline__ float positive_gradient(const GuidedParams& p, int i,
                                                    const PositivePair& pair) {
   const auto field = [&](int f) { return p.fields[size_t(f) * p.padded + i]; };
   const float share = missing_share(among_negatives, pair) * prim::exp2_fast(pair.s - field(kLse));
-  return field(kPush) * share - field(kPull) * pair.attract;
+  return field(kGradLse) * share - field(kPull) * pair.attract;
 }
 
 // gradient [64 slices] of row i += (G_ij + G_ji) u_j over the positives of i, and the rows whose neighbour i is.

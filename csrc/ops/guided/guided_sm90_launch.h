@@ -9,7 +9,7 @@
 namespace ltood::guided::sm90 {
 
 constexpr hopper::Tile tile(bool backward) {
-  return hopper::tile_of(backward ? hopper::kGuidedPush : hopper::kGuided, 1, 1);
+  return hopper::tile_of(backward ? hopper::kGuidedBwd : hopper::kGuided, 1, 1);
 }
 
 // Stages of the ring; 0: they do not take the problem (not asked for, two parts, rows that do not fit).

@@ -28,7 +28,7 @@ LTOOD_INLINE T exp2_finite(T x) {
   return exp2_simd(x > 127 ? T(127) : x);
 }
 
-// max_j s_j over the columns with a force, so that a mighty s_j with force 0 cannot push the others below the floor.
+// max_j s_j over the columns with a force, so that a mighty s_j with force 0 cannot move the others below the floor.
 template <bool kWeighted, typename T>
 LTOOD_INLINE T largest(const T* s, const T* cos, int64_t n) {
   T max = -std::numeric_limits<T>::infinity();

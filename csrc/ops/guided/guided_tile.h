@@ -13,7 +13,7 @@
 
 namespace ltood {
 
-// How hard the guide lets two rows pull or push: ((1 ± cos) / 2) ^ gamma with gamma > 0, or 1.
+// How hard the guide lets two rows attract or repel: ((1 ± cos) / 2) ^ gamma with gamma > 0, or 1.
 struct Force {
   bool weighted;
   double gamma;
