@@ -42,7 +42,9 @@ EXCHANGES = ("gather", "ring")
 GPUS = (8, 16, 32, 64, 128, 256, 512, 1024)
 GPU_ROWS = {"strong": 65536, "weak": 1024}
 STEPS = 5
-ROW_DOUBLES = 3  # a row's log-sum-exp, its weight and its pull on the other views, gathered by the backward of nt_xent
+ROW_DOUBLES = (
+    3  # a row's log-sum-exp, its weight and its gradient at the other views, gathered by the backward of nt_xent
+)
 CANDIDATES = (100_000, 200_000, 400_000)
 PLANNED = 10_000_000
 CLUSTERS, BUDGET = 50, 10_000

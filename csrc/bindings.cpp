@@ -54,7 +54,8 @@ TORCH_LIBRARY(ltood_fast, m) {
       "guided_block(Tensor x, Tensor x_guide, Tensor y, Tensor y_guide, SymInt diagonal, Tensor? x_clusters, "
       "Tensor? y_clusters, Tensor? far, Tensor? x_instance, Tensor? y_instance, Tensor? x_every, float temperature, "
       "Tensor? temperature_tensor, float? teacher_temperature, int k, bool weighted, float gamma, bool normalize, "
-      "bool distill) -> (Tensor lse, Tensor lse_every, Tensor weight, Tensor pulled, Tensor cosines, Tensor indices, "
+      "bool distill) -> (Tensor lse, Tensor lse_every, Tensor weight, Tensor positive_logit, Tensor cosines, Tensor "
+      "indices, "
       "Tensor student_lse, Tensor teacher_lse, Tensor excess, Tensor gap)");
   m.def(
       "guided_partial_bwd(Tensor x, Tensor x_guide, Tensor y, Tensor y_guide, SymInt diagonal, Tensor? x_clusters, "

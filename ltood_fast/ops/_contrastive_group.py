@@ -293,7 +293,7 @@ def _(*arguments):
     )
 
 
-class Pulls(NamedTuple):
+class PositiveGrads(NamedTuple):
     """What the losses of the own rows send back, doubles [n] each: to the log-sum-exp, and to the positives."""
 
     lse: Tensor
@@ -301,7 +301,7 @@ class Pulls(NamedTuple):
     neighbor: Tensor | None  # to each neighbour
 
     @staticmethod
-    def of(inputs: Inputs, gradients: list[Tensor | None], weights: list[Tensor], lse: Tensor) -> Pulls:
+    def of(inputs: Inputs, gradients: list[Tensor | None], weights: list[Tensor], lse: Tensor) -> PositiveGrads:
         *of_parts, of_lse = gradients
         total = torch.zeros_like(lse) if of_lse is None else of_lse.double()
         parts = {}
@@ -310,29 +310,38 @@ class Pulls(NamedTuple):
                 received = torch.zeros_like(lse) if gradient is None else gradient.double().where(weight > 0, 0)
                 total = total + received
                 parts[name] = received / weight.where(weight > 0, 1)
-        return Pulls(total.where(lse > -torch.inf, 0), parts, inputs.lam * parts["instance"] if inputs.k else None)
+        return PositiveGrads(
+            total.where(lse > -torch.inf, 0), parts, inputs.lam * parts["instance"] if inputs.k else None
+        )
 
 
 class Attraction:
     """Sums of rows of the batch, float64, from which the gradient of the positives at the own rows is made."""
 
-    def __init__(self, inputs: Inputs, columns: Columns, pulls: Pulls, choices: tuple[Tensor, ...], first: int):
+    def __init__(
+        self, inputs: Inputs, columns: Columns, positive_grads: PositiveGrads, choices: tuple[Tensor, ...], first: int
+    ):
         z = inputs.z
-        self.similarity, self.pulls, self.choices, self.first = inputs.similarity, pulls, choices, first
+        self.similarity, self.positive_grads, self.choices, self.first = (
+            inputs.similarity,
+            positive_grads,
+            choices,
+            first,
+        )
         self.groups, self.columns = columns.groups(inputs), columns
-        self.sums, self.pulled = ({name: _zeros(z) for name in self.groups} for _ in range(2))
+        self.sums, self.grad_sums = ({name: _zeros(z) for name in self.groups} for _ in range(2))
         self.near = _zeros(z) if inputs.k else None
 
     def add(self, first: int, shard: Tensor) -> None:
         """The rows of a shard, as positives of the own rows and as rows that the own ones are positives of."""
         passing = slice(first, first + len(shard))
         *all_parts, all_neighbor = self.columns.doubles[2:] + [None] * (not self.choices)
-        for (name, group), pull in zip(self.groups.items(), all_parts, strict=True):
+        for (name, group), positive_grad in zip(self.groups.items(), all_parts, strict=True):
             slots = group.slots(passing)
             add_rows(self.sums[name], slots, self.similarity, shard)
-            add_rows(self.pulled[name], slots, self.similarity, shard, pull[passing])
+            add_rows(self.grad_sums[name], slots, self.similarity, shard, positive_grad[passing])
         for mine, every in zip(self.choices, self.columns.choices, strict=True):
-            add_chosen(self.near, mine - first, self.similarity, shard, self.pulls.neighbor)
+            add_chosen(self.near, mine - first, self.similarity, shard, self.positive_grads.neighbor)
             here = every[passing] - self.first
             add_rows(self.near, here.where(here < len(mine), -1), self.similarity, shard, all_neighbor[passing])
 
@@ -340,8 +349,8 @@ class Attraction:
         """tau times the gradient of the groups at the given own rows."""
         total = torch.zeros_like(u)
         for name, group in self.groups.items():
-            own, slot = self.pulls.parts[name][rows, None], group.slot[rows]
-            total += own * (self.sums[name][slot] - 2 * u) + self.pulled[name][slot]
+            own, slot = self.positive_grads.parts[name][rows, None], group.slot[rows]
+            total += own * (self.sums[name][slot] - 2 * u) + self.grad_sums[name][slot]
         return total
 
 
@@ -356,24 +365,30 @@ def contrastive_group_bwd(
     inputs = Inputs(*rest)
     z, similarity, group = inputs.z, inputs.similarity, resolve(inputs.group)
     peers = Peers(inputs.op, group, group.rank(), sizes.tolist())
-    pulls = Pulls.of(inputs, [grad_instance, grad_class, grad_lse], [w_instance, w_class], lse)
+    positive_grads = PositiveGrads.of(inputs, [grad_instance, grad_class, grad_lse], [w_instance, w_class], lse)
     choices = indices.unbind(dim=1) if inputs.k_batch else ()
-    doubles = (lse, pulls.lse, *pulls.parts.values(), *([pulls.neighbor] if choices else []))
+    doubles = (lse, positive_grads.lse, *positive_grads.parts.values(), *([positive_grads.neighbor] if choices else []))
     columns = Columns(inputs, peers, choices, doubles)
-    attraction = Attraction(inputs, columns, pulls, choices, peers.first)
+    attraction = Attraction(inputs, columns, positive_grads, choices, peers.first)
     grad_unit = None
     for first, shard in [(0, gathered)] if inputs.exchange == "gather" else peers.shards(z, "ring"):
         passing = slice(first, first + len(shard))
         y_lse, y_weight = (x[passing] for x in columns.doubles[:2])
         part = similarity.lse_bwd(
-            z, shard, diagonal=peers.first - first, x_lse=lse, x_weight=pulls.lse, y_lse=y_lse, y_weight=y_weight
+            z,
+            shard,
+            diagonal=peers.first - first,
+            x_lse=lse,
+            x_weight=positive_grads.lse,
+            y_lse=y_lse,
+            y_weight=y_weight,
         )
         grad_unit = part if grad_unit is None else grad_unit.add_(part)
         del part  # not beside that of the next shard
         attraction.add(first, shard)
     if inputs.bank is not None and inputs.k:
         for mine in indices.unbind(dim=1):
-            add_chosen(attraction.near, mine, similarity, inputs.bank, pulls.neighbor)
+            add_chosen(attraction.near, mine, similarity, inputs.bank, positive_grads.neighbor)
     return _finish(inputs, grad_unit, attraction)
 
 

@@ -5,7 +5,7 @@ With s, cos, w+ and w- as in `guided_contrastive`, j over the columns, N'(i) tho
 in lse_every, for the rows that ask for it), V(i) the other views:
 
     lse = log( sum_{j in N'(i)} w-_ij exp(s_ij) + sum_{v in V(i)} (1 - [v in N'(i)] w-_iv) exp(s_iv) )
-    weight, pulled = sum_{v in V(i)} w+_iv, sum_{v in V(i)} w+_iv s_iv
+    weight, positive_logit = sum_{v in V(i)} w+_iv, sum_{v in V(i)} w+_iv s_iv
     excess, gap = sum_j p_ij (t_ij - s_ij), sum_j exp(s_ij) / sum_j exp(t_ij) - 1,  t = cos / teacher_temperature, p its
                   softmax over the columns
 """
@@ -27,7 +27,7 @@ class Block(NamedTuple):
     lse: Tensor
     lse_every: Tensor
     weight: Tensor
-    pulled: Tensor
+    positive_logit: Tensor
     cosines: Tensor  # [n, k] of the guide, best first, -inf where the candidates run out
     indices: Tensor  # [n, k] int64, columns; -1 where the candidates run out
     student_lse: Tensor

@@ -198,9 +198,9 @@ class Sums:
         counted = block.lse_every.where(fallback, block.lse)
         lse = torch.cat([counted[:, None], missing], dim=1).logsumexp(dim=1)
         weight = block.weight + attract.sum(dim=1)
-        pulled = block.pulled + (attract * self.s).where(chosen, 0).sum(dim=1)
+        positive_logit = block.positive_logit + (attract * self.s).where(chosen, 0).sum(dim=1)
         has_positive = weight != 0  # true for NaN, which has to reach the loss
-        loss = torch.where(has_positive, lse - pulled / weight.where(has_positive, 1), 0)
+        loss = torch.where(has_positive, lse - positive_logit / weight.where(has_positive, 1), 0)
         return loss, weight, lse, torch.stack([self.s, share, attract]), fallback
 
     def divergence(self) -> Tensor:
@@ -223,7 +223,7 @@ def _merged(a: Block, b: Block) -> Block:
         lse=torch.logaddexp(a.lse, b.lse),
         lse_every=torch.logaddexp(a.lse_every, b.lse_every),
         weight=a.weight + b.weight,
-        pulled=a.pulled + b.pulled,
+        positive_logit=a.positive_logit + b.positive_logit,
         cosines=b.cosines,
         indices=b.indices,
         student_lse=torch.logaddexp(a.student_lse, b.student_lse),
@@ -297,11 +297,11 @@ class Arrived(NamedTuple):
         contrast, distill, coefficients = None, None, pairs[0]
         if inputs.contrast:
             loss = _doubles(grad_loss, lse).where(weight != 0, 0)
-            pull = (_doubles(grad_lse, lse) + loss).where(lse != -torch.inf, 0)
+            grad_lse = (_doubles(grad_lse, lse) + loss).where(lse != -torch.inf, 0)
             attract = loss / weight.where(weight != 0, 1)
-            contrast = torch.stack([lse, pull, attract, fallback.double()], dim=1)
+            contrast = torch.stack([lse, grad_lse, attract, fallback.double()], dim=1)
             s, share, force = pairs
-            coefficients = pull[:, None] * share * (s - lse[:, None]).exp() - attract[:, None] * force
+            coefficients = grad_lse[:, None] * share * (s - lse[:, None]).exp() - attract[:, None] * force
             coefficients = coefficients.where(neighbors >= 0, 0)
         if inputs.distill:
             kl = _doubles(grad_kl, student_lse)

@@ -31,7 +31,7 @@ class ContrastiveForward(C.Structure):
 
 
 class GroupSums(C.Structure):
-    _fields_ = [(name, pointer) for name in ("ids", "sorted", "sums", "pulls")]
+    _fields_ = [(name, pointer) for name in ("ids", "sorted", "sums", "grad_sums")]
 
 
 class ContrastiveRows(C.Structure):
@@ -47,7 +47,7 @@ class ContrastiveRows(C.Structure):
 class RowGradients(C.Structure):
     _names = (
         "grad_instance grad_class grad_lse lse instance_weight class_weight",
-        "neighbor_weights lse_grad instance_pull neighbor_pull class_pull",
+        "neighbor_weights lse_grad instance_positive_grad neighbor_positive_grad class_positive_grad",
     )
     _fields_ = [
         ("n", C.c_int), *((name, pointer) for name in _names[0].split()), ("neighbor_weight", C.c_float),
@@ -159,14 +159,14 @@ class Simulated:
         run(dev, "ltood_launch_segment_sums", params)
         return sums
 
-    def groups(self, labels, pull=None):
+    def groups(self, labels, positive_grad=None):
         if labels is None:
             return GroupSums()
         _, ids = np.unique(np.asarray(labels), return_inverse=True)
         order = np.argsort(ids, kind="stable")
         sums = self.segment_sums(ids[order], order, 1)
-        pulls = self.segment_sums(ids[order], order, 1, pull).ptr if pull else None
-        return GroupSums(self.put(ids, np.int64), self.put(ids[order], np.int64), sums.ptr, pulls)
+        grad_sums = self.segment_sums(ids[order], order, 1, positive_grad).ptr if positive_grad else None
+        return GroupSums(self.put(ids, np.int64), self.put(ids[order], np.int64), sums.ptr, grad_sums)
 
     def plan_only(self):
         tiles = ContrastiveForward(self.u, self.exponents, NeighborRules(), self.options.get("k", 0))

@@ -15,7 +15,7 @@ KINDS = ("float32", "bfloat16", "float16")  # in the order of ElementType
 SELECTION = ("clusters", "far", "keys", "order", "instance", "instance_keys", "members", "neighbors", "neighbor_at",
              "reverse_keys", "reverse_order", "every", "position_of", "self_at", "spans", "fallback", "fallback_tiles",
              "tiles", "fields")  # fmt: skip
-OUTPUTS = ("loss", "kl", "weight", "lse", "student_lse", "teacher_lse", "pulled", "excess", "gap")
+OUTPUTS = ("loss", "kl", "weight", "lse", "student_lse", "teacher_lse", "positive_logit", "excess", "gap")
 
 
 class GuidedParams(ctypes.Structure):
@@ -147,7 +147,7 @@ class GuidedRun:
         p.inv_norm, p.normalize, p.grad_type = z.inv_norm.ptr, x.normalize, KINDS.index(x.kind)
         self._plan(backward=False)
         self._splits(backward=False)
-        contrast, distill = ("loss", "kl") if not p.first else ("pulled", "excess")
+        contrast, distill = ("loss", "kl") if not p.first else ("positive_logit", "excess")
         names = [*((contrast, "weight", "lse") if p.contrast else ()),
                  *((distill, "student_lse", "teacher_lse") if p.distill else ()),
                  *(("gap",) if p.distill and p.first else ())]  # fmt: skip

@@ -19,7 +19,7 @@ from python_tests.ops.test_contrastive_block import assert_neighbors_right
 from python_tests.tolerances import assert_gradient_close, assert_loss_close
 
 DTYPES = [torch.float64, torch.float32, torch.bfloat16, torch.float16]
-CONTRAST = ("lse", "lse_every", "weight", "pulled")
+CONTRAST = ("lse", "lse_every", "weight", "positive_logit")
 DISTILL = ("student_lse", "teacher_lse", "excess", "gap")
 NOBODY = -7  # no cluster's number
 
@@ -107,8 +107,8 @@ class Dense:
             every = torch.zeros(len(p.x), dtype=torch.bool) if p.every is None else p.every
             out["lse"] = self.lse(self.out)
             out["lse_every"] = self.lse(torch.ones_like(self.out)).where(every, -math.inf)
-            pull = self.attract.where(self.views, 0)
-            out |= {"weight": pull.sum(1), "pulled": (pull * self.s).where(self.views, 0).sum(1)}
+            attract = self.attract.where(self.views, 0)
+            out |= {"weight": attract.sum(1), "positive_logit": (attract * self.s).where(self.views, 0).sum(1)}
         if p.distill:
             s, t = (pairs.masked_fill(self.self, -math.inf) for pairs in (self.s, self.t))
             out |= {"student_lse": s.logsumexp(1), "teacher_lse": t.logsumexp(1)}
@@ -152,13 +152,15 @@ class Dense:
         of_pairs = torch.zeros_like(self.s)
         for dim, contrast, distill in ((1, *states[::2]), (0, *states[1::2])):
             if contrast is not None:
-                lse, pull, attract, fallback = (x.unsqueeze(dim) for x in contrast.unbind(1))
+                lse, grad_lse, attract, fallback = (x.unsqueeze(dim) for x in contrast.unbind(1))
                 negatives = (self.out, self.back)[1 - dim] | (fallback != 0)
-                of_pairs += pull * self.shares(negatives) * (self.s - lse).exp()
+                of_pairs += grad_lse * self.shares(negatives) * (self.s - lse).exp()
                 of_pairs -= attract * self.attract.where(self.views, 0)
             if distill is not None:
-                student, teacher, pull, attract = (x.unsqueeze(dim) for x in distill.unbind(1))
-                of_pairs += (pull * (self.s - student).exp() - attract * (self.t - teacher).exp()).where(~self.self, 0)
+                student, teacher, grad_lse, attract = (x.unsqueeze(dim) for x in distill.unbind(1))
+                of_pairs += (grad_lse * (self.s - student).exp() - attract * (self.t - teacher).exp()).where(
+                    ~self.self, 0
+                )
         return of_pairs @ self.u / self.tau
 
 
@@ -272,15 +274,17 @@ def check_the_square(whole: Rectangle, device="cpu", shards=(0, 130, 131)) -> No
     counted = merged.lse_every.where(fallback, merged.lse)
     assert_loss_close(counted, lse.cpu(), dtype)
     has_view = merged.weight != 0
-    assert_loss_close((counted - merged.pulled / merged.weight)[has_view], loss.cpu()[has_view], dtype)
+    assert_loss_close((counted - merged.positive_logit / merged.weight)[has_view], loss.cpu()[has_view], dtype)
     difference = merged.gap.log1p().where(merged.gap.abs() < 0.5, merged.student_lse - merged.teacher_lse)
     assert_loss_close(merged.excess + difference, kl.cpu(), dtype)
     of_loss, of_lse, of_kl, of_student = torch.randn(4, n).double() / n
     gradients = [x.to(device) for x in (of_loss, of_lse, of_kl, of_student)]
     saved = weight, lse, neighbors, student_lse, teacher_lse
     grad_z, _ = torch.ops.ltood_fast.guided_bwd(*gradients, *rows[:5], *saved, 0.3, None, None, *options)
-    pull = of_loss.where(has_view, 0)
-    contrast = torch.stack([lse.cpu(), pull + of_lse, (pull / weight.cpu()).where(has_view, 0), fallback.double()], 1)
+    grad_lse = of_loss.where(has_view, 0)
+    contrast = torch.stack(
+        [lse.cpu(), grad_lse + of_lse, (grad_lse / weight.cpu()).where(has_view, 0), fallback.double()], 1
+    )
     distill = torch.stack([student_lse.cpu(), teacher_lse.cpu(), of_kl + of_student, of_kl], 1)
     grad_unit = 0
     for part, first, end in zip(parts, shards, (*shards[1:], n), strict=True):

@@ -48,8 +48,8 @@ def loop_guided(z, guide, clusters, far, tau=0.2, *, k=5, pos_idx=None, weighted
             total += (((1 - e[i] @ e[j]) / 2) ** gamma if weighted else 1.0) * math.exp(z[i] @ z[j] / tau)
         lses.append(math.log(total) if total else -math.inf)
         counted.append(sum(force.values()) > 0)
-        pulled = sum(force[j] * (z[i] @ z[j] / tau - lses[i]) for j in positives)
-        losses.append(-pulled / sum(force.values()) if counted[i] else 0.0)
+        positive_logit = sum(force[j] * (z[i] @ z[j] / tau - lses[i]) for j in positives)
+        losses.append(-positive_logit / sum(force.values()) if counted[i] else 0.0)
     return np.array(losses), np.array(lses), np.array(counted)
 
 

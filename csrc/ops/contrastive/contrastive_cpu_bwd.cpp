@@ -37,23 +37,23 @@ struct BackwardInputs {
 
 // What arrives at each row: at its log-sum-exp, and at the mean over its positives, already divided by their weight.
 struct RowGradients {
-  std::vector<double> lse, instance_pull, class_pull;
+  std::vector<double> lse, instance_positive_grad, class_positive_grad;
   double largest = 0;  // |w_i|, the unit that weights are carried in so that exp(-lse) cannot move them out of range
 };
 
 // Adds a part's gradient to that of the log-sum-exp; returns gradient / weight, 0 for rows without positives.
 std::vector<double> part_gradient(const OptionalTensor& gradient, const at::Tensor& weight, std::vector<double>& lse) {
-  std::vector<double> pull(lse.size(), 0.0);
-  if (!gradient) return pull;
+  std::vector<double> positive_grad(lse.size(), 0.0);
+  if (!gradient) return positive_grad;
   const at::Tensor dense = gradient->to(at::kDouble).contiguous();
   const double* g = dense.const_data_ptr<double>();
   const double* w = weight.const_data_ptr<double>();
   for (size_t i = 0; i < lse.size(); ++i) {
     if (!(w[i] > 0)) continue;
     lse[i] += g[i];
-    pull[i] = g[i] / w[i];
+    positive_grad[i] = g[i] / w[i];
   }
-  return pull;
+  return positive_grad;
 }
 
 RowGradients row_gradients(const BackwardInputs& in, int64_t n) {
@@ -63,8 +63,8 @@ RowGradients row_gradients(const BackwardInputs& in, int64_t n) {
     const at::Tensor dense = in.grad_lse->to(at::kDouble).contiguous();
     std::copy_n(dense.const_data_ptr<double>(), n, rows.lse.data());
   }
-  rows.instance_pull = part_gradient(in.grad_instance, in.instance_weight, rows.lse);
-  rows.class_pull = part_gradient(in.grad_class, in.class_weight, rows.lse);
+  rows.instance_positive_grad = part_gradient(in.grad_instance, in.instance_weight, rows.lse);
+  rows.class_positive_grad = part_gradient(in.grad_class, in.class_weight, rows.lse);
   const double* lse = in.lse.const_data_ptr<double>();
   for (int64_t i = 0; i < n; ++i) {
     if (std::isinf(lse[i]) && lse[i] < 0) rows.lse[i] = 0;  // no other row: nothing to repel
@@ -109,19 +109,19 @@ void check_index_range(const at::Tensor& indices, int64_t end) {
 }
 
 template <typename T>
-void pull_groups(const RowGroups& groups, const at::Tensor& u, const std::vector<double>& pull, double scale,
-                 const at::Tensor& grad) {
+void group_positive_bwd(const RowGroups& groups, const at::Tensor& u, const std::vector<double>& positive_grad,
+                        double scale, const at::Tensor& grad) {
   at::parallel_for(0, groups.count(), group_grain(groups, u.size(0)), [&](int64_t begin, int64_t end) {
-    group_gradients(groups, begin, end, u.const_data_ptr<T>(), u.size(1), pull.data(), scale,
+    group_gradients(groups, begin, end, u.const_data_ptr<T>(), u.size(1), positive_grad.data(), scale,
                     grad.mutable_data_ptr<T>());
   });
 }
 
-// grad_i -= pull_i * (the neighbours of i) for rows of a bank, which are made ready a few rows at a time. Returns what
-// sum_i <u_i, dL/du_i> lacks for the temperature.
+// grad_i -= positive_grad_i * (the neighbours of i) for rows of a bank, which are made ready a few rows at a time.
+// Returns what sum_i <u_i, dL/du_i> lacks for the temperature.
 template <typename T>
-double pull_to_bank(const BackwardInputs& in, const PreparedRows& rows, bool normalize, const std::vector<double>& pull,
-                    double scale, const at::Tensor& grad) {
+double bank_positive_bwd(const BackwardInputs& in, const PreparedRows& rows, bool normalize,
+                         const std::vector<double>& positive_grad, double scale, const at::Tensor& grad) {
   constexpr int64_t kRows = 64;
   const int64_t n = rows.u.size(0), d = rows.u.size(1), k = in.indices.size(1);
   run_parallel((n + kRows - 1) / kRows, [&](int64_t chunk) {
@@ -130,8 +130,8 @@ double pull_to_bank(const BackwardInputs& in, const PreparedRows& rows, bool nor
     at::Tensor chosen = in.bank->index_select(0, indices.clamp_min(0).view({-1})).to(rows.u.scalar_type());
     if (normalize) normalize_in_place(chosen, norms_of_rows(chosen));
     const at::Tensor places = at::arange(count * k, indices.options()).view({count, k}).masked_fill_(indices.lt(0), -1);
-    const NeighborPull<T> to_chosen{places.const_data_ptr<int64_t>(), k, chosen.const_data_ptr<T>(), nullptr,
-                                    pull.data() + begin};
+    const NeighborPositives<T> to_chosen{places.const_data_ptr<int64_t>(), k, chosen.const_data_ptr<T>(), nullptr,
+                                         positive_grad.data() + begin};
     neighbor_gradients(to_chosen, 0, count, nullptr, d, scale, grad.mutable_data_ptr<T>() + begin * d);
   });
   const at::Tensor cosines = in.cosines.to(at::kDouble);
@@ -139,31 +139,32 @@ double pull_to_bank(const BackwardInputs& in, const PreparedRows& rows, bool nor
   const int64_t* indices = in.indices.const_data_ptr<int64_t>();
   double missing = 0;
   for (int64_t entry = 0; entry < n * k; ++entry) {
-    if (indices[entry] >= 0) missing -= pull[entry / k] * cosine[entry] * rows.inv_tau;
+    if (indices[entry] >= 0) missing -= positive_grad[entry / k] * cosine[entry] * rows.inv_tau;
   }
   return missing;
 }
 
-// The same for neighbours in the batch, which are pulled back by the rows that chose them.
+// The same for neighbours in the batch, which also get a gradient from the rows that chose them.
 template <typename T>
-void pull_in_batch(const at::Tensor& indices, const at::Tensor& u, const std::vector<double>& pull, double scale,
-                   const at::Tensor& grad) {
+void batch_positive_bwd(const at::Tensor& indices, const at::Tensor& u, const std::vector<double>& positive_grad,
+                        double scale, const at::Tensor& grad) {
   const int64_t n = u.size(0), k = indices.size(1);
   const Choosers choosers = invert_choices(indices.const_data_ptr<int64_t>(), n, k);
-  const NeighborPull<T> chosen{indices.const_data_ptr<int64_t>(), k, u.const_data_ptr<T>(), &choosers, pull.data()};
+  const NeighborPositives<T> chosen{indices.const_data_ptr<int64_t>(), k, u.const_data_ptr<T>(), &choosers,
+                                    positive_grad.data()};
   run_rows(n, [&](int64_t begin, int64_t end) {
     neighbor_gradients(chosen, begin, end, u.const_data_ptr<T>(), u.size(1), scale, grad.mutable_data_ptr<T>());
   });
 }
 
 template <typename T>
-double pull_neighbors(const BackwardInputs& in, const PreparedRows& rows, bool normalize, std::vector<double> pull,
-                      double scale, const at::Tensor& grad) {
+double neighbor_positive_bwd(const BackwardInputs& in, const PreparedRows& rows, bool normalize,
+                             std::vector<double> positive_grad, double scale, const at::Tensor& grad) {
   if (in.indices.size(1) == 0) return 0;
   const double* weights = in.neighbor_weights ? in.neighbor_weights->const_data_ptr<double>() : nullptr;
-  for (size_t i = 0; i < pull.size(); ++i) pull[i] *= weights ? weights[i] : in.neighbor_weight;
-  if (in.bank) return pull_to_bank<T>(in, rows, normalize, pull, scale, grad);
-  pull_in_batch<T>(in.indices, rows.u, pull, scale, grad);
+  for (size_t i = 0; i < positive_grad.size(); ++i) positive_grad[i] *= weights ? weights[i] : in.neighbor_weight;
+  if (in.bank) return bank_positive_bwd<T>(in, rows, normalize, positive_grad, scale, grad);
+  batch_positive_bwd<T>(in.indices, rows.u, positive_grad, scale, grad);
   return 0;
 }
 
@@ -176,11 +177,12 @@ std::tuple<at::Tensor, at::Tensor> backward(const BackwardInputs& in, const at::
   const double scale = 1 / row.largest;
   double to_bank = 0;
   if (in.grad_instance) {
-    pull_groups<T>(view_groups(in.instance_ids, n), rows.u, row.instance_pull, scale, grad);
-    to_bank = pull_neighbors<T>(in, rows, normalize, row.instance_pull, scale, grad);
+    group_positive_bwd<T>(view_groups(in.instance_ids, n), rows.u, row.instance_positive_grad, scale, grad);
+    to_bank = neighbor_positive_bwd<T>(in, rows, normalize, row.instance_positive_grad, scale, grad);
   }
   if (in.grad_class) {
-    pull_groups<T>(group_rows(in.labels->const_data_ptr<int64_t>(), n), rows.u, row.class_pull, scale, grad);
+    group_positive_bwd<T>(group_rows(in.labels->const_data_ptr<int64_t>(), n), rows.u, row.class_positive_grad, scale,
+                          grad);
   }
   std::vector<double> radial(n);
   run_rows(n, [&](int64_t begin, int64_t end) {

@@ -64,24 +64,25 @@ at::Tensor segment_sums(const OperandTensors& u, const at::Tensor& keys, const a
   return sums;
 }
 
-// Rows by group, groups numbered from 0 in the order of their ids; sums of u and, in the backward, of pull * u.
+// Rows by group, groups numbered from 0 in the order of their ids; sums of u and, in the backward, of positive_grad *
+// u.
 struct Groups {
-  at::Tensor ids, sorted, sums, pulls;
+  at::Tensor ids, sorted, sums, grad_sums;
 
   Groups() = default;
-  Groups(const at::Tensor& labels, const OperandTensors& u, int64_t d, const at::Tensor& pull = {}) {
+  Groups(const at::Tensor& labels, const OperandTensors& u, int64_t d, const at::Tensor& positive_grad = {}) {
     const auto [values, order] = at::sort(labels, /*stable=*/true, /*dim=*/0, /*descending=*/false);
     const at::Tensor starts = at::ne(values.slice(0, 1), values.slice(0, 0, -1)).to(at::kLong);
     sorted = at::cat({at::zeros({1}, values.options()), at::cumsum(starts, 0)});
     ids = at::scatter(at::empty_like(sorted), 0, order, sorted);
     sums = segment_sums(u, sorted, order, 1, {}, d);
-    if (pull.defined()) pulls = segment_sums(u, sorted, order, 1, pull, d);
+    if (positive_grad.defined()) grad_sums = segment_sums(u, sorted, order, 1, positive_grad, d);
   }
 
   GroupSums view() const {
     if (!ids.defined()) return {};
     return {ids.const_data_ptr<int64_t>(), sorted.const_data_ptr<int64_t>(), sums.const_data_ptr<float>(),
-            pulls.defined() ? pulls.const_data_ptr<float>() : nullptr};
+            grad_sums.defined() ? grad_sums.const_data_ptr<float>() : nullptr};
   }
 };
 

@@ -56,10 +56,10 @@ struct ContrastiveForward {
 
 // Rows by group, ids numbered from 0, with the sums that make positives linear in N.
 struct GroupSums {
-  const int64_t* ids;     // the group of a row; null: no groups
-  const int64_t* sorted;  // ids, ascending
-  const float* sums;      // [groups, D] sum of u
-  const float* pulls;     // [groups, D] sum of pull * u, backward only
+  const int64_t* ids;      // the group of a row; null: no groups
+  const int64_t* sorted;   // ids, ascending
+  const float* sums;       // [groups, D] sum of u
+  const float* grad_sums;  // [groups, D] sum of positive_grad * u, backward only
 };
 
 struct ContrastiveRows {
@@ -94,9 +94,9 @@ struct RowGradients {
   float neighbor_weight;
   const double* neighbor_weights;  // or null
   float* lse_grad;                 // outputs
-  float* instance_pull;
-  float* neighbor_pull;
-  float* class_pull;
+  float* instance_positive_grad;
+  float* neighbor_positive_grad;
+  float* class_positive_grad;
 };
 
 // What a tile of the backward needs of a row: G_ij = (a_i + a_j) 2^t_ij, or with `online` the two exponentials.
@@ -140,11 +140,12 @@ struct ContrastiveBackward {
   GroupSums instances, classes;
   int has_views;
   int k;
-  const int64_t* indices;   // [N, k]
-  const float* cosines;     // [N, k]
-  const float* chosen_sum;  // [N, D]: sum of neighbor_pull * u over the rows that chose a row; null with a bank
-  Operand bank;             // its data null: neighbours are in the batch
-  int type;                 // ElementType of grad_z
+  const int64_t* indices;  // [N, k]
+  const float* cosines;    // [N, k]
+  const float*
+      chosen_sum;  // [N, D]: sum of neighbor_positive_grad * u over the rows that chose a row; null with a bank
+  Operand bank;    // its data null: neighbours are in the batch
+  int type;        // ElementType of grad_z
   int normalize;
   const float* inv_norm;
   void* grad_z;  // [N, D]

@@ -34,9 +34,9 @@ LTOOD_INLINE void similarities(const RowGroups& groups, int64_t begin, int64_t e
 
 template <typename T>
 LTOOD_INLINE void gradients(const RowGroups& groups, int64_t begin, int64_t end, const T* u, int64_t d,
-                            const double* pull, double scale, double* scratch, T* grad) {
-  double* __restrict sum = scratch;         // S = sum of u_j
-  double* __restrict pulled = scratch + d;  // sum of pull_j u_j
+                            const double* positive_grad, double scale, double* scratch, T* grad) {
+  double* __restrict sum = scratch;           // S = sum of u_j
+  double* __restrict grad_sum = scratch + d;  // sum of positive_grad_j u_j
   for (int64_t g = begin; g < end; ++g) {
     const int64_t first = groups.offsets[g], last = groups.offsets[g + 1];
     if (last - first < 2) continue;
@@ -44,15 +44,15 @@ LTOOD_INLINE void gradients(const RowGroups& groups, int64_t begin, int64_t end,
     for (int64_t at = first; at < last; ++at) {
       const int64_t row = groups.order[at];
       add_row(sum, u + row * d, 1.0, d);
-      add_row(pulled, u + row * d, pull[row], d);
+      add_row(grad_sum, u + row * d, positive_grad[row], d);
     }
     for (int64_t at = first; at < last; ++at) {
-      const double own = pull[groups.order[at]];
+      const double own = positive_grad[groups.order[at]];
       const T* __restrict row = u + groups.order[at] * d;
       T* __restrict out = grad + groups.order[at] * d;
 #pragma omp simd
       for (int64_t x = 0; x < d; ++x) {
-        const double attraction = own * (sum[x] - row[x]) + (pulled[x] - own * row[x]);
+        const double attraction = own * (sum[x] - row[x]) + (grad_sum[x] - own * row[x]);
         out[x] -= static_cast<T>(scale * attraction);
       }
     }
@@ -66,18 +66,18 @@ LTOOD_INLINE void subtract_row(T* __restrict out, const T* __restrict row, T wei
 }
 
 template <typename T>
-LTOOD_INLINE void pulls(const NeighborPull<T>& chosen, int64_t begin, int64_t end, const T* u, int64_t d, double scale,
-                        T* grad) {
+LTOOD_INLINE void grad_sums(const NeighborPositives<T>& chosen, int64_t begin, int64_t end, const T* u, int64_t d,
+                            double scale, T* grad) {
   for (int64_t i = begin; i < end; ++i) {
     T* out = grad + i * d;
     for (int64_t at = i * chosen.k; at < (i + 1) * chosen.k; ++at) {
       const int64_t m = chosen.indices[at];
-      if (m >= 0) subtract_row(out, chosen.neighbors + m * d, static_cast<T>(scale * chosen.pull[i]), d);
+      if (m >= 0) subtract_row(out, chosen.neighbors + m * d, static_cast<T>(scale * chosen.positive_grad[i]), d);
     }
     if (!chosen.choosers) continue;
     for (int64_t at = chosen.choosers->offsets[i]; at < chosen.choosers->offsets[i + 1]; ++at) {
       const int64_t j = chosen.choosers->choosers[at];
-      subtract_row(out, u + j * d, static_cast<T>(scale * chosen.pull[j]), d);
+      subtract_row(out, u + j * d, static_cast<T>(scale * chosen.positive_grad[j]), d);
     }
   }
 }
@@ -135,23 +135,23 @@ LTOOD_CLONES void group_similarities(const RowGroups& groups, int64_t begin, int
 }
 
 LTOOD_CLONES void group_gradients(const RowGroups& groups, int64_t begin, int64_t end, const float* u, int64_t d,
-                                  const double* pull, double scale, float* grad) {
+                                  const double* positive_grad, double scale, float* grad) {
   std::vector<double> scratch(2 * d);
-  gradients(groups, begin, end, u, d, pull, scale, scratch.data(), grad);
+  gradients(groups, begin, end, u, d, positive_grad, scale, scratch.data(), grad);
 }
 LTOOD_CLONES void group_gradients(const RowGroups& groups, int64_t begin, int64_t end, const double* u, int64_t d,
-                                  const double* pull, double scale, double* grad) {
+                                  const double* positive_grad, double scale, double* grad) {
   std::vector<double> scratch(2 * d);
-  gradients(groups, begin, end, u, d, pull, scale, scratch.data(), grad);
+  gradients(groups, begin, end, u, d, positive_grad, scale, scratch.data(), grad);
 }
 
-LTOOD_CLONES void neighbor_gradients(const NeighborPull<float>& chosen, int64_t begin, int64_t end, const float* u,
+LTOOD_CLONES void neighbor_gradients(const NeighborPositives<float>& chosen, int64_t begin, int64_t end, const float* u,
                                      int64_t d, double scale, float* grad) {
-  pulls(chosen, begin, end, u, d, scale, grad);
+  grad_sums(chosen, begin, end, u, d, scale, grad);
 }
-LTOOD_CLONES void neighbor_gradients(const NeighborPull<double>& chosen, int64_t begin, int64_t end, const double* u,
-                                     int64_t d, double scale, double* grad) {
-  pulls(chosen, begin, end, u, d, scale, grad);
+LTOOD_CLONES void neighbor_gradients(const NeighborPositives<double>& chosen, int64_t begin, int64_t end,
+                                     const double* u, int64_t d, double scale, double* grad) {
+  grad_sums(chosen, begin, end, u, d, scale, grad);
 }
 
 }  // namespace ltood

@@ -25,11 +25,12 @@ void group_similarities(const RowGroups& groups, int64_t begin, int64_t end, con
 void group_similarities(const RowGroups& groups, int64_t begin, int64_t end, const double* u, int64_t d,
                         double* similarity, double* others);
 
-// grad_i -= scale * sum over the other rows j of i's group of (pull_i + pull_j) u_j; groups [begin, end).
-void group_gradients(const RowGroups& groups, int64_t begin, int64_t end, const float* u, int64_t d, const double* pull,
-                     double scale, float* grad);
+// grad_i -= scale * sum over the other rows j of i's group of (positive_grad_i + positive_grad_j) u_j; groups [begin,
+// end).
+void group_gradients(const RowGroups& groups, int64_t begin, int64_t end, const float* u, int64_t d,
+                     const double* positive_grad, double scale, float* grad);
 void group_gradients(const RowGroups& groups, int64_t begin, int64_t end, const double* u, int64_t d,
-                     const double* pull, double scale, double* grad);
+                     const double* positive_grad, double scale, double* grad);
 
 // Who chose a row as neighbour: row m was chosen by choosers[offsets[m]] ... choosers[offsets[m + 1] - 1], ascending.
 struct Choosers {
@@ -37,19 +38,19 @@ struct Choosers {
 };
 Choosers invert_choices(const int64_t* indices, int64_t n, int64_t k);  // indices [n, k], -1 = none
 
-// grad_i -= scale * pull * u of every neighbour of i (pull_i) and of every row that chose i (its pull); rows
-// [begin, end). Rows of a bank choose nobody: `choosers` null, and `u` is not read.
+// grad_i -= scale * positive_grad * u of every neighbour of i (positive_grad_i) and of every row that chose i (its
+// positive_grad); rows [begin, end). Rows of a bank choose nobody: `choosers` null, and `u` is not read.
 template <typename T>
-struct NeighborPull {
+struct NeighborPositives {
   const int64_t* indices;  // [N, k]
   int64_t k;
   const T* neighbors;  // [N or Q, D]: what the indices point into
   const Choosers* choosers;
-  const double* pull;  // [N]
+  const double* positive_grad;  // [N]
 };
-void neighbor_gradients(const NeighborPull<float>& chosen, int64_t begin, int64_t end, const float* u, int64_t d,
+void neighbor_gradients(const NeighborPositives<float>& chosen, int64_t begin, int64_t end, const float* u, int64_t d,
                         double scale, float* grad);
-void neighbor_gradients(const NeighborPull<double>& chosen, int64_t begin, int64_t end, const double* u, int64_t d,
+void neighbor_gradients(const NeighborPositives<double>& chosen, int64_t begin, int64_t end, const double* u, int64_t d,
                         double scale, double* grad);
 
 }  // namespace ltood

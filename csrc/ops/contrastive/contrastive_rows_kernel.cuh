@@ -138,21 +138,21 @@ __global__ void __launch_bounds__(32 * kRowWarps) contrastive_rows_kernel(const 
 __global__ void contrastive_row_gradients_kernel(const RowGradients p) {
   const int row = blockIdx.x * blockDim.x + threadIdx.x;
   if (row >= p.n) return;
-  double lse_grad = p.grad_lse ? p.grad_lse[row] : 0.0, pull = 0, class_pull = 0;
+  double lse_grad = p.grad_lse ? p.grad_lse[row] : 0.0, positive_grad = 0, class_positive_grad = 0;
   if (p.grad_instance && p.instance_weight[row] > 0) {
     lse_grad += p.grad_instance[row];
-    pull = p.grad_instance[row] / p.instance_weight[row];
+    positive_grad = p.grad_instance[row] / p.instance_weight[row];
   }
   if (p.grad_class && p.class_weight[row] > 0) {
     lse_grad += p.grad_class[row];
-    class_pull = p.grad_class[row] / p.class_weight[row];
+    class_positive_grad = p.grad_class[row] / p.class_weight[row];
   }
   if (isinf(p.lse[row]) && p.lse[row] < 0) lse_grad = 0;  // no other row: nothing to repel
   const double lam = p.neighbor_weights ? p.neighbor_weights[row] : double(p.neighbor_weight);
   p.lse_grad[row] = static_cast<float>(lse_grad);
-  p.instance_pull[row] = static_cast<float>(pull);
-  p.neighbor_pull[row] = static_cast<float>(lam * pull);
-  p.class_pull[row] = static_cast<float>(class_pull);
+  p.instance_positive_grad[row] = static_cast<float>(positive_grad);
+  p.neighbor_positive_grad[row] = static_cast<float>(lam * positive_grad);
+  p.class_positive_grad[row] = static_cast<float>(class_positive_grad);
 }
 
 // float16 weights keep their digits near 1: they are carried in units of the largest / 2^13, so that G_ij scale_j, at
@@ -189,32 +189,32 @@ __global__ void __launch_bounds__(32 * kRowWarps) contrastive_lse_bwd_combine_ke
     p.out[size_t(row) * p.d + j] = factor * summed_lse_bwd(p.lse_bwd, row, j);
 }
 
-// sum over the group's other rows of (pull_i + pull_j) u_j, element j.
+// sum over the group's other rows of (positive_grad_i + positive_grad_j) u_j, element j.
 template <typename half_t>
-__device__ __forceinline__ float group_pull(const ContrastiveBackward& p, const GroupSums& groups, const float* pulls,
-                                            int row, float u, int j) {
-  const float pull = pulls[row];
+__device__ __forceinline__ float group_positive_grad(const ContrastiveBackward& p, const GroupSums& groups,
+                                                     const float* grad_sums, int row, float u, int j) {
+  const float positive_grad = grad_sums[row];
   if (!groups.ids) {
     const int half = p.u.rows / 2, other = row < half ? row + half : row - half;
-    return (pull + pulls[other]) * element<half_t>(p.u, other, j);
+    return (positive_grad + grad_sums[other]) * element<half_t>(p.u, other, j);
   }
   const size_t at = size_t(groups.ids[row]) * p.d + j;
-  return pull * (groups.sums[at] - u) + (groups.pulls[at] - pull * u);
+  return positive_grad * (groups.sums[at] - u) + (groups.grad_sums[at] - positive_grad * u);
 }
 
-// neighbor_pull_i times the sum of i's neighbours, and what the rows that chose i pull.
+// neighbor_positive_grad_i times the sum of i's neighbours, and what the rows that chose i positive_grad.
 template <typename half_t>
-__device__ __forceinline__ float neighbor_pull(const ContrastiveBackward& p, int row, int j) {
+__device__ __forceinline__ float neighbor_positive_grad(const ContrastiveBackward& p, int row, int j) {
   const Operand& from = p.bank.data ? p.bank : p.u;
   float sum = 0;
   for (int64_t at = int64_t(row) * p.k; at < int64_t(row + 1) * p.k; ++at) {
     const int64_t m = p.indices[at];
     if (m >= 0 && m < from.rows) sum += element<half_t>(from, m, j);
   }
-  return p.rows.neighbor_pull[row] * sum + (p.chosen_sum ? p.chosen_sum[size_t(row) * p.d + j] : 0.f);
+  return p.rows.neighbor_positive_grad[row] * sum + (p.chosen_sum ? p.chosen_sum[size_t(row) * p.d + j] : 0.f);
 }
 
-// grad_u = (lse_bwd - pulls) / tau, summed over the splits, then through the normalisation:
+// grad_u = (lse_bwd - grad_sums) / tau, summed over the splits, then through the normalisation:
 //   grad_z = (grad_u - u <u, grad_u>) / |z|;   rows as they are, or shorter than eps: grad_z = grad_u * inv_norm.
 template <typename half_t, typename out_t>
 __global__ void __launch_bounds__(32 * kRowWarps) contrastive_finish_kernel(const ContrastiveBackward p) {
@@ -227,9 +227,9 @@ __global__ void __launch_bounds__(32 * kRowWarps) contrastive_finish_kernel(cons
   for (int j = lane; j < p.d; j += 32) {
     float grad = unit * summed_lse_bwd(p.lse_bwd, row, j);
     const float u = element<half_t>(p.u, row, j);
-    if (p.has_views) grad -= group_pull<half_t>(p, p.instances, p.rows.instance_pull, row, u, j);
-    if (p.k > 0) grad -= neighbor_pull<half_t>(p, row, j);
-    if (p.classes.ids) grad -= group_pull<half_t>(p, p.classes, p.rows.class_pull, row, u, j);
+    if (p.has_views) grad -= group_positive_grad<half_t>(p, p.instances, p.rows.instance_positive_grad, row, u, j);
+    if (p.k > 0) grad -= neighbor_positive_grad<half_t>(p, row, j);
+    if (p.classes.ids) grad -= group_positive_grad<half_t>(p, p.classes, p.rows.class_positive_grad, row, u, j);
     grad *= inv_tau;
     line[j] = grad;
     radial += u * grad;
@@ -247,7 +247,7 @@ __global__ void __launch_bounds__(32 * kRowWarps) contrastive_finish_kernel(cons
   for (int64_t at = int64_t(row) * p.k; p.bank.data && at < int64_t(row + 1) * p.k; ++at) {
     if (p.indices[at] >= 0) to_bank += p.cosines[at];
   }
-  p.along[row] = radial - p.rows.neighbor_pull[row] * to_bank * inv_tau;
+  p.along[row] = radial - p.rows.neighbor_positive_grad[row] * to_bank * inv_tau;
 }
 
 }  // namespace ltood::contrastive

@@ -3,7 +3,7 @@
 // them in a pass with `every`), V(i) the other views among the columns, G_ij = dL/ds_ij:
 //
 //   lse = log( sum_{N'(i)} w-_ij exp(s_ij) + sum_{V(i)} (1 - [v in N'(i)] w-_iv) exp(s_iv) )
-//   weight, pulled = sum_{V(i)} w+_iv, sum_{V(i)} w+_iv s_iv
+//   weight, positive_logit = sum_{V(i)} w+_iv, sum_{V(i)} w+_iv s_iv
 //   excess, gap = sum_j p_ij (t_ij - s_ij), sum_j exp(s_ij) / sum_j exp(t_ij) - 1
 //   grad_unit = (1/tau) sum_j (G_ij + G_ji) u_j
 //
@@ -16,7 +16,7 @@
 
 namespace ltood::guided {
 
-// A row whose negatives are not all columns has no sum in a pass with `every`, which repeats no pull.
+// A row whose negatives are not all columns has no sum in a pass with `every`, which repeats no positives.
 template <typename half_t>
 __device__ __forceinline__ void finish_block_contrast(const GuidedParams& p, int position) {
   const int64_t row = row_at(p, position) - p.first;
@@ -26,7 +26,7 @@ __device__ __forceinline__ void finish_block_contrast(const GuidedParams& p, int
   p.lse[row] = counts ? sums.total.log2() * prim::kLn2 : -INFINITY;
   if (!p.weight) return;
   p.weight[row] = sums.weight;
-  p.pulled[row] = sums.pulled * prim::kLn2;
+  p.positive_logit[row] = sums.positive_logit * prim::kLn2;
 }
 
 // excess and gap as shares of the teacher's sum, in nats: with the log-sums they merge with those of other columns.

@@ -83,7 +83,7 @@ RowGradients<T> order_states(const GuidedStates& states, const GuidedTiles<T>& i
   if (in.contrast) {
     const at::Tensor contrast = *both("contrast", states.x_contrast, states.y_contrast);
     rows.lse = gather(contrast, kContrastLse, kLog2E);
-    rows.a = gather(contrast, kContrastPull, 1);
+    rows.a = gather(contrast, kContrastGradLse, 1);
     rows.b_over_weight = gather(contrast, kContrastAttract, 1);
     rows.a_fallback = rows.a;
     for (int64_t i = 0; i < in.order.size(); ++i) {
@@ -94,7 +94,7 @@ RowGradients<T> order_states(const GuidedStates& states, const GuidedTiles<T>& i
     const at::Tensor distill = *both("distill", states.x_distill, states.y_distill);
     rows.student_lse = gather(distill, kDistillStudentLse, kLog2E);
     rows.teacher_lse = gather(distill, kDistillTeacherLse, kLog2E);
-    rows.distill_a = gather(distill, kDistillPull, 1);
+    rows.distill_a = gather(distill, kDistillGradLse, 1);
     rows.distill_b = gather(distill, kDistillAttract, 1);
   }
   return rows;

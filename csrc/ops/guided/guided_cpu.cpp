@@ -109,13 +109,13 @@ struct ContrastOutputs {
 template <typename T>
 struct RowSums {
   ExpSum<T> sum;
-  double weight = 0, pulled = 0;  // of the attractions, and of what they multiply, in base 2
+  double weight = 0, positive_logit = 0;  // of the attractions, and of what they multiply, in base 2
 
   void add(const GuidedTiles<T>& in, int64_t i, int64_t p) {
     const PositivePair<T> pair(in, i, p);
     sum.add(pair.s, pair.missing_share(in, i, p));
     weight += pair.attract;
-    pulled += static_cast<double>(pair.attract) * pair.s;
+    positive_logit += static_cast<double>(pair.attract) * pair.s;
   }
   void add_views(const GuidedTiles<T>& in, int64_t i) {
     for (const int64_t* v = in.order.views_begin(i); v != in.order.views_end(i); ++v) {
@@ -136,7 +136,7 @@ void finish_row(const GuidedTiles<T>& in, int64_t i, const int64_t* neighbors, i
     if (j >= 0) sums.add(in, i, in.order.position_of[j]);
   }
   const double lse = sums.sum.log2();
-  out.loss[row] = sums.weight == 0 ? T(0) : static_cast<T>((lse - sums.pulled / sums.weight) * kLn2);
+  out.loss[row] = sums.weight == 0 ? T(0) : static_cast<T>((lse - sums.positive_logit / sums.weight) * kLn2);
   out.weight[row] = sums.weight;
   out.lse[row] = lse * kLn2;
 }
@@ -214,17 +214,17 @@ Outputs forward(const GuidedArguments& arguments, int64_t k) {
 using BlockOutputs = std::tuple<at::Tensor, at::Tensor, at::Tensor, at::Tensor, at::Tensor, at::Tensor, at::Tensor,
                                 at::Tensor, at::Tensor, at::Tensor>;
 
-// The log-sum-exp of the rows at some positions, and the pull of their views.
+// The log-sum-exp of the rows at some positions, and the logits of their views.
 template <typename T>
 void finish_block(const GuidedTiles<T>& in, const std::vector<int64_t>& positions, const ForwardState<T>& state,
-                  double* weight, double* pulled, double* lse) {
+                  double* weight, double* positive_logit, double* lse) {
   at::parallel_for(0, static_cast<int64_t>(positions.size()), 64, [&](int64_t begin, int64_t end) {
     for (int64_t at = begin; at < end; ++at) {
       const int64_t i = positions[at], row = in.order.result_row(i);
       RowSums<T> sums{state.negatives[in.order.slot(i)]};
       sums.add_views(in, i);
       weight[row] = sums.weight;
-      pulled[row] = sums.pulled * kLn2;
+      positive_logit[row] = sums.positive_logit * kLn2;
       lse[row] = sums.sum.log2() * kLn2;
     }
   });
@@ -252,7 +252,7 @@ BlockOutputs forward_block(const GuidedArguments& arguments, const std::optional
   const GuidedTiles<T> in(arguments, order);
   const auto doubles = [&](bool used) { return at::full({used ? n : 0}, -INFINITY, at::kDouble); };
   at::Tensor lse = doubles(in.contrast), lse_every = doubles(in.contrast);
-  at::Tensor weight = doubles(in.contrast), pulled = doubles(in.contrast);
+  at::Tensor weight = doubles(in.contrast), positive_logit = doubles(in.contrast);
   at::Tensor student_lse = doubles(in.distill), teacher_lse = doubles(in.distill);
   at::Tensor excess = doubles(in.distill), gap = doubles(in.distill);
   at::Tensor indices = at::full({n, k}, -1, at::kLong);
@@ -267,7 +267,7 @@ BlockOutputs forward_block(const GuidedArguments& arguments, const std::optional
   };
   pass(order.all_positions(), false);
   if (in.contrast) {
-    double* of_views[] = {weight.mutable_data_ptr<double>(), pulled.mutable_data_ptr<double>()};
+    double* of_views[] = {weight.mutable_data_ptr<double>(), positive_logit.mutable_data_ptr<double>()};
     finish_block(in, order.all_positions(), state, of_views[0], of_views[1], lse.mutable_data_ptr<double>());
     if (x_every.has_value()) {
       std::vector<char> marked(order.size());
@@ -286,7 +286,7 @@ BlockOutputs forward_block(const GuidedArguments& arguments, const std::optional
   at::Tensor cosines = at::empty({n, k}, c10::CppTypeToScalarType<T>::value);
   std::copy_n(state.best.get(), n * k, cosines.mutable_data_ptr<T>());
   const auto wide = wide_dtype(arguments.rows->z.scalar_type());
-  return {lse, lse_every, weight, pulled, cosines.to(wide), indices, student_lse, teacher_lse, excess, gap};
+  return {lse, lse_every, weight, positive_logit, cosines.to(wide), indices, student_lse, teacher_lse, excess, gap};
 }
 
 Outputs guided_cpu(const at::Tensor& z,                            // [N, D]

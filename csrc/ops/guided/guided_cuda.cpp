@@ -332,7 +332,7 @@ at::Tensor no_neighbors(const GuidedArguments& in) { return at::empty({in.n(), 0
 void forward_every(GuidedCall& call, const at::Tensor& x_every, double* lse) {
   GuidedParams& p = call.p;
   p.every = reinterpret_cast<const uint8_t*>(x_every.const_data_ptr<bool>());
-  p.distill = 0, p.lse = lse, p.weight = p.pulled = nullptr;
+  p.distill = 0, p.lse = lse, p.weight = p.positive_logit = nullptr;
   call.plan(false);
   call.forward();
 }
@@ -355,12 +355,12 @@ BlockOutputs guided_block_cuda(const at::Tensor& x, const at::Tensor& x_guide,  
   const bool contrast = arguments.clusters.has_value();
   GuidedCall call(arguments, tau, teacher_temperature, no_neighbors(arguments));
   const auto doubles = [&](bool used) { return call.empty({used ? x.size(0) : 0}, at::kDouble); };
-  at::Tensor lse = doubles(contrast), weight = doubles(contrast), pulled = doubles(contrast);
+  at::Tensor lse = doubles(contrast), weight = doubles(contrast), positive_logit = doubles(contrast);
   at::Tensor lse_every = at::full({contrast ? x.size(0) : 0}, -INFINITY, lse.options());
   at::Tensor student_lse = doubles(distill), teacher_lse = doubles(distill);
   at::Tensor excess = doubles(distill), gap = doubles(distill);
   call.p.lse = lse.mutable_data_ptr<double>();
-  call.p.weight = weight.mutable_data_ptr<double>(), call.p.pulled = pulled.mutable_data_ptr<double>();
+  call.p.weight = weight.mutable_data_ptr<double>(), call.p.positive_logit = positive_logit.mutable_data_ptr<double>();
   call.p.student_lse = student_lse.mutable_data_ptr<double>();
   call.p.teacher_lse = teacher_lse.mutable_data_ptr<double>();
   call.p.excess = excess.mutable_data_ptr<double>(), call.p.gap = gap.mutable_data_ptr<double>();
@@ -368,7 +368,7 @@ BlockOutputs guided_block_cuda(const at::Tensor& x, const at::Tensor& x_guide,  
   call.forward();
   if (contrast && x_every.has_value()) forward_every(call, *x_every, lse_every.mutable_data_ptr<double>());
   const Neighbors best = search_neighbors(arguments, k);
-  return {lse, lse_every, weight, pulled, best.cosines, best.indices, student_lse, teacher_lse, excess, gap};
+  return {lse, lse_every, weight, positive_logit, best.cosines, best.indices, student_lse, teacher_lse, excess, gap};
 }
 
 at::Tensor guided_partial_bwd_cuda(const at::Tensor& x, const at::Tensor& x_guide,  // [n, D], [n, Dg]

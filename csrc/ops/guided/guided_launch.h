@@ -39,7 +39,7 @@ enum GuidedField : int {
   kDistillStudent,  // dL/ds_ij = kDistillStudent q_ij - kDistillTeacher p_ij
   kDistillTeacher,
   kGuidedTileFields,
-  kPull = kGuidedTileFields,  // dL/dloss / sum of the attractions; no tile reads it
+  kPositiveGrad = kGuidedTileFields,  // dL/dloss / sum of the attractions; no tile reads it
   kGuidedFields
 };
 
@@ -99,7 +99,7 @@ struct GuidedParams {
   float *loss, *kl;                   // [n] by row
   double *weight, *lse;               // [n] by row; of a rectangle weight may be null: lse alone, -inf where unmarked
   double *student_lse, *teacher_lse;  // [n] by row
-  double *pulled, *excess, *gap;      // [n - first] of a rectangle
+  double *positive_logit, *excess, *gap;  // [n - first] of a rectangle
 
   // Backward; gradients by row, null = 0. It reads weight and the lse above.
   const double *grad_loss, *grad_lse, *grad_kl, *grad_student_lse;  // [n]

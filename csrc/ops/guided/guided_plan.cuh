@@ -196,7 +196,7 @@ __device__ __forceinline__ void backward_fields(const GuidedParams& p, int posit
     field[kLse] = finite_log2(p.lse[row]);
     field[kGradLse] = gradient(p.grad_lse) + of_loss;
     field[kGradLseFallback] = p.fallback[position] ? field[kGradLse] : 0.f;
-    field[kPull] = weight != 0 ? of_loss / weight : 0.f;
+    field[kPositiveGrad] = weight != 0 ? of_loss / weight : 0.f;
   }
   if (p.distill) {
     field[kStudentLse] = finite_log2(p.student_lse[row]);
@@ -212,15 +212,15 @@ __device__ __forceinline__ void state_fields(const GuidedParams& p, int position
   if (p.contrast) {
     const double* state = p.contrast_state + at;
     field[kLse] = finite_log2(state[kContrastLse]);
-    field[kGradLse] = static_cast<float>(state[kContrastPull]);
+    field[kGradLse] = static_cast<float>(state[kContrastGradLse]);
     field[kGradLseFallback] = p.fallback[position] ? field[kGradLse] : 0.f;
-    field[kPull] = static_cast<float>(state[kContrastAttract]);
+    field[kPositiveGrad] = static_cast<float>(state[kContrastAttract]);
   }
   if (p.distill) {
     const double* state = p.distill_state + at;
     field[kStudentLse] = finite_log2(state[kDistillStudentLse]);
     field[kTeacherLse] = finite_log2(state[kDistillTeacherLse]);
-    field[kDistillStudent] = static_cast<float>(state[kDistillPull]);
+    field[kDistillStudent] = static_cast<float>(state[kDistillGradLse]);
     field[kDistillTeacher] = static_cast<float>(state[kDistillAttract]);
   }
 }

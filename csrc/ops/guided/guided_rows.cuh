@@ -116,10 +116,10 @@ struct TileSums {
   __device__ __forceinline__ float of(GuidedSum field) const { return sums[size_t(field) * stride]; }
 };
 
-// A row's sum over negatives and positives, and the pull of these, in base 2.
+// A row's sum over negatives and positives, and the logits of the positives, in base 2.
 struct ContrastSums {
   ExpSum total;
-  float weight = 0, pulled = 0;
+  float weight = 0, positive_logit = 0;
 };
 
 template <typename half_t>
@@ -135,7 +135,7 @@ __device__ __forceinline__ ContrastSums contrast_sums(const GuidedParams& p, int
     const PositivePair pair = positive_pair<half_t>(p, position, j, scale);
     sums.total.add(pair.s, missing_share(repels(spans, j), pair));
     sums.weight += pair.attract;
-    sums.pulled += pair.attract * pair.s;
+    sums.positive_logit += pair.attract * pair.s;
   });
   return sums;
 }
@@ -145,8 +145,8 @@ __device__ __forceinline__ void finish_contrast(const GuidedParams& p, int posit
   const ContrastSums sums = contrast_sums<half_t>(p, position);
   if (threadIdx.x % 32 != 0) return;
   const int64_t row = row_at(p, position);
-  const double lse = sums.total.log2(), pull = static_cast<double>(sums.pulled / sums.weight);
-  p.loss[row] = sums.weight == 0 ? 0.f : static_cast<float>((lse - pull) * prim::kLn2);
+  const double lse = sums.total.log2(), positive_logit = static_cast<double>(sums.positive_logit / sums.weight);
+  p.loss[row] = sums.weight == 0 ? 0.f : static_cast<float>((lse - positive_logit) * prim::kLn2);
   p.weight[row] = sums.weight;
   p.lse[row] = lse * prim::kLn2;
 }
@@ -193,7 +193,7 @@ __device__ __forceinline__ float positive_gradient(const GuidedParams& p, int i,
                                                    const PositivePair& pair) {
   const auto field = [&](int f) { return p.fields[size_t(f) * p.padded + i]; };
   const float share = missing_share(among_negatives, pair) * prim::exp2_fast(pair.s - field(kLse));
-  return field(kGradLse) * share - field(kPull) * pair.attract;
+  return field(kGradLse) * share - field(kPositiveGrad) * pair.attract;
 }
 
 // gradient [64 slices] of row i += (G_ij + G_ji) u_j over the positives of i, and the rows whose neighbour i is.

@@ -3,8 +3,8 @@
 
 namespace ltood {
 
-enum { kContrastLse, kContrastPull, kContrastAttract, kContrastFallback };
-enum { kDistillStudentLse, kDistillTeacherLse, kDistillPull, kDistillAttract };
+enum { kContrastLse, kContrastGradLse, kContrastAttract, kContrastFallback };
+enum { kDistillStudentLse, kDistillTeacherLse, kDistillGradLse, kDistillAttract };
 constexpr int kStateColumns = 4;
 
 }  // namespace ltood
