@@ -27,10 +27,10 @@ TORCH_LIBRARY(ltood_fast, m) {
       "Tensor? temperature_tensor, bool normalize, Tensor? instance_ids, Tensor? labels, float neighbor_weight, "
       "Tensor? neighbor_weights, Tensor? bank, Tensor lse, Tensor instance_weight, Tensor class_weight, "
       "Tensor cosines, Tensor indices) -> (Tensor grad_z, Tensor grad_temperature)");
-  // A rectangle of the same similarities: rows [n, D] of one process, columns [M, D] of others. lse [n], the k best
-  // columns [n, k]; then grad_unit [n, D] = (1/tau) (x_weight exp(s - x_lse) + y_weight exp(s - y_lse)) u(y)
+  // A partial problem of the same similarities: rows [n, D] of one process, columns [M, D] of others. lse [n], the k
+  // best columns [n, k]; then grad_unit [n, D] = (1/tau) (x_weight exp(s - x_lse) + y_weight exp(s - y_lse)) u(y)
   m.def(
-      "contrastive_block(Tensor x, Tensor y, float temperature, Tensor? temperature_tensor, bool normalize, "
+      "contrastive_partial(Tensor x, Tensor y, float temperature, Tensor? temperature_tensor, bool normalize, "
       "SymInt diagonal, int k, Tensor? x_instance, Tensor? y_instance, Tensor? x_domain, Tensor? y_domain) "
       "-> (Tensor lse, Tensor cosines, Tensor indices)");
   m.def(
@@ -48,10 +48,11 @@ TORCH_LIBRARY(ltood_fast, m) {
       "Tensor student_lse, Tensor teacher_lse, float temperature, Tensor? temperature_tensor, "
       "float? teacher_temperature, bool weighted, float gamma, bool normalize, bool distill) "
       "-> (Tensor grad_z, Tensor grad_temperature)");
-  // A rectangle of the same pairs: rows [n] of one process, columns [M] of others. Sums of the rows over the columns
-  // [n], with all columns as negatives where x_every says so, and the k best columns [n, k] by the guide's cosines
+  // A partial problem of the same pairs: rows [n] of one process, columns [M] of others. Sums of the rows over the
+  // columns [n], with all columns as negatives where x_every says so, and the k best columns [n, k] by the guide's
+  // cosines
   m.def(
-      "guided_block(Tensor x, Tensor x_guide, Tensor y, Tensor y_guide, SymInt diagonal, Tensor? x_clusters, "
+      "guided_partial(Tensor x, Tensor x_guide, Tensor y, Tensor y_guide, SymInt diagonal, Tensor? x_clusters, "
       "Tensor? y_clusters, Tensor? far, Tensor? x_instance, Tensor? y_instance, Tensor? x_every, float temperature, "
       "Tensor? temperature_tensor, float? teacher_temperature, int k, bool weighted, float gamma, bool normalize, "
       "bool distill) -> (Tensor lse, Tensor lse_every, Tensor weight, Tensor positive_logit, Tensor cosines, Tensor "

@@ -35,7 +35,7 @@ OP_OF_FUNCTION = {
 }
 
 # Ops without a public function of their own: what the losses over a process group are made of.
-_INNER_OPS = ("contrastive_block", "guided_block")
+_INNER_OPS = ("contrastive_partial", "guided_partial")
 
 
 def _minor_version(version: str) -> list[str]:

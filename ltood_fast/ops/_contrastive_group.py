@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 
 from ..reference import contrastive as reference
-from ._contrastive_block_op import contrastive_block, contrastive_partial_bwd
+from ._contrastive_partial_op import contrastive_partial, contrastive_partial_bwd
 from ._contrastive_op import _wide_dtype
 from ._group import Peers, operator, resolve, save_inputs, saved_inputs, used
 
@@ -98,9 +98,9 @@ class Similarity(NamedTuple):
         x = x.double()
         return x / x.norm(dim=1, keepdim=True).clamp(min=NORM_EPS) if self.normalize else x
 
-    def block(self, x: Tensor, y: Tensor, **options: object) -> tuple[Tensor, Tensor, Tensor]:
-        block = contrastive_block if self.kernel else reference.contrastive_block
-        return block(x, y, self.temperature, normalize=self.normalize, **options)
+    def partial(self, x: Tensor, y: Tensor, **options: object) -> tuple[Tensor, Tensor, Tensor]:
+        function = contrastive_partial if self.kernel else reference.contrastive_partial
+        return function(x, y, self.temperature, normalize=self.normalize, **options)
 
     def lse_bwd(self, x: Tensor, y: Tensor, **options: object) -> Tensor:
         grad_unit = contrastive_partial_bwd if self.kernel else reference.contrastive_partial_bwd
@@ -225,7 +225,7 @@ def _search_bank(inputs: Inputs) -> tuple[Tensor, Tensor]:
     if inputs.bank_domain is not None:
         keys |= {"x_domain": inputs.domain, "y_domain": inputs.bank_domain}
     outside = len(bank)  # no row of z is a row of the bank
-    return inputs.similarity.block(z, bank, diagonal=outside, k=inputs.k, **keys)[1:]
+    return inputs.similarity.partial(z, bank, diagonal=outside, k=inputs.k, **keys)[1:]
 
 
 def _sums_of_similarities(similarity: Similarity, z: Tensor, group: Groups, sums: Tensor) -> Tensor:
@@ -253,7 +253,7 @@ def contrastive_group(*arguments):
     found = z.new_empty((n, 0), dtype=wide), z.new_empty((n, 0), dtype=torch.int64)
     for first, shard in peers.shards(z, inputs.exchange):
         passing = slice(first, first + len(shard))
-        part, cosines, indices = similarity.block(
+        part, cosines, indices = similarity.partial(
             z, shard, diagonal=peers.first - first, k=min(k, len(shard)), **(columns.admissible(passing) if k else {})
         )
         lse = torch.logaddexp(lse, part)

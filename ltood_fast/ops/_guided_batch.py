@@ -52,7 +52,7 @@ def batch_of(
         return Batch(z, guide, clusters, instance_ids, pos_idx)
     same = {**same, "reduction": across.reduction, "exchange": across.exchange}
     facts = "\n".join([f"{name}={'a tensor' if isinstance(x, Tensor) else x}" for name, x in same.items()])
-    if kernel and has_kernel("guided_block", z.device.type):
+    if kernel and has_kernel("guided_partial", z.device.type):
         return Batch(z, guide, clusters, instance_ids, pos_idx, across=across, facts=facts)
     keys = [None if x is None else x.to(torch.int64) for x in (clusters, instance_ids, pos_idx)]
     z, guide, keys, own, _ = torch.ops.ltood_fast.gather_batch(z, guide, far, *keys, across.op, facts, across.name)

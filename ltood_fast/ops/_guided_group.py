@@ -2,7 +2,7 @@
 
     l_i = lse_i - sum_{p in P(i)} w+_ip s_ip / weight_i, i a row of this rank, P(i) = V(i) + M(i)
 
-Shards of the other ranks' rows pass by, all in one (gather) or one rank's at a time (ring), and `guided_block` sums
+Shards of the other ranks' rows pass by, all in one (gather) or one rank's at a time (ring), and `guided_partial` sums
 over each what a row meets there: its negatives, its views, both softmaxes, the guide's nearest. Which M(i) are the
 nearest is known when all have passed; what a row needs of them, s and cos, goes along with each candidate. Only then is
 it known, too, which rows have no negative left in their farthest cluster and fall back on all rows; the few that might
@@ -24,7 +24,7 @@ from . import _check as check
 from ._contrastive_group import CHUNK, Similarity, add_chosen, add_rows, merge_best
 from ._group import Peers, gather_even, operator, resolve, save_inputs, saved_inputs, used
 from ._guided_batch import agree, ids_of
-from ._guided_block_op import Block
+from ._guided_partial_op import GuidedPartial
 from ._guided_op import _wide_dtype
 
 GUIDE = Similarity(1.0, True, True)  # cosines
@@ -118,7 +118,7 @@ class Keys:
             far = inputs.far.where((inputs.far >= 0) & (inputs.far < count), count + 1)
             self.own_far = torch.cat([far, far.new_full((1,), count + 1)])[self.cluster[self.own]]
 
-    def of_block(self, columns: slice) -> tuple[Tensor | None, ...]:
+    def of_columns(self, columns: slice) -> tuple[Tensor | None, ...]:
         """Clusters, far and instances of the own rows and of a shard, as the kernels take them."""
         if self.cluster is None:
             return (None,) * 5
@@ -167,20 +167,20 @@ class Sums:
 
     def __init__(self, inputs: Inputs, given: Tensor | None):
         n, k, z = inputs.z.shape[0], inputs.width, inputs.z
-        self.inputs, self.block = inputs, None
+        self.inputs, self.partial = inputs, None
         self.neighbors = z.new_full((n, k), -1, dtype=torch.int64) if given is None else given
         self.ranked = z.new_full((n, k), -torch.inf, dtype=_wide_dtype(z.dtype))
         self.s, self.cos = (z.new_zeros((n, k), dtype=torch.float64) for _ in range(2))
 
-    def add(self, first: int, shard: Tensor, guide: Tensor, block: Block) -> None:
+    def add(self, first: int, shard: Tensor, guide: Tensor, partial: GuidedPartial) -> None:
         inputs = self.inputs
-        self.block = block if self.block is None else _merged(self.block, block)
-        local = block.indices if inputs.searched else self.neighbors - first
+        self.partial = partial if self.partial is None else _merged(self.partial, partial)
+        local = partial.indices if inputs.searched else self.neighbors - first
         s = _products(inputs.student, inputs.z, shard, local)
         cos = _products(GUIDE, inputs.guide, guide, local)
         if inputs.searched:
             best = self.ranked, self.neighbors, self.s, self.cos
-            more = block.cosines, local.where(local < 0, local + first), s, cos
+            more = partial.cosines, local.where(local < 0, local + first), s, cos
             self.ranked, self.neighbors, self.s, self.cos = merge_best(best, more, inputs.k)
         else:
             inside = (self.neighbors >= 0) & (local >= 0) & (local < len(shard))
@@ -189,37 +189,39 @@ class Sums:
     def contrast(self, keys: Keys, others: Tensor) -> tuple[Tensor, ...]:
         """(loss, weight, lse, pairs, fallback), pairs [3, n, k]: s, the share of exp(s) that the sums of the shards
         have left out, and the attraction, of the neighbours."""
-        block, chosen = self.block, self.neighbors >= 0
+        partial, chosen = self.partial, self.neighbors >= 0
         in_far = chosen & (keys.cluster[self.neighbors.clamp(min=0)] == keys.own_far[:, None])
         fallback = others == in_far.sum(dim=1)
         share = 1 - self.inputs.force(-self.cos).where(in_far | fallback[:, None], 0)
         attract = self.inputs.force(self.cos).where(chosen, 0)
         missing = (self.s + share.log()).masked_fill(~chosen, -torch.inf)
-        counted = block.lse_every.where(fallback, block.lse)
+        counted = partial.lse_every.where(fallback, partial.lse)
         lse = torch.cat([counted[:, None], missing], dim=1).logsumexp(dim=1)
-        weight = block.weight + attract.sum(dim=1)
-        positive_logit = block.positive_logit + (attract * self.s).where(chosen, 0).sum(dim=1)
+        weight = partial.weight + attract.sum(dim=1)
+        positive_logit = partial.positive_logit + (attract * self.s).where(chosen, 0).sum(dim=1)
         has_positive = weight != 0  # true for NaN, which has to reach the loss
         loss = torch.where(has_positive, lse - positive_logit / weight.where(has_positive, 1), 0)
         return loss, weight, lse, torch.stack([self.s, share, attract]), fallback
 
     def divergence(self) -> Tensor:
         """KL(p || q) = E_p[t - s] + lse_s - lse_t, the difference through the gap where it is small; alone: 0."""
-        block = self.block
-        difference = block.gap.log1p().where(block.gap.abs() < 0.5, block.student_lse - block.teacher_lse)
-        return (block.excess + difference).where(block.teacher_lse != -torch.inf, 0)
+        partial = self.partial
+        difference = partial.gap.log1p().where(partial.gap.abs() < 0.5, partial.student_lse - partial.teacher_lse)
+        return (partial.excess + difference).where(partial.teacher_lse != -torch.inf, 0)
 
 
-def _merged(a: Block, b: Block) -> Block:
+def _merged(a: GuidedPartial, b: GuidedPartial) -> GuidedPartial:
     """Of the columns of both."""
     teacher = torch.logaddexp(a.teacher_lse, b.teacher_lse)
 
     def mean(of_a: Tensor, of_b: Tensor) -> Tensor:
         """Of what is a share of the teacher's sum."""
-        parts = ((block.teacher_lse - teacher).exp().where(block.teacher_lse != -torch.inf, 0) for block in (a, b))
+        parts = (
+            (partial.teacher_lse - teacher).exp().where(partial.teacher_lse != -torch.inf, 0) for partial in (a, b)
+        )
         return sum(part * x for part, x in zip(parts, (of_a, of_b), strict=True))
 
-    return Block(
+    return GuidedPartial(
         lse=torch.logaddexp(a.lse, b.lse),
         lse_every=torch.logaddexp(a.lse_every, b.lse_every),
         weight=a.weight + b.weight,
@@ -244,10 +246,12 @@ def guided_group(*arguments):
     every = None if others is None else others <= inputs.width
     sums = Sums(inputs, None if inputs.pos_idx is None else _given(inputs, peers, keys))
     for first, shard, guide_shard in inputs.shards(peers):
-        passing = keys.of_block(slice(first, first + len(shard)))
+        passing = keys.of_columns(slice(first, first + len(shard)))
         options = (inputs.searched, inputs.weighted, inputs.gamma, inputs.normalize, inputs.distill)
-        rectangle = z, guide, shard, guide_shard, peers.first - first, *passing, every, *inputs.temperatures
-        sums.add(first, shard, guide_shard, Block(*torch.ops.ltood_fast.guided_block(*rectangle, *options)))
+        pairs_of_sets = z, guide, shard, guide_shard, peers.first - first, *passing, every, *inputs.temperatures
+        sums.add(
+            first, shard, guide_shard, GuidedPartial(*torch.ops.ltood_fast.guided_partial(*pairs_of_sets, *options))
+        )
     wide, none = _wide_dtype(z.dtype), z.new_empty(0, dtype=torch.float64)
     contrast = none, none.clone(), none.clone(), z.new_empty((3, len(z), 0), dtype=torch.float64), none.bool()
     loss, weight, lse, pairs, fallback = sums.contrast(keys, others) if inputs.contrast else contrast
@@ -255,7 +259,7 @@ def guided_group(*arguments):
     if inputs.exchange == "ring":
         shard, guide_shard = z.new_empty((0, z.shape[1])), guide.new_empty((0, guide.shape[1]))
     contrasts = loss.to(wide), weight, lse, sums.neighbors.contiguous()
-    softmaxes = kl.to(wide, copy=True), sums.block.student_lse, sums.block.teacher_lse
+    softmaxes = kl.to(wide, copy=True), sums.partial.student_lse, sums.partial.teacher_lse
     return *contrasts, *softmaxes, pairs, fallback, shard, guide_shard, torch.tensor(peers.sizes)
 
 
@@ -297,11 +301,11 @@ class Arrived(NamedTuple):
         contrast, distill, coefficients = None, None, pairs[0]
         if inputs.contrast:
             loss = _doubles(grad_loss, lse).where(weight != 0, 0)
-            grad_lse = (_doubles(grad_lse, lse) + loss).where(lse != -torch.inf, 0)
+            grad_lse_total = (_doubles(grad_lse, lse) + loss).where(lse != -torch.inf, 0)
             attract = loss / weight.where(weight != 0, 1)
-            contrast = torch.stack([lse, grad_lse, attract, fallback.double()], dim=1)
+            contrast = torch.stack([lse, grad_lse_total, attract, fallback.double()], dim=1)
             s, share, force = pairs
-            coefficients = grad_lse[:, None] * share * (s - lse[:, None]).exp() - attract[:, None] * force
+            coefficients = grad_lse_total[:, None] * share * (s - lse[:, None]).exp() - attract[:, None] * force
             coefficients = coefficients.where(neighbors >= 0, 0)
         if inputs.distill:
             kl = _doubles(grad_kl, student_lse)
@@ -334,9 +338,9 @@ def guided_group_bwd(*arguments):
         passing = slice(first, first + len(shard))
         of_columns = iter(states)
         pairs = [(x, x if x is None else next(of_columns)[passing].contiguous()) for x in arrived[:2]]
-        rectangle = z, inputs.guide, shard, guide_shard, peers.first - first, *keys.of_block(passing)
+        pairs_of_sets = z, inputs.guide, shard, guide_shard, peers.first - first, *keys.of_columns(passing)
         options = *inputs.temperatures, inputs.weighted, inputs.gamma, inputs.normalize
-        part = torch.ops.ltood_fast.guided_partial_bwd(*rectangle, *pairs[0], *pairs[1], *options)
+        part = torch.ops.ltood_fast.guided_partial_bwd(*pairs_of_sets, *pairs[0], *pairs[1], *options)
         grad_unit = part if grad_unit is None else grad_unit.add_(part)
         del part  # not beside that of the next shard
         for slot in range(inputs.width):

@@ -92,7 +92,7 @@ def _check_neighbors(
 def _kernel(op: str, backend: str, across: Across, *inputs: Tensor | None) -> bool:
     """Whether the kernel runs: for many ranks that of blocks of rows and columns."""
     kernel = use_kernel(op, backend, *inputs)
-    return kernel and (not across.many or has_kernel("contrastive_block", inputs[0].device.type))
+    return kernel and (not across.many or has_kernel("contrastive_partial", inputs[0].device.type))
 
 
 def _with_extras(loss, rows: Rows, return_lse: bool, return_neighbors: bool = False):

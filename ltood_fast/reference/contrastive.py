@@ -230,7 +230,7 @@ def _block(
     return v, u @ v.T, rows[:, None] + diagonal != columns[None, :]
 
 
-def contrastive_block(
+def contrastive_partial(
     x: Tensor,  # [n, D]
     y: Tensor,  # [M, D]
     temperature: float | Tensor,

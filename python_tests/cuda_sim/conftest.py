@@ -7,7 +7,7 @@ from ptxsim import Device, Library, have_nvcc
 
 LAUNCHERS = [
     "csrc/ops/contrastive/contrastive_launch.cu", "csrc/ops/contrastive/contrastive_sm90_launch.cu",
-    "csrc/cuda/operand.cu", "csrc/cuda/segment_sums.cu", "csrc/ops/contrastive/contrastive_block_launch.cu",
+    "csrc/cuda/operand.cu", "csrc/cuda/segment_sums.cu", "csrc/ops/contrastive/contrastive_partial_launch.cu",
     "csrc/ops/knn/knn_launch.cu",
     "csrc/ops/knn/knn_sm90_launch.cu", "csrc/ops/guided/guided_launch.cu",
     "csrc/ops/guided/guided_sm90_launch.cu", "csrc/ops/cluster_kl/cluster_kl_launch.cu",
@@ -18,8 +18,8 @@ GLUE = [
     "csrc/ops/knn/knn_cuda.cpp", "csrc/cuda/operand_torch.cpp", "csrc/ops/cluster_kl/cluster_kl_cuda.cpp",
 ]  # fmt: skip
 OPERATORS = (
-    "contrastive", "contrastive_bwd", "contrastive_block", "contrastive_partial_bwd", "guided", "guided_bwd",
-    "guided_block", "guided_partial_bwd", "knn", "cluster_kl", "cluster_kl_bwd",
+    "contrastive", "contrastive_bwd", "contrastive_partial", "contrastive_partial_bwd", "guided", "guided_bwd",
+    "guided_partial", "guided_partial_bwd", "knn", "cluster_kl", "cluster_kl_bwd",
 )  # fmt: skip
 
 

@@ -74,7 +74,7 @@ class ContrastiveLseBwdCombine(C.Structure):
     _fields_ = [("lse_bwd", ContrastiveLseBwd), ("d", C.c_int), ("largest", pointer), ("out", pointer)]
 
 
-class ContrastiveBlockSums(C.Structure):
+class ContrastivePartialSums(C.Structure):
     _fields_ = [
         ("x", Operand), ("y", Operand), ("exponents", Exponents), ("diagonal", C.c_int), ("row_blocks", C.c_int),
         ("splits", C.c_int), ("split_tiles", C.c_int), ("resident", C.c_int), ("shared_bytes", C.c_int),

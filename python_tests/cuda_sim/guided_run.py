@@ -53,7 +53,7 @@ class Problem:
     normalize: bool = True
     parts: int | None = None  # of a float32 operand: 1 as under matmul precision "medium"
     splits: int | None = None  # of the columns; None: as many as the launchers choose
-    columns: int | None = None  # of a rectangle, whose rows begin at the next multiple of 128; None: a square
+    columns: int | None = None  # of a partial problem, whose rows begin at the next multiple of 128; None: a square
     diagonal: int = 0
 
     @property
@@ -165,14 +165,14 @@ class GuidedRun:
         return {name: self.get(name) for name in names}
 
     def forward_every(self, every: np.ndarray) -> np.ndarray:
-        """A rectangle's second pass: the log-sum-exps of the marked rows over all columns."""
+        """A partial problem's second pass: the log-sum-exps of the marked rows over all columns."""
         self.put(every=every.astype(np.uint8))
         self.params.distill, self.params.weight = 0, None
         self._plan(backward=False)
         return self._sums("lse")["lse"]
 
     def lse_bwd(self, contrast_state: np.ndarray) -> np.ndarray:
-        """A rectangle's backward pass, of the contrastive part."""
+        """A partial problem's backward pass, of the contrastive part."""
         self.put(contrast_state=contrast_state, every=None)
         self._plan(backward=True)
         self._splits(backward=True)

@@ -8,8 +8,8 @@ import ltood_fast
 from python_tests.ops.contrastive_cases import CASES, extras
 from python_tests.ops.test_cluster_kl import check as check_cluster_kl
 from python_tests.ops.test_contrastive import check
-from python_tests.ops.test_contrastive_block import check as check_block
-from python_tests.ops.test_contrastive_block import rules_of
+from python_tests.ops.test_contrastive_partial import check as check_block
+from python_tests.ops.test_contrastive_partial import rules_of
 from python_tests.tolerances import assert_gradient_close, assert_loss_close
 
 SIXTEEN_BITS = [(CASES[name], dtype) for name in ("psd bank", "stage1") for dtype in (torch.bfloat16, torch.float16)]
@@ -32,7 +32,7 @@ def test_contrastive(served, case, dtype):
         (torch.float16, False, 0.5),
     ],
 )
-def test_contrastive_block(served, dtype, normalize, temperature):
+def test_contrastive_partial(served, dtype, normalize, temperature):
     """Both ops, all four rules of the search, with and without weights of the columns."""
     x, y = (torch.randn(rows, 20, dtype=torch.float64) for rows in (70, 90))
     if not normalize:
@@ -52,7 +52,7 @@ def test_a_fixed_temperature_and_the_default_views(served):
 
 
 def test_the_hopper_path(served, monkeypatch):
-    """The same functions, their kernels chosen by the environment: the backward of a rectangle too."""
+    """The same functions, their kernels chosen by the environment: the backward of a partial problem too."""
     monkeypatch.setenv("LTOOD_CUDA_PATH", "sm90")
     test_a_fixed_temperature_and_the_default_views(served)
     x, y = torch.randn(70, 20), torch.randn(150, 20)
@@ -127,9 +127,9 @@ def one_rank(tmp_path):
 
 
 def test_stage2_over_a_group(served, one_rank):
-    """By rows against all ranks' columns, though all are this rank's here: the rectangular kernels, no others."""
+    """By rows against all ranks' columns, though all are this rank's here: the partial kernels, no others."""
     check_stage2(torch.float32, torch.float16, group=one_rank)
-    for kernel in ("guided_finish_block", "guided_finish_partial_bwd", "topk"):
+    for kernel in ("guided_partial_epilogue", "guided_finish_partial_bwd", "topk"):
         assert any(kernel in name for name in served.launches), kernel
     assert not any("guided_select" in name for name in served.launches)
 

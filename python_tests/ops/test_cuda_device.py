@@ -6,7 +6,7 @@ import torch.nn.functional as F
 
 import ltood_fast
 from ltood_fast._ext import has_kernel
-from ltood_fast.ops._contrastive_block_op import contrastive_block, contrastive_partial_bwd
+from ltood_fast.ops._contrastive_partial_op import contrastive_partial, contrastive_partial_bwd
 from python_tests.tolerances import assert_gradient_close, assert_loss_close
 
 pytestmark = pytest.mark.cuda
@@ -27,8 +27,8 @@ def ops(n: int, d: int, dtype: torch.dtype) -> dict:
         "stage2_loss": lambda: grad(lambda x: ltood_fast.stage2_loss(x, guide, clusters, far, 0.2).total, z),
         "cluster_kl": lambda: grad(lambda x: ltood_fast.cluster_kl(x, centroids.to(dtype)), z),
         "knn": lambda: ltood_fast.knn(z, 5),
-        "contrastive_block": lambda: rectangle(z[: n // 2], z, n // 4),
-        "guided_block": lambda: guided_rectangle(z, guide, clusters, far),
+        "contrastive_partial": lambda: partial(z[: n // 2], z, n // 4),
+        "guided_partial": lambda: guided_partial(z, guide, clusters, far),
     }
 
 
@@ -38,27 +38,27 @@ def grad(loss, z):
     return value.detach(), *torch.autograd.grad(value, z)
 
 
-def rectangle(x, y, diagonal):
-    """Both rectangular ops: all that they return."""
+def partial(x, y, diagonal):
+    """Both partial ops: all that they return."""
     shared = {"normalize": True, "diagonal": diagonal}
-    found = contrastive_block(x, y, 0.2, k=3, **shared)
+    found = contrastive_partial(x, y, 0.2, k=3, **shared)
     of_columns = torch.linspace(4, 5, len(y), dtype=torch.float64, device="cuda")
     weights = {"x_lse": found.lse, "x_weight": found.lse, "y_lse": of_columns, "y_weight": of_columns}
     return *found, contrastive_partial_bwd(x, y, 0.2, **weights, **shared)
 
 
-def guided_rectangle(z, guide, clusters, far):
-    """Half of the rows against all: what both rectangular ops of stage 2 return."""
+def guided_partial(z, guide, clusters, far):
+    """Half of the rows against all: what both partial ops of stage 2 return."""
     n, ids = len(z) // 2, torch.arange(len(z), device="cuda") % (len(z) // 2)
-    rectangle = z[:n], guide[:n], z, guide, 0, clusters[:n], clusters, far, ids[:n], ids
-    found = torch.ops.ltood_fast.guided_block(*rectangle, ids[:n] % 9 == 0, 0.2, None, None, 3, True, 1.0, True, True)
+    partial = z[:n], guide[:n], z, guide, 0, clusters[:n], clusters, far, ids[:n], ids
+    found = torch.ops.ltood_fast.guided_partial(*partial, ids[:n] % 9 == 0, 0.2, None, None, 3, True, 1.0, True, True)
     state = 4 + (ids[:, None] % torch.arange(2, 6, device="cuda")).double() / 9
     states = state[:n], state, state[:n], state
-    return *found, torch.ops.ltood_fast.guided_partial_bwd(*rectangle, *states, 0.2, None, None, True, 1.0, True)
+    return *found, torch.ops.ltood_fast.guided_partial_bwd(*partial, *states, 0.2, None, None, True, 1.0, True)
 
 
-NAMES = ["nt_xent", "stage1_loss", "psd_loss k=3", "stage2_loss", "cluster_kl", "knn", "contrastive_block",
-         "guided_block"]  # fmt: skip
+NAMES = ["nt_xent", "stage1_loss", "psd_loss k=3", "stage2_loss", "cluster_kl", "knn", "contrastive_partial",
+         "guided_partial"]  # fmt: skip
 
 
 def equal(a, b) -> bool:
@@ -158,7 +158,7 @@ def test_shards_of_a_large_batch(shards, dtype):
     lse, grad_unit = (x.detach() for x in lse_and_its_gradient(z))
     start, weight = n - rows, torch.ones(n, dtype=torch.float64, device="cuda")
     x = z[start:]
-    whole = contrastive_block(x, z, 0.2, normalize=False, diagonal=start).lse
+    whole = contrastive_partial(x, z, 0.2, normalize=False, diagonal=start).lse
     assert_loss_close(whole, lse[start:], dtype)
     weights = {"x_lse": whole, "x_weight": weight[:rows]}
     passed = sum(
@@ -217,18 +217,18 @@ def test_the_dispatcher_accepts_the_op(name):
     torch.library.opcheck(torch.ops.ltood_fast.contrastive, arguments)
 
 
-def test_the_dispatcher_accepts_the_rectangular_ops():
+def test_the_dispatcher_accepts_the_partial_ops():
     x, y = torch.randn(40, 16, device="cuda"), torch.randn(70, 16, device="cuda")
     ids, lse = torch.arange(70, device="cuda"), torch.rand(70, device="cuda").double()
     block = (x, y, 0.2, None, True, 10, 2, ids[:40], ids, None, None)
-    torch.library.opcheck(torch.ops.ltood_fast.contrastive_block, block)
+    torch.library.opcheck(torch.ops.ltood_fast.contrastive_partial, block)
     grad_unit = (x, y, 1.0, torch.tensor(0.3, device="cuda"), False, 10, lse[:40], lse[:40], lse, lse)
     torch.library.opcheck(torch.ops.ltood_fast.contrastive_partial_bwd, grad_unit)
 
 
 def test_stage2_over_a_group(tmp_path):
-    """A rank alone with itself: by the rectangular kernels, what the square ones give; labels out of range as there."""
-    assert has_kernel("guided_block", "cuda")
+    """A rank alone with itself: by the partial kernels, what the square ones give; labels out of range as there."""
+    assert has_kernel("guided_partial", "cuda")
     z = torch.randn(300, 32, device="cuda")
     guide, clusters = z + torch.randn(300, 32, device="cuda"), torch.arange(300, device="cuda") % 5
     clusters[::9], far = -1, torch.tensor([1, 2, 7, 4, 0], device="cuda")

@@ -47,7 +47,7 @@ std::vector<double> similarity_pass(const PreparedRows& rows, const RowBlocks<T>
   return sum;
 }
 
-// The neighbours in a bank: a rectangular product, the bank's rows made ready a block at a time.
+// The neighbours in a bank: a product with other columns, the bank's rows made ready a block at a time.
 template <typename T>
 void search_bank(const ContrastiveInputs& in, const PreparedRows& rows, const RowBlocks<T>& blocks,
                  const CandidateRows& candidates, Neighbors<T>& neighbors) {

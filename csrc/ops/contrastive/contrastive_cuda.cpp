@@ -16,8 +16,8 @@
 #include "cuda/operand_torch.h"
 #include "cuda/segment_sums.h"
 #include "ops/contrastive/contrastive.h"
-#include "ops/contrastive/contrastive_block.h"
 #include "ops/contrastive/contrastive_launch.h"
+#include "ops/contrastive/contrastive_partial.h"
 #include "ops/knn/topk_torch.h"
 
 namespace ltood {
@@ -342,14 +342,14 @@ std::tuple<at::Tensor, at::Tensor> contrastive_bwd_cuda(
   return {grad_z, doubled.mul(-0.5).to(at::kFloat)};
 }
 
-// The rectangular form: rows and columns prepared alike.
-struct Rectangle {
+// The partial form: rows and columns prepared alike.
+struct PartialOperands {
   c10::DeviceGuard guard;
   OperandTensors x, y;
   Temperature tau;
   int diagonal;
 
-  Rectangle(const char* op, const ContrastiveBlock& in)
+  PartialOperands(const char* op, const PartialInputs& in)
       : guard(in.x.device()),
         x(prepare_rows(op, "x", in.x, in.normalize, /*half_parts=*/in.normalize)),
         y(prepare_rows(op, "y", in.y, in.normalize, /*half_parts=*/in.normalize)),
@@ -357,44 +357,44 @@ struct Rectangle {
         diagonal(static_cast<int>(bounded_diagonal(in))) {}
 };
 
-void launch_block_search(const Rectangle& block, const ContrastiveBlockSearch& search, const at::Tensor& cosines,
-                         const at::Tensor& indices) {
+void launch_partial_search(const PartialOperands& operands, const PartialSearch& search, const at::Tensor& cosines,
+                           const at::Tensor& indices) {
   TopkParams params{};
-  params.x = block.x.view;
-  params.y = block.y.view;
+  params.x = operands.x.view;
+  params.y = operands.y.view;
   params.k = static_cast<int>(search.k);
   params.exclude_self = 1;
-  params.diagonal = block.diagonal;
+  params.diagonal = operands.diagonal;
   params.x_instance = indices_of(search.x_instance);
   params.y_instance = indices_of(search.y_instance);
   params.x_domain = indices_of(search.x_domain);
   params.y_domain = indices_of(search.y_domain);
   params.values = cosines.mutable_data_ptr<float>();
   params.indices = indices.mutable_data_ptr<int64_t>();
-  launch_topk("contrastive_block", params, block.x.scale);
+  launch_topk("contrastive_partial", params, operands.x.scale);
 }
 
-std::tuple<at::Tensor, at::Tensor, at::Tensor> contrastive_block_cuda(
+std::tuple<at::Tensor, at::Tensor, at::Tensor> contrastive_partial_cuda(
     const at::Tensor& x, const at::Tensor& y, double temperature, const OptionalTensor& temperature_tensor,
     bool normalize, int64_t diagonal, int64_t k, const OptionalTensor& x_instance, const OptionalTensor& y_instance,
     const OptionalTensor& x_domain, const OptionalTensor& y_domain) {
-  const char* op = "contrastive_block";
-  const ContrastiveBlock in{x, y, temperature, temperature_tensor, normalize, diagonal};
-  const ContrastiveBlockSearch search{k, dense(x_instance), dense(y_instance), dense(x_domain), dense(y_domain)};
-  check_contrastive_block_search(in, search);
-  const Rectangle block(op, in);
+  const char* op = "contrastive_partial";
+  const PartialInputs in{x, y, temperature, temperature_tensor, normalize, diagonal};
+  const PartialSearch search{k, dense(x_instance), dense(y_instance), dense(x_domain), dense(y_domain)};
+  check_contrastive_partial(in, search);
+  const PartialOperands operands(op, in);
   const int64_t n = x.size(0);
-  const auto floats = block.x.scale.options();
-  ContrastiveBlockSums sums{block.x.view, block.y.view, block.tau.exponents, block.diagonal};
-  check_launch(op, ltood_plan_contrastive_block(&sums));
-  const at::Tensor parts = at::empty({1 + block.tau.exponents.online, sums.splits, n}, floats);
+  const auto floats = operands.x.scale.options();
+  ContrastivePartialSums sums{operands.x.view, operands.y.view, operands.tau.exponents, operands.diagonal};
+  check_launch(op, ltood_plan_contrastive_partial(&sums));
+  const at::Tensor parts = at::empty({1 + operands.tau.exponents.online, sums.splits, n}, floats);
   const at::Tensor lse = at::empty({n}, floats.dtype(at::kDouble));
   sums.sums = parts.mutable_data_ptr<float>();
-  sums.maxima = sums.sums + (block.tau.exponents.online ? sums.splits * n : 0);
+  sums.maxima = sums.sums + (operands.tau.exponents.online ? sums.splits * n : 0);
   sums.lse = lse.mutable_data_ptr<double>();
-  check_launch(op, ltood_launch_contrastive_block(&sums, current_stream(x)));
+  check_launch(op, ltood_launch_contrastive_partial(&sums, current_stream(x)));
   const at::Tensor cosines = at::empty({n, k}, floats), indices = at::empty({n, k}, floats.dtype(at::kLong));
-  if (k > 0) launch_block_search(block, search, cosines, indices);
+  if (k > 0) launch_partial_search(operands, search, cosines, indices);
   return {lse, cosines, indices};
 }
 
@@ -403,24 +403,24 @@ at::Tensor contrastive_partial_bwd_cuda(const at::Tensor& x, const at::Tensor& y
                                         const at::Tensor& x_lse, const at::Tensor& x_weight,
                                         const OptionalTensor& y_lse, const OptionalTensor& y_weight) {
   const char* op = "contrastive_partial_bwd";
-  const ContrastiveBlock in{x, y, temperature, temperature_tensor, normalize, diagonal};
-  const ContrastiveBlockWeights weights{x_lse.contiguous(), x_weight.contiguous(), dense(y_lse), dense(y_weight)};
+  const PartialInputs in{x, y, temperature, temperature_tensor, normalize, diagonal};
+  const PartialLseGrads weights{x_lse.contiguous(), x_weight.contiguous(), dense(y_lse), dense(y_weight)};
   check_contrastive_partial_bwd(in, weights);
-  const Rectangle block(op, in);
-  const Exponents& exponents = block.tau.exponents;
+  const PartialOperands operands(op, in);
+  const Exponents& exponents = operands.tau.exponents;
   const at::Tensor of_rows = weights.x_weight->to(at::kFloat);
   const at::Tensor of_cols = weights.y_weight ? weights.y_weight->to(at::kFloat) : at::Tensor();
   at::Tensor largest;
-  if (block.x.view.is_half) largest = at::amax(at::abs(weights.y_weight ? at::cat({of_rows, of_cols}) : of_rows));
+  if (operands.x.view.is_half) largest = at::amax(at::abs(weights.y_weight ? at::cat({of_rows, of_cols}) : of_rows));
   const float* unit = largest.defined() ? largest.const_data_ptr<float>() : nullptr;
-  const at::Tensor row_factors = launch_factors(block.x, exponents, weights.x_lse->const_data_ptr<double>(),
+  const at::Tensor row_factors = launch_factors(operands.x, exponents, weights.x_lse->const_data_ptr<double>(),
                                                 of_rows.const_data_ptr<float>(), unit);
   const at::Tensor col_factors =
-      launch_factors(block.y, exponents, weights.y_lse ? weights.y_lse->const_data_ptr<double>() : nullptr,
+      launch_factors(operands.y, exponents, weights.y_lse ? weights.y_lse->const_data_ptr<double>() : nullptr,
                      weights.y_lse ? of_cols.const_data_ptr<float>() : nullptr, unit);
-  ContrastiveLseBwd lse_bwd{block.x.view, block.y.view, exponents, block.diagonal};
+  ContrastiveLseBwd lse_bwd{operands.x.view, operands.y.view, exponents, operands.diagonal};
   const at::Tensor splits = launch_lse_bwd(lse_bwd, row_factors, col_factors);
-  const at::Tensor out = at::empty({x.size(0), x.size(1)}, block.x.scale.options());
+  const at::Tensor out = at::empty({x.size(0), x.size(1)}, operands.x.scale.options());
   const ContrastiveLseBwdCombine sum{lse_bwd, static_cast<int>(x.size(1)), unit, out.mutable_data_ptr<float>()};
   check_launch(op, ltood_launch_contrastive_lse_bwd_combine(&sum, current_stream(x)));
   return out;
@@ -432,6 +432,6 @@ at::Tensor contrastive_partial_bwd_cuda(const at::Tensor& x, const at::Tensor& y
 TORCH_LIBRARY_IMPL(ltood_fast, CUDA, m) {
   m.impl("contrastive", &ltood::contrastive_cuda);
   m.impl("contrastive_bwd", &ltood::contrastive_bwd_cuda);
-  m.impl("contrastive_block", &ltood::contrastive_block_cuda);
+  m.impl("contrastive_partial", &ltood::contrastive_partial_cuda);
   m.impl("contrastive_partial_bwd", &ltood::contrastive_partial_bwd_cuda);
 }

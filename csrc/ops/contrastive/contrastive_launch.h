@@ -160,8 +160,8 @@ struct ContrastiveLseBwdCombine {
   float* out;            // [rows, D]
 };
 
-// Log-sum-exp of a rectangle: rows against the columns of another operand that was prepared alike.
-struct ContrastiveBlockSums {
+// Log-sum-exp of a partial problem: rows against the columns of another operand that was prepared alike.
+struct ContrastivePartialSums {
   Operand x, y;
   Exponents exponents;
   int diagonal;    // row i and column i + diagonal are the same embedding, a pair left out
@@ -185,8 +185,8 @@ int ltood_launch_contrastive_factors(const ContrastiveFactors* params, void* str
 int ltood_plan_contrastive_lse_bwd(ContrastiveLseBwd* params);  // fills splits, resident, shared_bytes
 int ltood_launch_contrastive_lse_bwd(const ContrastiveLseBwd* params, void* stream);
 int ltood_launch_contrastive_lse_bwd_combine(const ContrastiveLseBwdCombine* params, void* stream);
-int ltood_plan_contrastive_block(ContrastiveBlockSums* params);
-int ltood_launch_contrastive_block(const ContrastiveBlockSums* params, void* stream);
+int ltood_plan_contrastive_partial(ContrastivePartialSums* params);
+int ltood_launch_contrastive_partial(const ContrastivePartialSums* params, void* stream);
 int ltood_launch_contrastive_finish(const ContrastiveBackward* params, void* stream);
 }
 

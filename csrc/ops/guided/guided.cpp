@@ -45,11 +45,13 @@ void check_devices(const GuidedArguments& a) {
 
 }  // namespace
 
-GuidedArguments rectangle_of(const GuidedRows& rows, const at::Tensor& y, const at::Tensor& y_guide,
-                             const std::optional<at::Tensor>& x_clusters, const std::optional<at::Tensor>& y_clusters,
-                             const std::optional<at::Tensor>& far, const std::optional<at::Tensor>& x_instance,
-                             const std::optional<at::Tensor>& y_instance, double temperature,
-                             std::optional<double> teacher_temperature, Force force, bool normalize, bool distill) {
+GuidedArguments partial_arguments(const GuidedRows& rows, const at::Tensor& y, const at::Tensor& y_guide,
+                                  const std::optional<at::Tensor>& x_clusters,
+                                  const std::optional<at::Tensor>& y_clusters, const std::optional<at::Tensor>& far,
+                                  const std::optional<at::Tensor>& x_instance,
+                                  const std::optional<at::Tensor>& y_instance, double temperature,
+                                  std::optional<double> teacher_temperature, Force force, bool normalize,
+                                  bool distill) {
   return {y,
           y_guide,
           both("clusters", x_clusters, y_clusters),
@@ -131,7 +133,7 @@ void check_guided(const GuidedArguments& a, const GuidedSaved& saved) {
 
 std::optional<at::Tensor> both(const char* argument, const std::optional<at::Tensor>& x,
                                const std::optional<at::Tensor>& y) {
-  LTOOD_CHECK_VALUE(x.has_value() == y.has_value(), "guided_block", argument, "given of the rows and of the columns",
+  LTOOD_CHECK_VALUE(x.has_value() == y.has_value(), "guided_partial", argument, "given of the rows and of the columns",
                     "one of them");
   if (!x.has_value()) return std::nullopt;
   return at::cat({*y, *x});
@@ -139,37 +141,37 @@ std::optional<at::Tensor> both(const char* argument, const std::optional<at::Ten
 
 namespace {
 
-void check_rectangle(const GuidedArguments& a) {
+void check_partial_rows(const GuidedArguments& a) {
   const GuidedRows& rows = *a.rows;
   check_embeddings("x", rows.z);
   check_embeddings("x_guide", rows.guide);
   const auto check_like = [](const char* argument, const at::Tensor& x, const at::Tensor& y) {
     const bool like = x.scalar_type() == y.scalar_type() && x.size(1) == y.size(1) && x.device() == y.device();
-    LTOOD_CHECK_VALUE(like, "guided_block", argument, "of the type, width and device of the columns", x.sizes());
+    LTOOD_CHECK_VALUE(like, "guided_partial", argument, "of the type, width and device of the columns", x.sizes());
   };
   check_guided(a);
   check_like("x", rows.z, a.z);
   check_like("x_guide", rows.guide, a.guide);
-  LTOOD_CHECK_VALUE(rows.guide.size(0) == rows.z.size(0), "guided_block", "x_guide", "of as many rows as x",
+  LTOOD_CHECK_VALUE(rows.guide.size(0) == rows.z.size(0), "guided_partial", "x_guide", "of as many rows as x",
                     rows.guide.sizes());
   const bool has_views = !a.clusters.has_value() || a.instance_ids.has_value();
-  LTOOD_CHECK_VALUE(has_views, "guided_block", "x_instance", "given where clusters are", "none");
+  LTOOD_CHECK_VALUE(has_views, "guided_partial", "x_instance", "given where clusters are", "none");
 }
 
 }  // namespace
 
-void check_guided_block(const GuidedArguments& a, const std::optional<at::Tensor>& x_every, int64_t k) {
-  check_rectangle(a);
+void check_guided_partial(const GuidedArguments& a, const std::optional<at::Tensor>& x_every, int64_t k) {
+  check_partial_rows(a);
   const at::Tensor& x = a.rows->z;
   const bool fits = !x_every.has_value() || (x_every->scalar_type() == at::kBool && x_every->is_contiguous() &&
                                              x_every->numel() == x.size(0) && x_every->device() == x.device());
-  LTOOD_CHECK_VALUE(fits, "guided_block", "x_every", "contiguous bool of shape [n] on the device of x",
+  LTOOD_CHECK_VALUE(fits, "guided_partial", "x_every", "contiguous bool of shape [n] on the device of x",
                     c10::str(x_every->dtype(), " ", x_every->sizes(), " on ", x_every->device()));
-  LTOOD_CHECK_VALUE(k >= 0, "guided_block", "k", "at least 0", k);
+  LTOOD_CHECK_VALUE(k >= 0, "guided_partial", "k", "at least 0", k);
 }
 
-void check_guided_block(const GuidedArguments& a, const GuidedStates& states) {
-  check_rectangle(a);
+void check_guided_partial(const GuidedArguments& a, const GuidedStates& states) {
+  check_partial_rows(a);
   const auto check = [&](const char* argument, const std::optional<at::Tensor>& x, bool used, int64_t rows) {
     const bool fits = x.has_value() == used && (!used || (x->scalar_type() == at::kDouble && x->dim() == 2 &&
                                                           x->size(0) == rows && x->size(1) == kStateColumns));

@@ -3,8 +3,8 @@
 // One op serves guided_contrastive (clusters given), relational_distill (distill) and stage2_loss (both). Legend: N
 // rows, D and Dg features, K clusters, k neighbours. The formulas are in ltood_fast/reference/guided.py.
 //
-// Over a process group the same tiles are a rectangle: rows of one process [n] against the columns of others [M].
-//   guided_block        sums over the columns, which merge with those of other columns; positives: the views alone
+// Over a process group the same tiles are a partial problem: rows of one process [n] against the columns of others [M].
+//   guided_partial        sums over the columns, which merge with those of other columns; positives: the views alone
 //   guided_partial_bwd   (1/tau) sum_j (G_ij + G_ji) u(y_j), the gradient at u(x_i) of all rows' losses, from what
 //                       arrived at both sides; less the neighbours, whose pairs the caller adds
 #pragma once
@@ -18,7 +18,7 @@
 
 namespace ltood {
 
-// The rows of a rectangle: row i is the same embedding as column i + diagonal, if there is such a column.
+// The rows of a partial problem: row i is the same embedding as column i + diagonal, if there is such a column.
 struct GuidedRows {
   at::Tensor z;      // [n, D]
   at::Tensor guide;  // [n, Dg]
@@ -42,13 +42,14 @@ struct GuidedArguments {
   int64_t n() const { return z.size(0) + (rows.has_value() ? rows->z.size(0) : 0); }
 };
 
-// Of the operators of a rectangle. Raises ValueError where only the rows or only the columns have clusters or
+// Of the operators of a partial problem. Raises ValueError where only the rows or only the columns have clusters or
 // instances.
-GuidedArguments rectangle_of(const GuidedRows& rows, const at::Tensor& y, const at::Tensor& y_guide,
-                             const std::optional<at::Tensor>& x_clusters, const std::optional<at::Tensor>& y_clusters,
-                             const std::optional<at::Tensor>& far, const std::optional<at::Tensor>& x_instance,
-                             const std::optional<at::Tensor>& y_instance, double temperature,
-                             std::optional<double> teacher_temperature, Force force, bool normalize, bool distill);
+GuidedArguments partial_arguments(const GuidedRows& rows, const at::Tensor& y, const at::Tensor& y_guide,
+                                  const std::optional<at::Tensor>& x_clusters,
+                                  const std::optional<at::Tensor>& y_clusters, const std::optional<at::Tensor>& far,
+                                  const std::optional<at::Tensor>& x_instance,
+                                  const std::optional<at::Tensor>& y_instance, double temperature,
+                                  std::optional<double> teacher_temperature, Force force, bool normalize, bool distill);
 
 // The value of a temperature that may be a 0-d tensor (which then wins).
 double temperature_value(double temperature, const std::optional<at::Tensor>& tensor);
@@ -65,13 +66,13 @@ struct GuidedSaved {
   at::Tensor student_lse, teacher_lse;
 };
 
-// What arrived at the rows and at the columns of a rectangle, float64; none: that part is not there.
+// What arrived at the rows and at the columns of a partial problem, float64; none: that part is not there.
 struct GuidedStates {
   std::optional<at::Tensor> x_contrast, y_contrast;  // [., 4] kContrast*
   std::optional<at::Tensor> x_distill, y_distill;    // [., 4] kDistill*
 };
 
-// Columns, then rows: what a rectangle knows of both. Raises ValueError where only one of them is given.
+// Columns, then rows: what a partial problem knows of both. Raises ValueError where only one of them is given.
 std::optional<at::Tensor> both(const char* argument, const std::optional<at::Tensor>& x,
                                const std::optional<at::Tensor>& y);
 
@@ -79,7 +80,7 @@ std::optional<at::Tensor> both(const char* argument, const std::optional<at::Ten
 // and the kernels take what is out of range for no cluster and no neighbour.
 void check_guided(const GuidedArguments& arguments);
 void check_guided(const GuidedArguments& arguments, const GuidedSaved& saved);
-void check_guided_block(const GuidedArguments& arguments, const std::optional<at::Tensor>& x_every, int64_t k);
-void check_guided_block(const GuidedArguments& arguments, const GuidedStates& states);
+void check_guided_partial(const GuidedArguments& arguments, const std::optional<at::Tensor>& x_every, int64_t k);
+void check_guided_partial(const GuidedArguments& arguments, const GuidedStates& states);
 
 }  // namespace ltood

@@ -1,8 +1,8 @@
 // Backward of the guided family on the CPU. With G_ij = dL/ds_ij, the gradient of the unit row z_i is
 //   (1/tau) sum_j H_ij z_j,   H = G + G^T,
 // so every tile of rows owns its result: each reads its own negatives and the rows it is a negative of. The softmaxes
-// of all pairs come first, both ways at once (in a rectangle with the tiles), positives are added row by row, and the
-// gradient goes back through the normalisation last.
+// of all pairs come first, both ways at once (in a partial problem with the tiles), positives are added row by row, and
+// the gradient goes back through the normalisation last.
 #include <ATen/ops/empty.h>
 #include <ATen/ops/scalar_tensor.h>
 #include <ATen/ops/zeros.h>
@@ -68,7 +68,7 @@ RowGradients<T> order_gradients(const GuidedSaved& saved, const GuidedTiles<T>& 
   return rows;
 }
 
-// The same of a rectangle's columns and rows.
+// The same of a partial problem's columns and rows.
 template <typename T>
 RowGradients<T> order_states(const GuidedStates& states, const GuidedTiles<T>& in) {
   const auto gather = [&](const at::Tensor& by_row, int64_t column, double factor) {
@@ -316,7 +316,7 @@ std::tuple<at::Tensor, at::Tensor> backward(const GuidedArguments& arguments, co
 }
 
 template <typename T>
-at::Tensor lse_bwd_block(const GuidedArguments& arguments, const GuidedStates& states) {
+at::Tensor partial_bwd(const GuidedArguments& arguments, const GuidedStates& states) {
   RowOrder order = order_rows(arguments);
   if (states.x_contrast.has_value()) {
     const at::Tensor flags = both("contrast", states.x_contrast, states.y_contrast)->select(1, kContrastFallback);
@@ -354,12 +354,12 @@ at::Tensor guided_partial_bwd_cpu(
     double gamma, bool normalize) {
   const double tau = temperature_value(temperature, temperature_tensor);
   const GuidedArguments arguments =
-      rectangle_of({x, x_guide, diagonal}, y, y_guide, x_clusters, y_clusters, far, x_instance, y_instance, tau,
-                   teacher_temperature, {weighted && gamma != 0, gamma}, normalize, x_distill.has_value());
+      partial_arguments({x, x_guide, diagonal}, y, y_guide, x_clusters, y_clusters, far, x_instance, y_instance, tau,
+                        teacher_temperature, {weighted && gamma != 0, gamma}, normalize, x_distill.has_value());
   const GuidedStates states{x_contrast, y_contrast, x_distill, y_distill};
-  check_guided_block(arguments, states);
+  check_guided_partial(arguments, states);
   return dispatch_wide(compute_dtype(arguments),
-                       [&](auto zero) { return lse_bwd_block<decltype(zero)>(arguments, states); });
+                       [&](auto zero) { return partial_bwd<decltype(zero)>(arguments, states); });
 }
 
 std::tuple<at::Tensor, at::Tensor> guided_bwd_cpu(

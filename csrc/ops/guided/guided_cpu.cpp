@@ -1,6 +1,6 @@
 // Forward of the guided family on the CPU: one pass over all pairs finds the guide's neighbours and sums both
 // softmaxes, one over tiles of (rows x columns) sums the negatives, a third serves the few rows that fall back on all
-// others; positives come last. A rectangle does the first two in one.
+// others; positives come last. A partial problem does the first two in one.
 #include <ATen/ops/empty.h>
 #include <ATen/ops/full.h>
 #include <torch/library.h>
@@ -211,13 +211,13 @@ Outputs forward(const GuidedArguments& arguments, int64_t k) {
   return {loss.to(wide), weight, lse, neighbors, kl.to(wide), student_lse, teacher_lse};
 }
 
-using BlockOutputs = std::tuple<at::Tensor, at::Tensor, at::Tensor, at::Tensor, at::Tensor, at::Tensor, at::Tensor,
-                                at::Tensor, at::Tensor, at::Tensor>;
+using PartialOutputs = std::tuple<at::Tensor, at::Tensor, at::Tensor, at::Tensor, at::Tensor, at::Tensor, at::Tensor,
+                                  at::Tensor, at::Tensor, at::Tensor>;
 
 // The log-sum-exp of the rows at some positions, and the logits of their views.
 template <typename T>
-void finish_block(const GuidedTiles<T>& in, const std::vector<int64_t>& positions, const ForwardState<T>& state,
-                  double* weight, double* positive_logit, double* lse) {
+void partial_epilogue(const GuidedTiles<T>& in, const std::vector<int64_t>& positions, const ForwardState<T>& state,
+                      double* weight, double* positive_logit, double* lse) {
   at::parallel_for(0, static_cast<int64_t>(positions.size()), 64, [&](int64_t begin, int64_t end) {
     for (int64_t at = begin; at < end; ++at) {
       const int64_t i = positions[at], row = in.order.result_row(i);
@@ -232,8 +232,8 @@ void finish_block(const GuidedTiles<T>& in, const std::vector<int64_t>& position
 
 // excess and gap as shares of the teacher's sum, in nats: with the log-sums they merge with those of other columns.
 template <typename T>
-void write_block_distill(const RowOrder& order, const ForwardState<T>& state, double* student_lse, double* teacher_lse,
-                         double* excess, double* gap) {
+void write_partial_distill(const RowOrder& order, const ForwardState<T>& state, double* student_lse,
+                           double* teacher_lse, double* excess, double* gap) {
   for (const int64_t i : order.all_positions()) {
     const int64_t row = order.result_row(i);
     const DivergenceSum<T>& sums = state.divergence[row];
@@ -246,7 +246,7 @@ void write_block_distill(const RowOrder& order, const ForwardState<T>& state, do
 }
 
 template <typename T>
-BlockOutputs forward_block(const GuidedArguments& arguments, const std::optional<at::Tensor>& x_every, int64_t k) {
+PartialOutputs forward_partial(const GuidedArguments& arguments, const std::optional<at::Tensor>& x_every, int64_t k) {
   const int64_t n = arguments.rows->z.size(0);
   RowOrder order = order_rows(arguments);
   const GuidedTiles<T> in(arguments, order);
@@ -268,20 +268,20 @@ BlockOutputs forward_block(const GuidedArguments& arguments, const std::optional
   pass(order.all_positions(), false);
   if (in.contrast) {
     double* of_views[] = {weight.mutable_data_ptr<double>(), positive_logit.mutable_data_ptr<double>()};
-    finish_block(in, order.all_positions(), state, of_views[0], of_views[1], lse.mutable_data_ptr<double>());
+    partial_epilogue(in, order.all_positions(), state, of_views[0], of_views[1], lse.mutable_data_ptr<double>());
     if (x_every.has_value()) {
       std::vector<char> marked(order.size());
       std::copy_n(x_every->const_data_ptr<bool>(), n, marked.begin() + order.first);
       order.mark_fallback(marked);
       for (const int64_t i : order.fallback_positions()) state.negatives[order.slot(i)] = {};
       pass(order.fallback_positions(), true);
-      finish_block(in, order.fallback_positions(), state, of_views[0], of_views[1],
-                   lse_every.mutable_data_ptr<double>());
+      partial_epilogue(in, order.fallback_positions(), state, of_views[0], of_views[1],
+                       lse_every.mutable_data_ptr<double>());
     }
   }
   if (in.distill) {
-    write_block_distill(order, state, student_lse.mutable_data_ptr<double>(), teacher_lse.mutable_data_ptr<double>(),
-                        excess.mutable_data_ptr<double>(), gap.mutable_data_ptr<double>());
+    write_partial_distill(order, state, student_lse.mutable_data_ptr<double>(), teacher_lse.mutable_data_ptr<double>(),
+                          excess.mutable_data_ptr<double>(), gap.mutable_data_ptr<double>());
   }
   at::Tensor cosines = at::empty({n, k}, c10::CppTypeToScalarType<T>::value);
   std::copy_n(state.best.get(), n * k, cosines.mutable_data_ptr<T>());
@@ -314,23 +314,24 @@ Outputs guided_cpu(const at::Tensor& z,                            // [N, D]
   return dispatch_wide(compute_dtype(arguments), [&](auto zero) { return forward<decltype(zero)>(arguments, k); });
 }
 
-BlockOutputs guided_block_cpu(const at::Tensor& x, const at::Tensor& x_guide,  // [n, D], [n, Dg]
-                              const at::Tensor& y, const at::Tensor& y_guide,  // [M, D], [M, Dg]
-                              int64_t diagonal, const std::optional<at::Tensor>& x_clusters,
-                              const std::optional<at::Tensor>& y_clusters,
-                              const std::optional<at::Tensor>& far,  // [K]
-                              const std::optional<at::Tensor>& x_instance, const std::optional<at::Tensor>& y_instance,
-                              const std::optional<at::Tensor>& x_every,  // [n] bool
-                              double temperature, const std::optional<at::Tensor>& temperature_tensor,
-                              std::optional<double> teacher_temperature, int64_t k, bool weighted, double gamma,
-                              bool normalize, bool distill) {
+PartialOutputs guided_partial_cpu(const at::Tensor& x, const at::Tensor& x_guide,  // [n, D], [n, Dg]
+                                  const at::Tensor& y, const at::Tensor& y_guide,  // [M, D], [M, Dg]
+                                  int64_t diagonal, const std::optional<at::Tensor>& x_clusters,
+                                  const std::optional<at::Tensor>& y_clusters,
+                                  const std::optional<at::Tensor>& far,  // [K]
+                                  const std::optional<at::Tensor>& x_instance,
+                                  const std::optional<at::Tensor>& y_instance,
+                                  const std::optional<at::Tensor>& x_every,  // [n] bool
+                                  double temperature, const std::optional<at::Tensor>& temperature_tensor,
+                                  std::optional<double> teacher_temperature, int64_t k, bool weighted, double gamma,
+                                  bool normalize, bool distill) {
   const double tau = temperature_value(temperature, temperature_tensor);
   const GuidedArguments arguments =
-      rectangle_of({x, x_guide, diagonal}, y, y_guide, x_clusters, y_clusters, far, x_instance, y_instance, tau,
-                   teacher_temperature, {weighted && gamma != 0, gamma}, normalize, distill);
-  check_guided_block(arguments, x_every, k);
+      partial_arguments({x, x_guide, diagonal}, y, y_guide, x_clusters, y_clusters, far, x_instance, y_instance, tau,
+                        teacher_temperature, {weighted && gamma != 0, gamma}, normalize, distill);
+  check_guided_partial(arguments, x_every, k);
   return dispatch_wide(compute_dtype(arguments),
-                       [&](auto zero) { return forward_block<decltype(zero)>(arguments, x_every, k); });
+                       [&](auto zero) { return forward_partial<decltype(zero)>(arguments, x_every, k); });
 }
 
 }  // namespace
@@ -339,5 +340,5 @@ BlockOutputs guided_block_cpu(const at::Tensor& x, const at::Tensor& x_guide,  /
 
 TORCH_LIBRARY_IMPL(ltood_fast, CPU, m) {
   m.impl("guided", &ltood::guided_cpu);
-  m.impl("guided_block", &ltood::guided_block_cpu);
+  m.impl("guided_partial", &ltood::guided_partial_cpu);
 }

@@ -323,8 +323,8 @@ std::tuple<at::Tensor, at::Tensor> guided_bwd_cuda(
   return {grad_z, tau.on_device.defined() ? at::div(total, tau.on_device).div_(-2) : total.div(-2 * tau.value)};
 }
 
-using BlockOutputs = std::tuple<at::Tensor, at::Tensor, at::Tensor, at::Tensor, at::Tensor, at::Tensor, at::Tensor,
-                                at::Tensor, at::Tensor, at::Tensor>;
+using PartialOutputs = std::tuple<at::Tensor, at::Tensor, at::Tensor, at::Tensor, at::Tensor, at::Tensor, at::Tensor,
+                                  at::Tensor, at::Tensor, at::Tensor>;
 
 at::Tensor no_neighbors(const GuidedArguments& in) { return at::empty({in.n(), 0}, in.z.options().dtype(at::kLong)); }
 
@@ -337,21 +337,21 @@ void forward_every(GuidedCall& call, const at::Tensor& x_every, double* lse) {
   call.forward();
 }
 
-BlockOutputs guided_block_cuda(const at::Tensor& x, const at::Tensor& x_guide,  // [n, D], [n, Dg]
-                               const at::Tensor& y, const at::Tensor& y_guide,  // [M, D], [M, Dg]
-                               int64_t diagonal, const MaybeTensor& x_clusters, const MaybeTensor& y_clusters,
-                               const MaybeTensor& far,  // [K]
-                               const MaybeTensor& x_instance, const MaybeTensor& y_instance,
-                               const MaybeTensor& x_every,  // [n] bool
-                               double temperature, const MaybeTensor& temperature_tensor,
-                               std::optional<double> teacher_temperature, int64_t k, bool weighted, double gamma,
-                               bool normalize, bool distill) {
+PartialOutputs guided_partial_cuda(const at::Tensor& x, const at::Tensor& x_guide,  // [n, D], [n, Dg]
+                                   const at::Tensor& y, const at::Tensor& y_guide,  // [M, D], [M, Dg]
+                                   int64_t diagonal, const MaybeTensor& x_clusters, const MaybeTensor& y_clusters,
+                                   const MaybeTensor& far,  // [K]
+                                   const MaybeTensor& x_instance, const MaybeTensor& y_instance,
+                                   const MaybeTensor& x_every,  // [n] bool
+                                   double temperature, const MaybeTensor& temperature_tensor,
+                                   std::optional<double> teacher_temperature, int64_t k, bool weighted, double gamma,
+                                   bool normalize, bool distill) {
   const c10::DeviceGuard guard(x.device());
   const Temperature tau(temperature, temperature_tensor);
   const GuidedArguments arguments =
-      rectangle_of({x, x_guide, diagonal}, y, y_guide, x_clusters, y_clusters, far, x_instance, y_instance, tau.value,
-                   teacher_temperature, {weighted && gamma != 0, gamma}, normalize, distill);
-  check_guided_block(arguments, x_every, k);
+      partial_arguments({x, x_guide, diagonal}, y, y_guide, x_clusters, y_clusters, far, x_instance, y_instance,
+                        tau.value, teacher_temperature, {weighted && gamma != 0, gamma}, normalize, distill);
+  check_guided_partial(arguments, x_every, k);
   const bool contrast = arguments.clusters.has_value();
   GuidedCall call(arguments, tau, teacher_temperature, no_neighbors(arguments));
   const auto doubles = [&](bool used) { return call.empty({used ? x.size(0) : 0}, at::kDouble); };
@@ -382,10 +382,10 @@ at::Tensor guided_partial_bwd_cuda(const at::Tensor& x, const at::Tensor& x_guid
                                    bool weighted, double gamma, bool normalize) {
   const c10::DeviceGuard guard(x.device());
   const Temperature tau(temperature, temperature_tensor);
-  const GuidedArguments arguments =
-      rectangle_of({x, x_guide, diagonal}, y, y_guide, x_clusters, y_clusters, far, x_instance, y_instance, tau.value,
-                   teacher_temperature, {weighted && gamma != 0, gamma}, normalize, x_distill.has_value());
-  check_guided_block(arguments, {x_contrast, y_contrast, x_distill, y_distill});
+  const GuidedArguments arguments = partial_arguments(
+      {x, x_guide, diagonal}, y, y_guide, x_clusters, y_clusters, far, x_instance, y_instance, tau.value,
+      teacher_temperature, {weighted && gamma != 0, gamma}, normalize, x_distill.has_value());
+  check_guided_partial(arguments, {x_contrast, y_contrast, x_distill, y_distill});
   GuidedCall call(arguments, tau, teacher_temperature, no_neighbors(arguments));
   call.p.contrast_state = call.states(y_contrast, x_contrast);
   call.p.distill_state = call.states(y_distill, x_distill);
@@ -403,6 +403,6 @@ at::Tensor guided_partial_bwd_cuda(const at::Tensor& x, const at::Tensor& x_guid
 TORCH_LIBRARY_IMPL(ltood_fast, CUDA, m) {
   m.impl("guided", &ltood::guided_cuda);
   m.impl("guided_bwd", &ltood::guided_bwd_cuda);
-  m.impl("guided_block", &ltood::guided_block_cuda);
+  m.impl("guided_partial", &ltood::guided_partial_cuda);
   m.impl("guided_partial_bwd", &ltood::guided_partial_bwd_cuda);
 }

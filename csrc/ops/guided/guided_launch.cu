@@ -1,10 +1,10 @@
 #include <algorithm>
 
 #include "cuda/launch.cuh"
-#include "ops/guided/guided_block_kernel.cuh"
 #include "ops/guided/guided_bwd_kernel.cuh"
 #include "ops/guided/guided_kernel.cuh"
 #include "ops/guided/guided_launch.h"
+#include "ops/guided/guided_partial_kernel.cuh"
 #include "ops/guided/guided_plan.cuh"
 #include "ops/guided/guided_rows.cuh"
 #include "ops/guided/guided_sm90_launch.h"
@@ -34,7 +34,7 @@ int row_blocks(const GuidedParams& p) { return (p.padded - p.first) / kGuidedRow
 
 template <typename half_t>
 Kernel finish_kernel(const GuidedParams& p, bool backward) {
-  if (p.first) return backward ? guided_finish_partial_bwd_kernel<half_t> : guided_finish_block_kernel<half_t>;
+  if (p.first) return backward ? guided_finish_partial_bwd_kernel<half_t> : guided_partial_epilogue_kernel<half_t>;
   return backward ? guided_finish_backward_kernel<half_t> : guided_finish_forward_kernel<half_t>;
 }
 
@@ -85,7 +85,7 @@ extern "C" int ltood_launch_guided_plan(const GuidedParams* params, void* stream
   if (p.contrast) {
     const int blocks = ceil_div(p.n, kPlanThreads), tiles = ceil_div(p.padded / kGuidedColumns, kPlanThreads);
     if (const cudaError_t error = launch(guided_positions_kernel, blocks, kPlanThreads, 0, p, stream)) return error;
-    const Kernel select = p.first ? guided_block_select_kernel : guided_select_kernel;
+    const Kernel select = p.first ? guided_partial_select_kernel : guided_select_kernel;
     if (const cudaError_t error = launch(select, blocks, kPlanThreads, 0, p, stream)) return error;
     if (const cudaError_t error = launch(guided_fallback_tiles_kernel, tiles, kPlanThreads, 0, p, stream)) return error;
   }

@@ -7,11 +7,11 @@
 //   3. ltood_launch_guided_forward | _backward
 // Without clusters there is nothing to sort: the caller starts at 2 with `order` null.
 //
-// A rectangle, rows of one process against columns of others (guided_block), is worked on as one matrix: the columns in
-// the order of their keys, nothing up to the next multiple of 128, then the rows in the order of theirs. What is said
-// of rows below holds from position `first` on, spans are of columns. The rows' keys are shifted so that one sort puts
-// everything into its place; rows and columns are numbered in the same way, from the first column on. `first` tells
-// the launches that it is one: they then write guided_block's sums, or guided_partial_bwd's gradient.
+// A partial problem, rows of one process against columns of others (guided_partial), is worked on as one matrix: the
+// columns in the order of their keys, nothing up to the next multiple of 128, then the rows in the order of theirs.
+// What is said of rows below holds from position `first` on, spans are of columns. The rows' keys are shifted so that
+// one sort puts everything into its place; rows and columns are numbered in the same way, from the first column on.
+// `first` tells the launches that it is one: they then write guided_partial's sums, or guided_partial_bwd's gradient.
 #pragma once
 
 #include <cstdint>
@@ -62,8 +62,8 @@ struct GuidedParams {
   int n, d, k, clusters_count;
   int padded;    // n up to a multiple of 128
   int columns;   // the positions below are columns: n of a square
-  int first;     // position of the first row: 0 of a square, `columns` up to a multiple of 128 of a rectangle
-  int diagonal;  // of a rectangle: row i, from the first one on, is column i + diagonal
+  int first;     // position of the first row: 0 of a square, `columns` up to a multiple of 128 of a partial problem
+  int diagonal;  // of a partial problem: row i, from the first one on, is column i + diagonal
   int contrast, distill, backward;
   int splits;  // of the columns, each its own block; ltood_guided_splits()
   int weighted;
@@ -84,22 +84,22 @@ struct GuidedParams {
   int64_t* neighbor_at;          // [n, k] by position: positions, -1 = none
   const int64_t* reverse_keys;   // [n k] neighbor_at, ascending (backward)
   const int64_t* reverse_order;  // [n k] where they stood
-  const uint8_t* every;          // [n - first], a rectangle's forward pass: all columns are the negatives of the marked
-                                 // rows, and no others are summed; or null
-  int* position_of;              // [n] row -> position
-  int* self_at;                  // [padded] a rectangle's rows: position of the same column, -1 = none; null: a square
-  GuidedSpans* spans;            // [n]
-  uint8_t* fallback;             // [n]
-  uint8_t* fallback_tiles;       // [padded / 64]
-  uint32_t* tiles;               // [padded / 128, ceil(padded / 64 / 32)] bits: the column tiles of a block of rows
-  float* fields;                 // [kGuidedFields, padded]
+  const uint8_t* every;  // [n - first], a partial problem's forward pass: all columns are the negatives of the marked
+                         // rows, and no others are summed; or null
+  int* position_of;      // [n] row -> position
+  int* self_at;          // [padded] a partial problem's rows: position of the same column, -1 = none; null: a square
+  GuidedSpans* spans;    // [n]
+  uint8_t* fallback;     // [n]
+  uint8_t* fallback_tiles;  // [padded / 64]
+  uint32_t* tiles;          // [padded / 128, ceil(padded / 64 / 32)] bits: the column tiles of a block of rows
+  float* fields;            // [kGuidedFields, padded]
 
   // Forward.
-  float* sums;                        // [splits, kGuidedSums, padded - first]
-  float *loss, *kl;                   // [n] by row
-  double *weight, *lse;               // [n] by row; of a rectangle weight may be null: lse alone, -inf where unmarked
-  double *student_lse, *teacher_lse;  // [n] by row
-  double *positive_logit, *excess, *gap;  // [n - first] of a rectangle
+  float* sums;           // [splits, kGuidedSums, padded - first]
+  float *loss, *kl;      // [n] by row
+  double *weight, *lse;  // [n] by row; of a partial problem weight may be null: lse alone, -inf where unmarked
+  double *student_lse, *teacher_lse;      // [n] by row
+  double *positive_logit, *excess, *gap;  // [n - first] of a partial problem
 
   // Backward; gradients by row, null = 0. It reads weight and the lse above.
   const double *grad_loss, *grad_lse, *grad_kl, *grad_student_lse;  // [n]
@@ -110,7 +110,7 @@ struct GuidedParams {
   void* grad_z;   // [n, d] by row
   float* along;   // [n] <z_i, dL/dz_i> of the unit rows
 
-  // Backward of a rectangle, in place of the above but `gradient`.
+  // Backward of a partial problem, in place of the above but `gradient`.
   const double *contrast_state, *distill_state;  // [n, kStateColumns] by row
   float* grad_unit;                              // [n - first, d] by row
 };

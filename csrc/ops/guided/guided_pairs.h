@@ -1,5 +1,5 @@
 // What the guided losses of a square ask of all pairs of rows, each pair computed once: a tile of the upper triangle
-// serves its rows and its columns, by row throughout. Rectangles, and exponents too large for sums that are not
+// serves its rows and its columns, by row throughout. Partial problems, and exponents too large for sums that are not
 // shifted, take the tiles of guided_rows.h, where every row looks at its columns alone.
 //
 //   forward   the guide's nearest rows; sum 2^s, 2^t, 2^t (t - s), 2^s - 2^t of every row

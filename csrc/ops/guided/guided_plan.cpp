@@ -20,12 +20,12 @@ std::vector<Span> merge_spans(std::vector<Span> spans, int64_t gap) {
 }
 
 RowOrder::RowOrder(int64_t n, const int64_t* clusters, const int64_t* far, int64_t k, const int64_t* instance_ids,
-                   std::optional<Rectangle> rectangle)
+                   std::optional<PartialShape> partial)
     : row_at(n),
       position_of(n),
       fallback(n, 0),
-      columns(rectangle ? rectangle->columns : n),
-      first(rectangle ? columns : 0),
+      columns(partial ? partial->columns : n),
+      first(partial ? columns : 0),
       cluster(n, 0),
       far_of(far, far + k),
       own_column(n),
@@ -39,7 +39,7 @@ RowOrder::RowOrder(int64_t n, const int64_t* clusters, const int64_t* far, int64
   }
   for (int64_t p = 0; p < n; ++p) position_of[row_at[p]] = p;
   for (int64_t p = 0; p < n; ++p) {
-    const int64_t row = row_at[p], same = row < first || !rectangle ? row : row - first + rectangle->diagonal;
+    const int64_t row = row_at[p], same = row < first || !partial ? row : row - first + partial->diagonal;
     own_column[p] = 0 <= same && same < columns ? position_of[same] : -1;
   }
   group_views(instance_ids);
@@ -85,7 +85,7 @@ void RowOrder::group_views(const int64_t* instance_ids) {
   members.resize(n);
   for (int64_t begin = 0, end = 0; begin < n; begin = end) {
     while (end < n && keyed[end].first == keyed[begin].first) ++end;
-    int64_t columns_end = end;  // behind the columns come the rows of a rectangle
+    int64_t columns_end = end;  // behind the columns come the rows of a partial problem
     while (columns_end > begin && keyed[columns_end - 1].second >= columns) --columns_end;
     for (int64_t m = begin; m < end; ++m) {
       members[m] = keyed[m].second;

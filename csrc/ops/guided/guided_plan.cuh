@@ -60,12 +60,12 @@ __device__ __forceinline__ void for_each_view(const GuidedParams& p, int positio
   }
   const int64_t id = p.instance[position];
   for (int64_t at = lower_bound(p.instance_keys, p.n, id); at < p.n && p.instance_keys[at] == id; ++at) {
-    if (p.members[at] >= p.columns) break;  // behind the columns come the rows of a rectangle
+    if (p.members[at] >= p.columns) break;  // behind the columns come the rows of a partial problem
     body(static_cast<int>(p.members[at]));
   }
 }
 
-// What a row's key exceeds its cluster's by. In a rectangle that is more than any key of a column, and one more.
+// What a row's key exceeds its cluster's by. In a partial problem that is more than any key of a column, and one more.
 __device__ __forceinline__ int64_t row_shift(const GuidedParams& p) {
   const int64_t count = p.clusters_count;
   return p.first ? count * count + count + 2 : 0;
@@ -125,8 +125,8 @@ __global__ void guided_select_kernel(GuidedParams p) {
   p.spans[position] = spans.packed();
 }
 
-// The spans of a rectangle's rows. Which rows and columns fall back is told by the caller, who knows all columns.
-__global__ void guided_block_select_kernel(GuidedParams p) {
+// The spans of a partial problem's rows. Which rows and columns fall back is told by the caller, who knows all columns.
+__global__ void guided_partial_select_kernel(GuidedParams p) {
   const int position = blockIdx.x * kPlanThreads + threadIdx.x;
   if (position >= p.n) return;
   const int64_t row = row_at(p, position);
@@ -206,7 +206,7 @@ __device__ __forceinline__ void backward_fields(const GuidedParams& p, int posit
   }
 }
 
-// The same of a rectangle, from what the caller has worked out for its rows and columns.
+// The same of a partial problem, from what the caller has worked out for its rows and columns.
 __device__ __forceinline__ void state_fields(const GuidedParams& p, int position, float (&field)[kGuidedFields]) {
   const int64_t at = row_at(p, position) * kStateColumns;
   if (p.contrast) {
@@ -225,7 +225,7 @@ __device__ __forceinline__ void state_fields(const GuidedParams& p, int position
   }
 }
 
-// The position of the column that a rectangle's row is.
+// The position of the column that a partial problem's row is.
 __device__ __forceinline__ int same_column(const GuidedParams& p, int position) {
   if (position < p.first || position >= p.n) return -1;
   const int64_t column = row_at(p, position) - p.first + p.diagonal;

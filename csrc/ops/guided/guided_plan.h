@@ -5,8 +5,8 @@
 //   in(i)  = the rows of all clusters f, far[f] = c_i (whose rows have i as a negative, but for P(.))
 // are both contiguous, and about N²/K of the N² pairs lie in them. "Position" is the place in this order.
 //
-// Of a rectangle, the rows of one process against the columns of others, the columns come first and the rows behind
-// them, each in that order: spans are of columns.
+// In a partial problem, the rows of one process against the columns of others, the columns come first and the rows
+// behind them, each in that order: spans are of columns.
 #pragma once
 
 #include <cstdint>
@@ -31,7 +31,7 @@ std::vector<Span> merge_spans(std::vector<Span> spans, int64_t gap);
 
 // The first `columns` of all rows are columns, the others the rows that meet them; row i of those and column
 // i + diagonal are the same embedding.
-struct Rectangle {
+struct PartialShape {
   int64_t columns;
   int64_t diagonal;
 };
@@ -40,9 +40,9 @@ class RowOrder {
  public:
   // clusters: [n] in [0, k), or null: the rows stay in their order and have no spans. far: [k] in [0, k).
   // instance_ids: [n], or null: rows i and i + n/2 are the two views of an image.
-  // rectangle: none: all rows are columns too.
+  // partial: none: all rows are columns too.
   RowOrder(int64_t n, const int64_t* clusters, const int64_t* far, int64_t k, const int64_t* instance_ids,
-           std::optional<Rectangle> rectangle = std::nullopt);
+           std::optional<PartialShape> partial = std::nullopt);
 
   int64_t size() const { return static_cast<int64_t>(row_at.size()); }
   // Where results go: by position from `first` on, and by row likewise.
@@ -84,7 +84,7 @@ class RowOrder {
   std::vector<char> fallback;        // [n] by position
   std::vector<Span> fallback_spans;  // the columns among the positions marked above
   int64_t columns;                   // positions 0, ..., columns - 1
-  int64_t first;                     // position of the first row: 0, or `columns` in a rectangle
+  int64_t first;                     // position of the first row: 0, or `columns` in a partial problem
 
  private:
   void order_by_cluster(const int64_t* clusters, const int64_t* far, int64_t k);

@@ -31,10 +31,9 @@ RowOrder order_rows(const GuidedArguments& arguments) {
     return x.has_value() ? x->const_data_ptr<int64_t>() : nullptr;
   };
   const int64_t k = arguments.far.has_value() ? arguments.far->numel() : 0;
-  std::optional<Rectangle> rectangle;
-  if (arguments.rows.has_value()) rectangle = {arguments.z.size(0), arguments.rows->diagonal};
-  return {arguments.n(), values(arguments.clusters), values(arguments.far), k, values(arguments.instance_ids),
-          rectangle};
+  std::optional<PartialShape> partial;
+  if (arguments.rows.has_value()) partial = {arguments.z.size(0), arguments.rows->diagonal};
+  return {arguments.n(), values(arguments.clusters), values(arguments.far), k, values(arguments.instance_ids), partial};
 }
 
 template <typename T>

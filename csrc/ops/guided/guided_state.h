@@ -1,4 +1,4 @@
-// What arrives at a row and at a column of a rectangle for guided_partial_bwd: four doubles a part. Torch-free.
+// What arrives at a row and at a column of a partial problem for guided_partial_bwd: four doubles a part. Torch-free.
 #pragma once
 
 namespace ltood {

@@ -1,4 +1,4 @@
-"""The rectangular ops of stage 2 against a dense float64 definition, and against the square op they are cut from."""
+"""The partial ops of stage 2 against a dense float64 definition, and against the square op they are cut from."""
 
 import math
 from dataclasses import dataclass, replace
@@ -13,9 +13,9 @@ from torch.nn.functional import normalize as unit
 import ltood_fast
 from ltood_fast._ext import has_kernel
 from ltood_fast.ops._group import ALONE
-from ltood_fast.ops._guided_block_op import Block
+from ltood_fast.ops._guided_partial_op import GuidedPartial
 from ltood_fast.ops._guided_group import Keys, _merged
-from python_tests.ops.test_contrastive_block import assert_neighbors_right
+from python_tests.ops.test_contrastive_partial import assert_neighbors_right
 from python_tests.tolerances import assert_gradient_close, assert_loss_close
 
 DTYPES = [torch.float64, torch.float32, torch.bfloat16, torch.float16]
@@ -25,7 +25,7 @@ NOBODY = -7  # no cluster's number
 
 
 @dataclass
-class Rectangle:
+class PartialProblem:
     """Rows x against columns y; row i is column i + diagonal, where there is one. clusters None: distillation alone."""
 
     x: Tensor
@@ -55,12 +55,12 @@ class Rectangle:
         temperatures = [1.0 if learned else tau, tau.to(device) if learned else None, self.teacher_temperature]
         return [*rows[:4], self.diagonal, *rows[4:]], temperatures
 
-    def forward(self, device="cpu") -> Block:
+    def forward(self, device="cpu") -> GuidedPartial:
         front, temperatures = self.shared(device)
         every = None if self.every is None else self.every.to(device)
         options = self.k, self.weighted, self.gamma, self.normalize, self.distill
-        found = torch.ops.ltood_fast.guided_block(*front, every, *temperatures, *options)
-        return Block(*(x.cpu() for x in found))
+        found = torch.ops.ltood_fast.guided_partial(*front, every, *temperatures, *options)
+        return GuidedPartial(*(x.cpu() for x in found))
 
     def lse_bwd(self, states, device="cpu") -> Tensor:
         front, temperatures = self.shared(device)
@@ -70,9 +70,9 @@ class Rectangle:
 
 
 class Dense:
-    """Every pair of a rectangle in float64."""
+    """Every pair of a partial problem in float64."""
 
-    def __init__(self, p: Rectangle):
+    def __init__(self, p: PartialProblem):
         rows = [t.double() for t in (p.x, p.y)]
         u, self.u = (unit(t, dim=1, eps=1e-12) for t in rows) if p.normalize else rows
         self.p, self.tau = p, float(p.temperature)
@@ -171,7 +171,7 @@ def close_where_finite(actual: Tensor, expected: Tensor, dtype: torch.dtype, nam
         assert_loss_close(actual[finite], expected[finite], dtype)
 
 
-def check(p: Rectangle, device="cpu") -> Block:
+def check(p: PartialProblem, device="cpu") -> GuidedPartial:
     """Everything that the two ops return, against the dense definition."""
     dense, dtype = Dense(p), p.x.dtype
     found = p.forward(device)
@@ -197,7 +197,7 @@ def check(p: Rectangle, device="cpu") -> Block:
     return found
 
 
-def square(n: int, d: int, dg: int, dtype=torch.float64, clusters: int = 4, **options) -> Rectangle:
+def square(n: int, d: int, dg: int, dtype=torch.float64, clusters: int = 4, **options) -> PartialProblem:
     """All rows against themselves: pairs of views and some alone, the last cluster empty and the farthest of one."""
     z, guide = (torch.randn(n, width, dtype=torch.float64) for width in (d, dg))
     members = torch.randint(clusters - 1, (n,))
@@ -210,10 +210,10 @@ def square(n: int, d: int, dg: int, dtype=torch.float64, clusters: int = 4, **op
     else:
         options = {"every": torch.arange(n) % 3 == 1, "k": 3} | options
     z, guide = z.to(dtype), guide.to(dtype)
-    return Rectangle(z, guide, z, guide, 0, **keys, **options)
+    return PartialProblem(z, guide, z, guide, 0, **keys, **options)
 
 
-def cut(whole: Rectangle, rows: slice, columns: slice) -> Rectangle:
+def cut(whole: PartialProblem, rows: slice, columns: slice) -> PartialProblem:
     """The rows and the columns of one of its parts."""
     of_x = {name: getattr(whole, name)[rows] for name in ("x", "x_guide", "x_clusters", "x_instance", "every")
             if getattr(whole, name) is not None}  # fmt: skip
@@ -235,7 +235,7 @@ CASES = {
 }
 
 
-def case(name: str, dtype: torch.dtype) -> Rectangle:
+def case(name: str, dtype: torch.dtype) -> PartialProblem:
     n, d, dg, rows, columns, options = CASES[name]
     return cut(square(n, d, dg, dtype, **options), slice(*rows), slice(*columns))
 
@@ -253,7 +253,7 @@ def test_a_learned_temperature(device):
     check(replace(p, temperature=torch.tensor(0.25, dtype=torch.float64)), device)
 
 
-def check_the_square(whole: Rectangle, device="cpu", shards=(0, 130, 131)) -> None:
+def check_the_square(whole: PartialProblem, device="cpu", shards=(0, 130, 131)) -> None:
     """Shards of the columns merge to what the square op gives where no neighbours are positives; so do the pushes."""
     n, dtype = len(whole.x), whole.x.dtype
     keys = whole.x_clusters, whole.far, whole.x_instance, torch.full((n, 1), -1)
@@ -312,7 +312,7 @@ def test_a_row_without_a_column(device):
     assert found.indices.tolist() == [[-1] * 3]
 
 
-def check_not_a_number(p: Rectangle, device="cpu") -> None:
+def check_not_a_number(p: PartialProblem, device="cpu") -> None:
     """A column's NaN is in the sums of the rows that read it, and in no others."""
     p.y[3], p.y_guide[5] = math.nan, math.nan
     found, expected = p.forward(device), Dense(p).forward()
@@ -359,19 +359,19 @@ def test_how_many_rows_a_farthest_cluster_holds():
 
 
 def test_the_kernel_is_announced():
-    assert has_kernel("guided_block", "cpu")
-    assert "guided_block" not in ltood_fast.build_info()["kernels"]
+    assert has_kernel("guided_partial", "cpu")
+    assert "guided_partial" not in ltood_fast.build_info()["kernels"]
 
 
 def test_the_ops_check_what_reaches_them():
     p = case("both parts, the diagonal runs out", torch.float32)
     n = len(p.x)
-    with pytest.raises(ValueError, match=r"guided_block: x_every must be contiguous bool of shape \[n\] on the device "
+    with pytest.raises(ValueError, match=r"guided_partial: x_every must be contiguous bool of shape \[n\] on the device "
                                          r"of x, got bool \[3\] on cpu"):  # fmt: skip
         replace(p, every=torch.ones(3, dtype=torch.bool)).forward()
-    with pytest.raises(ValueError, match="guided_block: k must be at least 0, got -1"):
+    with pytest.raises(ValueError, match="guided_partial: k must be at least 0, got -1"):
         replace(p, k=-1).forward()
-    with pytest.raises(ValueError, match="guided_block: clusters must be given of the rows and of the columns"):
+    with pytest.raises(ValueError, match="guided_partial: clusters must be given of the rows and of the columns"):
         replace(p, x_clusters=None).forward()
     with pytest.raises(ValueError, match="guided_partial_bwd: y_distill must be float64 with a row of 4 for each row"):
         p.lse_bwd((torch.zeros(n, 4).double(), torch.zeros(200, 4).double(), torch.zeros(n, 4).double(), None))

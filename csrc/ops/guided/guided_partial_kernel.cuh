@@ -1,6 +1,6 @@
-// Row kernels of a rectangle of the guided family, one warp a row: what guided_kernel.cuh and guided_bwd_kernel.cuh,
-// whose tiles serve it too, leave for guided_block and guided_partial_bwd. With N'(i) = the columns of out(i) (all of
-// them in a pass with `every`), V(i) the other views among the columns, G_ij = dL/ds_ij:
+// Row kernels of a partial problem of the guided family, one warp a row: what guided_kernel.cuh and
+// guided_bwd_kernel.cuh, whose tiles serve it too, leave for guided_partial and guided_partial_bwd. With N'(i) = the
+// columns of out(i) (all of them in a pass with `every`), V(i) the other views among the columns, G_ij = dL/ds_ij:
 //
 //   lse = log( sum_{N'(i)} w-_ij exp(s_ij) + sum_{V(i)} (1 - [v in N'(i)] w-_iv) exp(s_iv) )
 //   weight, positive_logit = sum_{V(i)} w+_iv, sum_{V(i)} w+_iv s_iv
@@ -18,7 +18,7 @@ namespace ltood::guided {
 
 // A row whose negatives are not all columns has no sum in a pass with `every`, which repeats no positives.
 template <typename half_t>
-__device__ __forceinline__ void finish_block_contrast(const GuidedParams& p, int position) {
+__device__ __forceinline__ void partial_epilogue_contrast(const GuidedParams& p, int position) {
   const int64_t row = row_at(p, position) - p.first;
   const bool counts = !p.every || p.every[row];
   const ContrastSums sums = counts ? contrast_sums<half_t>(p, position) : ContrastSums{};
@@ -30,7 +30,7 @@ __device__ __forceinline__ void finish_block_contrast(const GuidedParams& p, int
 }
 
 // excess and gap as shares of the teacher's sum, in nats: with the log-sums they merge with those of other columns.
-__device__ __forceinline__ void finish_block_distill(const GuidedParams& p, int position) {
+__device__ __forceinline__ void partial_epilogue_distill(const GuidedParams& p, int position) {
   const DistillSums sums(p, position);
   if (threadIdx.x % 32 != 0) return;
   const int64_t row = row_at(p, position) - p.first;
@@ -43,11 +43,11 @@ __device__ __forceinline__ void finish_block_distill(const GuidedParams& p, int 
 }
 
 template <typename half_t>
-__global__ void __launch_bounds__(32 * kRowWarps) guided_finish_block_kernel(GuidedParams p) {
+__global__ void __launch_bounds__(32 * kRowWarps) guided_partial_epilogue_kernel(GuidedParams p) {
   const int position = p.first + blockIdx.x * kRowWarps + threadIdx.x / 32;
   if (position >= p.n) return;
-  if (p.contrast) finish_block_contrast<half_t>(p, position);
-  if (p.distill) finish_block_distill(p, position);
+  if (p.contrast) partial_epilogue_contrast<half_t>(p, position);
+  if (p.distill) partial_epilogue_distill(p, position);
 }
 
 template <typename half_t>

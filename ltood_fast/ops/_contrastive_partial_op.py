@@ -1,4 +1,4 @@
-"""torch.ops.ltood_fast.contrastive_block and its backward: the contrastive similarities of the rows of one process with
+"""torch.ops.ltood_fast.contrastive_partial and its backward: the contrastive similarities of the rows of one process with
 the columns of all of them, or of one other. The building blocks of the losses over a process group.
 
     s = normalize(x) @ normalize(y).T / temperature;  s[i, i + diagonal] = -inf      # the same embedding
@@ -17,13 +17,13 @@ from .._ext import has_kernel
 from ._contrastive_op import _int64, _wide_dtype
 
 
-class Block(NamedTuple):
+class ContrastivePartial(NamedTuple):
     lse: Tensor  # [n] float64, -inf where a row has no column
     cosines: Tensor  # [n, k] float32 (float64 of float64), best first, -inf where the candidates run out
     indices: Tensor  # [n, k] int64, columns of y; -1 where the candidates run out
 
 
-def contrastive_block(
+def contrastive_partial(
     x: Tensor,
     y: Tensor,
     temperature: float | Tensor,
@@ -35,7 +35,7 @@ def contrastive_block(
     y_instance: Tensor | None = None,
     x_domain: Tensor | None = None,
     y_domain: Tensor | None = None,
-) -> Block:
+) -> ContrastivePartial:
     """Row log-sum-exp over the columns, and the k best columns of every row.
 
     Args:
@@ -48,8 +48,8 @@ def contrastive_block(
             another domain (``*_domain``, likewise) are no candidates.
     """
     learned = isinstance(temperature, Tensor)
-    return Block(
-        *torch.ops.ltood_fast.contrastive_block(
+    return ContrastivePartial(
+        *torch.ops.ltood_fast.contrastive_partial(
             x,
             y,
             1.0 if learned else float(temperature),
@@ -81,7 +81,7 @@ def contrastive_partial_bwd(
     float32, float64 of float64.
 
     Args:
-        x, y, temperature, normalize, diagonal: as in `contrastive_block`.
+        x, y, temperature, normalize, diagonal: as in `contrastive_partial`.
         x_lse, x_weight: float64 ``[n]``, log-sum-exp of the rows over all columns, and the gradient that arrives at it.
         y_lse, y_weight: the same of the columns, ``[M]``; None: the columns have no gradient.
     """
@@ -120,8 +120,8 @@ def _refuse(op: str):
     return backward
 
 
-if has_kernel("contrastive_block", "cpu") or has_kernel("contrastive_block", "cuda"):
-    torch.library.register_fake("ltood_fast::contrastive_block", _fake)
+if has_kernel("contrastive_partial", "cpu") or has_kernel("contrastive_partial", "cuda"):
+    torch.library.register_fake("ltood_fast::contrastive_partial", _fake)
     torch.library.register_fake("ltood_fast::contrastive_partial_bwd", _fake_bwd)
-    torch.library.register_autograd("ltood_fast::contrastive_block", _refuse("contrastive_block"))
+    torch.library.register_autograd("ltood_fast::contrastive_partial", _refuse("contrastive_partial"))
     torch.library.register_autograd("ltood_fast::contrastive_partial_bwd", _refuse("contrastive_partial_bwd"))

@@ -1,10 +1,10 @@
-"""The rectangular contrastive kernels, executed: row log-sum-exp, columns found, and the lse_bwd, against float64."""
+"""The partial contrastive kernels, executed: row log-sum-exp, columns found, and the lse_bwd, against float64."""
 
 import numpy as np
 import pytest
 import torch
 from cuda_sim.contrastive_sim import (
-    ContrastiveBlockSums,
+    ContrastivePartialSums,
     ContrastiveLseBwd,
     ContrastiveLseBwdCombine,
     Exponents,
@@ -16,7 +16,7 @@ from cuda_sim.structs import prepare
 from tolerances import GRADIENT, LOSS, relative_error
 
 SOURCES = (
-    "csrc/ops/contrastive/contrastive_block_launch.cu", "csrc/ops/contrastive/contrastive_launch.cu",
+    "csrc/ops/contrastive/contrastive_partial_launch.cu", "csrc/ops/contrastive/contrastive_launch.cu",
     "csrc/ops/contrastive/contrastive_sm90_launch.cu", "csrc/cuda/operand.cu",
 )  # fmt: skip
 TYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
@@ -27,7 +27,7 @@ def device(simulate):
     return lambda **options: simulate(*SOURCES, **{"seed": 1, "sm_count": 2, **options})
 
 
-class Rectangle:
+class PartialProblem:
     """x [n, D] against y [M, D] on the device, and s [n, M] in float64 of the rows as they were rounded."""
 
     def __init__(self, dev, x, y, temperature, kind, diagonal, normalize=True, online=None):
@@ -43,8 +43,8 @@ class Rectangle:
         self.s[same] = -np.inf
 
     def plan_only(self):
-        p = ContrastiveBlockSums(self.x.operand, self.y.operand, self.exponents, self.diagonal)
-        assert self.dev.call("ltood_plan_contrastive_block", p) == 0, self.dev.complaint
+        p = ContrastivePartialSums(self.x.operand, self.y.operand, self.exponents, self.diagonal)
+        assert self.dev.call("ltood_plan_contrastive_partial", p) == 0, self.dev.complaint
         return p
 
     def lse(self, **plan):
@@ -53,7 +53,7 @@ class Rectangle:
             setattr(p, name, value)
         sums, maxima, lse = dev.empty((p.splits, n)), dev.empty((p.splits, n)), dev.empty(n, np.float64)
         p.sums, p.maxima, p.lse = sums.ptr, maxima.ptr if p.exponents.online else None, lse.ptr
-        run(dev, "ltood_launch_contrastive_block", p)
+        run(dev, "ltood_launch_contrastive_partial", p)
         self.plan = p
         return dev.get(lse)
 
@@ -135,7 +135,7 @@ CASES = {
 def test_against_float64(device, name, case):
     kind, n, m, d, diagonal, options = case
     rng, plan = np.random.default_rng(0), STREAMED if "streamed" in name else {}
-    problem = Rectangle(device(), *draw(rng, n, m, d), 0.2, kind, diagonal, **options)
+    problem = PartialProblem(device(), *draw(rng, n, m, d), 0.2, kind, diagonal, **options)
     check(problem, rng, plan, **plan)
 
 
@@ -143,33 +143,33 @@ def test_long_rows_and_a_cold_temperature(device):
     rng = np.random.default_rng(1)
     x, y = draw(rng, 130, 70, 30)
     long = y * rng.uniform(0.1, 9, (70, 1)).astype(np.float32)
-    check(Rectangle(device(), x * 9, long, 0.3, "bfloat16", 7, normalize=False), rng)
-    check(Rectangle(device(), x, y, 0.01, "bfloat16", 7), rng)
+    check(PartialProblem(device(), x * 9, long, 0.3, "bfloat16", 7, normalize=False), rng)
+    check(PartialProblem(device(), x, y, 0.01, "bfloat16", 7), rng)
 
 
 @pytest.mark.parametrize("online", [False, True])
 def test_ranges_of_columns(device, online):
     """Six tiles of columns, for the sums in three ranges, for the lse_bwd in four, the last of them empty."""
     rng = np.random.default_rng(2)
-    problem = Rectangle(device(), *draw(rng, 130, 330, 20), 0.2, "bfloat16", 200, online=online)
+    problem = PartialProblem(device(), *draw(rng, 130, 330, 20), 0.2, "bfloat16", 200, online=online)
     assert_close(problem.lse(splits=3, split_tiles=2), log_sum_exp(problem.s, 1), LOSS[torch.bfloat16] / 1000)
     check(problem, rng, splits=4)
 
 
 def test_the_plan_cuts_columns_for_few_rows(device):
     rng = np.random.default_rng(3)
-    problem = Rectangle(device(sm_count=8), *draw(rng, 20, 1100, 8), 0.2, "bfloat16", 500)
+    problem = PartialProblem(device(sm_count=8), *draw(rng, 20, 1100, 8), 0.2, "bfloat16", 500)
     check(problem, rng)
     assert (problem.plan.splits, problem.plan.split_tiles) == (2, 9)
     assert problem.lse_bwd_launch[0].splits == 16
-    wide = Rectangle(device(), *draw(rng, 2, 3, 700), 0.2, "float32", 0)
+    wide = PartialProblem(device(), *draw(rng, 2, 3, 700), 0.2, "float32", 0)
     assert wide.plan_only().resident == 0  # 352 KiB of rows
 
 
 def test_columns_without_a_gradient(device):
     """No weights of the columns: the rows' term alone. Far log-sum-exps and rows without a column give zeros."""
     rng = np.random.default_rng(4)
-    problem = Rectangle(device(), *draw(rng, 130, 70, 20), 0.2, "float16", -40)
+    problem = PartialProblem(device(), *draw(rng, 130, 70, 20), 0.2, "float16", -40)
     x_lse, x_weight = np.full(130, 4.0), np.ones(130)
     x_lse[3], x_lse[5], x_weight[3] = -np.inf, 900, 0
     lse_bwd = problem.lse_bwd(x_lse, x_weight)
@@ -181,7 +181,7 @@ def test_columns_without_a_gradient(device):
 @pytest.mark.parametrize("online", [False, True])
 def test_a_row_without_a_column(device, online):
     x = np.ones((1, 8), np.float32)
-    problem = Rectangle(device(), x, x, 0.2, "float32", 0, online=online)
+    problem = PartialProblem(device(), x, x, 0.2, "float32", 0, online=online)
     assert problem.lse().tolist() == [-np.inf]
     lse_bwd = problem.lse_bwd(np.full(1, -np.inf), np.zeros(1), np.full(1, -np.inf), np.zeros(1))
     assert not lse_bwd.any()
@@ -191,19 +191,19 @@ def test_rows_that_are_not_finite(device):
     rng = np.random.default_rng(5)
     x, y = draw(rng, 130, 70, 8)
     x[7, 2], y[40, 3] = np.nan, np.inf
-    lse = Rectangle(device(), x, y[:40], 0.2, "float32", 30).lse()
+    lse = PartialProblem(device(), x, y[:40], 0.2, "float32", 30).lse()
     assert np.array_equal(np.isnan(lse), np.arange(130) == 7)
-    lse = Rectangle(device(), x, y, 0.2, "float32", 30).lse()
+    lse = PartialProblem(device(), x, y, 0.2, "float32", 30).lse()
     assert np.array_equal(np.isnan(lse), np.arange(130) != 10)  # column 40 is row 10 itself
 
 
-def test_the_square_is_its_own_rectangle(device):
+def test_the_square_is_its_own_partial(device):
     """The same bits for rows 0 to n against themselves and against a copy: nothing else depends on the operand."""
     rng = np.random.default_rng(6)
     x, _ = draw(rng, 140, 1, 20)
-    whole = Rectangle(device(), x, x, 0.2, "bfloat16", 0)
+    whole = PartialProblem(device(), x, x, 0.2, "bfloat16", 0)
     lse, weight = whole.lse(), rng.standard_normal(140)
     lse_bwd = whole.lse_bwd(lse, weight, lse, weight)
-    part = Rectangle(device(seed=2), x[100:], x, 0.2, "bfloat16", 100)
+    part = PartialProblem(device(seed=2), x[100:], x, 0.2, "bfloat16", 100)
     assert np.array_equal(part.lse(), lse[100:])
     assert_close(part.lse_bwd(lse[100:], weight[100:], lse, weight), lse_bwd[100:].astype(np.float64), 1e-6)

@@ -1,4 +1,4 @@
-"""The rectangular contrastive ops against a dense float64 definition, and against the square op they are cut from."""
+"""The partial contrastive ops against a dense float64 definition, and against the square op they are cut from."""
 
 import math
 
@@ -8,7 +8,7 @@ from torch.nn.functional import normalize as unit
 
 import ltood_fast
 from ltood_fast._ext import has_kernel
-from ltood_fast.ops._contrastive_block_op import contrastive_block, contrastive_partial_bwd
+from ltood_fast.ops._contrastive_partial_op import contrastive_partial, contrastive_partial_bwd
 from python_tests.tolerances import assert_gradient_close, assert_loss_close
 
 DTYPES = [torch.float64, torch.float32, torch.bfloat16, torch.float16]
@@ -66,7 +66,7 @@ def check(device, x, y, tau, normalize, diagonal, k=0, rules=None, on_cuda=False
     s, u = dense(x, y, tau, normalize, diagonal)
     moved = {name: rule.to(device) for name, rule in rules.items()}
     options = {"normalize": normalize, "diagonal": diagonal, "k": k}
-    found = contrastive_block(*on(device, x, y), tau, **options, **moved)
+    found = contrastive_partial(*on(device, x, y), tau, **options, **moved)
     lse, cosines, indices = on("cpu", *found)
     wide = torch.float64 if x.dtype == torch.float64 else torch.float32
     assert (lse.dtype, cosines.dtype, indices.dtype) == (torch.float64, wide, torch.int64)
@@ -182,7 +182,7 @@ def test_equal_columns_go_to_the_lower_index_across_tiles(device):
     m = 300
     y = torch.zeros(m, 4)
     y[torch.arange(m), torch.arange(m) % 2] = 1.0  # cosines are exactly 0 and 1
-    *_, indices = contrastive_block(*on(device, y[:5], y), 0.3, normalize=True, diagonal=2, k=3)
+    *_, indices = contrastive_partial(*on(device, y[:5], y), 0.3, normalize=True, diagonal=2, k=3)
     lowest = [[j for j in range(10) if j % 2 == i % 2 and j != i + 2][:3] for i in range(5)]
     assert indices.tolist() == lowest
 
@@ -202,7 +202,7 @@ def test_candidates_run_out(device):
         rules={"x_instance": torch.zeros(40).long(), "y_instance": torch.ones(7).long()},
     )
     same = {"x_instance": torch.zeros(40).long(), "y_instance": torch.zeros(7).long()}
-    *_, indices = contrastive_block(
+    *_, indices = contrastive_partial(
         *on(device, x, y), 0.3, normalize=True, diagonal=3, k=9, **{name: ids.to(device) for name, ids in same.items()}
     )
     assert indices.tolist() == [[-1] * 9] * 40
@@ -210,7 +210,7 @@ def test_candidates_run_out(device):
 
 def test_a_row_without_a_column(device):
     x = torch.randn(1, 6)
-    lse, cosines, indices = on("cpu", *contrastive_block(*on(device, x, x), 0.3, normalize=True, diagonal=0, k=1))
+    lse, cosines, indices = on("cpu", *contrastive_partial(*on(device, x, x), 0.3, normalize=True, diagonal=0, k=1))
     assert lse.tolist() == [-math.inf]
     assert (cosines.tolist(), indices.tolist()) == ([[-math.inf]], [[-1]])
     zero = torch.zeros(1, dtype=torch.float64)
@@ -262,7 +262,7 @@ def test_non_finite_rows_are_never_a_wrong_finite_number(device, bad, normalize)
         pair[which][77, 2] = bad
         s, _ = dense(*pair, 0.3, normalize, 60)
         lse, cosines, indices = on(
-            "cpu", *contrastive_block(*on(device, *pair), 0.3, normalize=normalize, diagonal=60, k=2)
+            "cpu", *contrastive_partial(*on(device, *pair), 0.3, normalize=normalize, diagonal=60, k=2)
         )
         assert torch.equal(lse.isfinite(), s.logsumexp(1).isfinite())
         assert indices.min() >= -1
@@ -291,9 +291,9 @@ def test_shards_reproduce_the_square_op(device, tau, dtype):
     options = {"normalize": True}
     rows, ring = [], []
     for start, part in zip(starts, parts, strict=True):
-        rows.append(contrastive_block(part, z, tau, diagonal=start, **options).lse)
+        rows.append(contrastive_partial(part, z, tau, diagonal=start, **options).lse)
         pieces = [
-            contrastive_block(part, other, tau, diagonal=start - first, **options).lse
+            contrastive_partial(part, other, tau, diagonal=start - first, **options).lse
             for first, other in zip(starts, parts, strict=True)
         ]
         ring.append(torch.stack(pieces).logsumexp(0))
@@ -335,7 +335,7 @@ def test_non_contiguous_inputs_are_read_right(device):
 
 
 def everything(x, y, tau, diagonal):
-    found = contrastive_block(x, y, tau, normalize=True, diagonal=diagonal, k=2)
+    found = contrastive_partial(x, y, tau, normalize=True, diagonal=diagonal, k=2)
     y_lse = torch.zeros(len(y), dtype=torch.float64, device=y.device) + 5
     own = {"x_lse": found.lse, "x_weight": torch.ones_like(found.lse), "y_lse": y_lse, "y_weight": y_lse}
     return (*found, contrastive_partial_bwd(x, y, tau, normalize=True, diagonal=diagonal, **own))
@@ -364,12 +364,12 @@ def op_arguments(n=12, m=20, d=4):
     lse, weight = torch.rand(m).double(), torch.rand(m).double()
     grad_unit = (x, y, 1.0, torch.tensor(0.3), False, -3, lse[:n], weight[:n])
     return {
-        "contrastive_block": [search, (x, y, 1.0, torch.tensor(0.3), False, 30, 0, *[None] * 4)],
+        "contrastive_partial": [search, (x, y, 1.0, torch.tensor(0.3), False, 30, 0, *[None] * 4)],
         "contrastive_partial_bwd": [(*grad_unit, lse, weight), (*grad_unit, None, None)],
     }
 
 
-@pytest.mark.parametrize("op", ["contrastive_block", "contrastive_partial_bwd"])
+@pytest.mark.parametrize("op", ["contrastive_partial", "contrastive_partial_bwd"])
 def test_opcheck(op):
     for arguments in op_arguments()[op]:
         torch.library.opcheck(getattr(torch.ops.ltood_fast, op).default, arguments)
@@ -384,8 +384,8 @@ def test_compiles_in_one_graph():
 
 def test_differentiation_is_refused():
     x, y = draw(6, 9, 4, torch.float32)
-    lse = contrastive_block(x.requires_grad_(), y, 0.3, normalize=True, diagonal=1).lse
-    with pytest.raises(RuntimeError, match="contrastive_block: differentiation is not supported"):
+    lse = contrastive_partial(x.requires_grad_(), y, 0.3, normalize=True, diagonal=1).lse
+    with pytest.raises(RuntimeError, match="contrastive_partial: differentiation is not supported"):
         lse.sum().backward()
     weight = torch.ones(6).double()
     grad_unit = contrastive_partial_bwd(x, y, 0.3, normalize=True, diagonal=1, x_lse=lse.detach(), x_weight=weight)
@@ -394,36 +394,36 @@ def test_differentiation_is_refused():
 
 
 def test_the_kernel_is_announced():
-    assert has_kernel("contrastive_block", "cpu")
-    assert "contrastive_block" not in ltood_fast.build_info()["kernels"]
+    assert has_kernel("contrastive_partial", "cpu")
+    assert "contrastive_partial" not in ltood_fast.build_info()["kernels"]
 
 
 def test_the_ops_check_what_reaches_them():
     x, y = draw(6, 9, 3, torch.float32)
     ids, lse = torch.zeros(9).long(), torch.zeros(9).double()
-    block, grad_unit = torch.ops.ltood_fast.contrastive_block, torch.ops.ltood_fast.contrastive_partial_bwd
+    block, grad_unit = torch.ops.ltood_fast.contrastive_partial, torch.ops.ltood_fast.contrastive_partial_bwd
     shared = (0.3, None, True, 0)
-    with pytest.raises(TypeError, match="contrastive_block: x must be a float tensor, got Long"):
+    with pytest.raises(TypeError, match="contrastive_partial: x must be a float tensor, got Long"):
         block(x.long(), y, *shared, 0, *[None] * 4)
-    with pytest.raises(TypeError, match="contrastive_block: y must be Float as x is, got Double"):
+    with pytest.raises(TypeError, match="contrastive_partial: y must be Float as x is, got Double"):
         block(x, y.double(), *shared, 0, *[None] * 4)
     with pytest.raises(
-        ValueError, match=r"contrastive_block: x must be a non-empty matrix \[n, D\], got shape \[0, 3\]"
+        ValueError, match=r"contrastive_partial: x must be a non-empty matrix \[n, D\], got shape \[0, 3\]"
     ):
         block(x[:0], y, *shared, 0, *[None] * 4)
     with pytest.raises(
-        ValueError, match=r"contrastive_block: y must be a non-empty matrix as wide as x, got shape \[9"
+        ValueError, match=r"contrastive_partial: y must be a non-empty matrix as wide as x, got shape \[9"
     ):
         block(x, y[:, :2], *shared, 0, *[None] * 4)
-    with pytest.raises(ValueError, match="contrastive_block: k must be at least 0, got -1"):
+    with pytest.raises(ValueError, match="contrastive_partial: k must be at least 0, got -1"):
         block(x, y, *shared, -1, *[None] * 4)
     with pytest.raises(
-        ValueError, match="contrastive_block: y_instance must be given when x_instance is, and only then"
+        ValueError, match="contrastive_partial: y_instance must be given when x_instance is, and only then"
     ):
         block(x, y, *shared, 1, ids[:6], None, None, None)
-    with pytest.raises(ValueError, match="contrastive_block: y_domain must be given when x_domain is, and only then"):
+    with pytest.raises(ValueError, match="contrastive_partial: y_domain must be given when x_domain is, and only then"):
         block(x, y, *shared, 1, None, None, None, ids)
-    with pytest.raises(ValueError, match=r"contrastive_block: y_instance must be of shape \[9\], got shape \[6\]"):
+    with pytest.raises(ValueError, match=r"contrastive_partial: y_instance must be of shape \[9\], got shape \[6\]"):
         block(x, y, *shared, 1, ids[:6], ids[:6], None, None)
     with pytest.raises(ValueError, match=r"temperature must be a float or a 0-d float tensor, got shape \[2\]"):
         block(x, y, 1.0, torch.ones(2), True, 0, 0, *[None] * 4)

@@ -1,4 +1,4 @@
-// A rectangle of the contrastive similarities on the CPU. A task owns a block of rows and meets the blocks of columns
+// Partial contrastive similarities on the CPU. A task owns a block of rows and meets the blocks of columns
 // in their order, so no number of threads changes a bit. Nothing is symmetric here: every product serves its row alone.
 //
 // cost  n M D multiply-adds and n M exponentials for the sums; twice the products for the lse_bwd (S, then G u(y)), and
@@ -12,7 +12,7 @@
 #include <limits>
 #include <tuple>
 
-#include "ops/contrastive/contrastive_block.h"
+#include "ops/contrastive/contrastive_partial.h"
 #include "ops/contrastive/contrastive_search.h"
 #include "ops/contrastive/contrastive_tiles.h"
 
@@ -21,9 +21,9 @@ namespace {
 
 // The rows and the columns in blocks, and the products of a block of rows with a block of columns.
 template <typename T>
-class Rectangle {
+class RowsAndColumns {
  public:
-  Rectangle(const ContrastiveBlock& in, const PreparedRows& x, const PreparedRows& y)
+  RowsAndColumns(const PartialInputs& in, const PreparedRows& x, const PreparedRows& y)
       : x_(x), rows_(row_blocks<T>(x)), cols_(row_blocks<T>(y)), diagonal_(bounded_diagonal(in)) {}
 
   const RowBlocks<T>& rows() const { return rows_; }
@@ -41,13 +41,13 @@ class Rectangle {
   int64_t diagonal_;
 };
 
-using BlockOutputs = std::tuple<at::Tensor, at::Tensor, at::Tensor>;
+using PartialOutputs = std::tuple<at::Tensor, at::Tensor, at::Tensor>;
 
 template <typename T>
-BlockOutputs forward(const ContrastiveBlock& in, const ContrastiveBlockSearch& search, const PreparedRows& x,
-                     const PreparedRows& y) {
+PartialOutputs forward(const PartialInputs& in, const PartialSearch& search, const PreparedRows& x,
+                       const PreparedRows& y) {
   const int64_t n = in.x.size(0);
-  const Rectangle<T> rectangle(in, x, y);
+  const RowsAndColumns<T> pair(in, x, y);
   const bool fixed_shift = x.exponent_bound <= safe_exponent<T>();
   const CandidateRows candidates =
       search.k > 0 ? CandidateRows(search.x_instance, search.y_instance, search.x_domain, search.y_domain)
@@ -57,33 +57,33 @@ BlockOutputs forward(const ContrastiveBlock& in, const ContrastiveBlockSearch& s
   std::vector<T> largest(n, fixed_shift ? T(0) : -std::numeric_limits<T>::infinity());
   const at::Tensor lse = at::empty({n}, x.u.options().dtype(at::kDouble));
   double* out = lse.mutable_data_ptr<double>();
-  run_parallel(rectangle.rows().count(), [&](int64_t i) {
-    const int64_t r = rectangle.rows().start(i);
-    for (int64_t j = 0; j < rectangle.cols().count(); ++j) {
-      const Tile<T> tile = rectangle.tile(i, j);
+  run_parallel(pair.rows().count(), [&](int64_t i) {
+    const int64_t r = pair.rows().start(i);
+    for (int64_t j = 0; j < pair.cols().count(); ++j) {
+      const Tile<T> tile = pair.tile(i, j);
       if (fixed_shift) {
         add_exp_sums(tile, sum.data() + r, nullptr);
       } else {
         add_exp_sums_online(tile, largest.data() + r, sum.data() + r, nullptr, nullptr);
       }
       if (search.k == 0) continue;
-      const int64_t c = rectangle.cols().start(j);
+      const int64_t c = pair.cols().start(j);
       offer_neighbors(tile, r, c, candidates.of_rows(r), candidates.of_columns(c), neighbors.best(r), BestK<T>{});
     }
-    for (int64_t row = r; row < r + rectangle.rows().size(i); ++row) {
+    for (int64_t row = r; row < r + pair.rows().size(i); ++row) {
       out[row] = log_sum_exp(sum[row], largest[row], x.inv_tau);
     }
   });
   return {lse, neighbors.cosines.to(wide_dtype(in.x.scalar_type())), neighbors.indices};
 }
 
-BlockOutputs contrastive_block_cpu(const at::Tensor& x, const at::Tensor& y, double temperature,
-                                   const OptionalTensor& temperature_tensor, bool normalize, int64_t diagonal,
-                                   int64_t k, const OptionalTensor& x_instance, const OptionalTensor& y_instance,
-                                   const OptionalTensor& x_domain, const OptionalTensor& y_domain) {
-  const ContrastiveBlock in{x, y, temperature, temperature_tensor, normalize, diagonal};
-  const ContrastiveBlockSearch search{k, dense(x_instance), dense(y_instance), dense(x_domain), dense(y_domain)};
-  check_contrastive_block_search(in, search);
+PartialOutputs contrastive_partial_cpu(const at::Tensor& x, const at::Tensor& y, double temperature,
+                                       const OptionalTensor& temperature_tensor, bool normalize, int64_t diagonal,
+                                       int64_t k, const OptionalTensor& x_instance, const OptionalTensor& y_instance,
+                                       const OptionalTensor& x_domain, const OptionalTensor& y_domain) {
+  const PartialInputs in{x, y, temperature, temperature_tensor, normalize, diagonal};
+  const PartialSearch search{k, dense(x_instance), dense(y_instance), dense(x_domain), dense(y_domain)};
+  check_contrastive_partial(in, search);
   const auto [rows, cols] = prepare_rows(x, y, normalize, read_temperature(temperature, temperature_tensor));
   return dispatch_wide(rows.u.scalar_type(), [&, &rows = rows, &cols = cols](auto type) {
     return forward<decltype(type)>(in, search, rows, cols);
@@ -117,7 +117,7 @@ bool has_fixed_shift(const PreparedRows& x, const Weights& row, const Weights& c
 }
 
 template <typename T>
-at::Tensor lse_bwd(const ContrastiveBlock& in, const ContrastiveBlockWeights& weights, const PreparedRows& x,
+at::Tensor lse_bwd(const PartialInputs& in, const PartialLseGrads& weights, const PreparedRows& x,
                    const PreparedRows& y) {
   const int64_t n = in.x.size(0), m = in.y.size(0), d = in.x.size(1);
   const Weights row(weights.x_weight, weights.x_lse, n), col(weights.y_weight, weights.y_lse, m);
@@ -125,13 +125,13 @@ at::Tensor lse_bwd(const ContrastiveBlock& in, const ContrastiveBlockWeights& we
   const bool fixed_shift = has_fixed_shift<T>(x, row, col);
   const SoftmaxFactors<T> of_rows(row.weight.data(), row.lse.data(), n, unit, fixed_shift);
   const SoftmaxFactors<T> of_cols(col.weight.data(), col.lse.data(), m, unit, fixed_shift);
-  const Rectangle<T> rectangle(in, x, y);
-  const RowBlocks<T>&rows = rectangle.rows(), &cols = rectangle.cols();
+  const RowsAndColumns<T> pair(in, x, y);
+  const RowBlocks<T>&rows = pair.rows(), &cols = pair.cols();
   const at::Tensor out = at::zeros_like(x.padded);
   run_parallel(rows.count(), [&](int64_t i) {
     T* block = out.mutable_data_ptr<T>() + rows.start(i) * d;
     for (int64_t j = 0; j < cols.count(); ++j) {
-      const Tile<T> tile = rectangle.tile(i, j);
+      const Tile<T> tile = pair.tile(i, j);
       weight_tile(tile, fixed_shift, of_rows.from(rows.start(i)), of_cols.from(cols.start(j)));
       const Matrix<const T> g{tile.values, tile.stride};
       multiply(rows.block(), d, cols.block(), g, cols.rows(j), {block, d}, true);
@@ -144,8 +144,8 @@ at::Tensor contrastive_partial_bwd_cpu(const at::Tensor& x, const at::Tensor& y,
                                        const OptionalTensor& temperature_tensor, bool normalize, int64_t diagonal,
                                        const at::Tensor& x_lse, const at::Tensor& x_weight, const OptionalTensor& y_lse,
                                        const OptionalTensor& y_weight) {
-  const ContrastiveBlock in{x, y, temperature, temperature_tensor, normalize, diagonal};
-  const ContrastiveBlockWeights weights{x_lse.contiguous(), x_weight.contiguous(), dense(y_lse), dense(y_weight)};
+  const PartialInputs in{x, y, temperature, temperature_tensor, normalize, diagonal};
+  const PartialLseGrads weights{x_lse.contiguous(), x_weight.contiguous(), dense(y_lse), dense(y_weight)};
   check_contrastive_partial_bwd(in, weights);
   const auto [rows, cols] = prepare_rows(x, y, normalize, read_temperature(temperature, temperature_tensor));
   return dispatch_wide(rows.u.scalar_type(), [&, &rows = rows, &cols = cols](auto type) {
@@ -157,6 +157,6 @@ at::Tensor contrastive_partial_bwd_cpu(const at::Tensor& x, const at::Tensor& y,
 }  // namespace ltood
 
 TORCH_LIBRARY_IMPL(ltood_fast, CPU, m) {
-  m.impl("contrastive_block", &ltood::contrastive_block_cpu);
+  m.impl("contrastive_partial", &ltood::contrastive_partial_cpu);
   m.impl("contrastive_partial_bwd", &ltood::contrastive_partial_bwd_cpu);
 }

@@ -1,4 +1,4 @@
-// Row log-sum-exp of a rectangle of the contrastive similarities, without the n × M matrix. Not yet verified on
+// Row log-sum-exp of a partial problem of the contrastive similarities, without the n × M matrix. Not yet verified on
 // hardware.
 //
 //   lse_i = log sum_{j != i + diagonal} exp(s_ij),   s_ij = <u(x_i), u(y_j)> / tau,   -inf where there is no column
@@ -18,7 +18,7 @@
 #include "ops/contrastive/contrastive_kernel.cuh"
 #include "ops/contrastive/contrastive_launch.h"
 
-namespace ltood::contrastive::block {
+namespace ltood::contrastive::partial {
 
 using row_sweep::Fragments;
 using row_sweep::kBlockM;
@@ -49,7 +49,7 @@ __device__ __forceinline__ void scale_tile(Fragments& c, const Operand& y, const
 }
 
 template <typename half_t, bool kResident, bool kOnline>
-__global__ void __launch_bounds__(kThreads, 2) contrastive_block_kernel(const ContrastiveBlockSums p) {
+__global__ void __launch_bounds__(kThreads, 2) contrastive_partial_kernel(const ContrastivePartialSums p) {
   extern __shared__ __align__(128) char shared[];
   const int row_block = blockIdx.x % p.row_blocks, split = blockIdx.x / p.row_blocks;
   const int first_row = row_block * kBlockM + row_sweep::warp_row(), same = first_row + p.diagonal;
@@ -95,7 +95,7 @@ __global__ void __launch_bounds__(kThreads, 2) contrastive_block_kernel(const Co
 }
 
 // One thread a row: the splits in their order, in double.
-__global__ void contrastive_block_lse_kernel(const ContrastiveBlockSums p) {
+__global__ void contrastive_partial_lse_kernel(const ContrastivePartialSums p) {
   const int row = blockIdx.x * blockDim.x + threadIdx.x;
   const size_t n = p.x.rows;
   if (row >= p.x.rows) return;
@@ -111,4 +111,4 @@ __global__ void contrastive_block_lse_kernel(const ContrastiveBlockSums p) {
   p.lse[row] = log(sum) + shift * prim::kLn2;
 }
 
-}  // namespace ltood::contrastive::block
+}  // namespace ltood::contrastive::partial

@@ -1,4 +1,4 @@
-"""torch.ops.ltood_fast.guided_block and its backward: the pairs of stage 2 between the rows of one process and the columns
+"""torch.ops.ltood_fast.guided_partial and its backward: the pairs of stage 2 between the rows of one process and the columns
 of all of them, or of one other. The building blocks of its losses over a process group, called by them alone.
 
 With s, cos, w+ and w- as in `guided_contrastive`, j over the columns, N'(i) those of the farthest cluster (all of them
@@ -21,7 +21,7 @@ from .._ext import has_kernel
 from ._guided_op import _wide_dtype
 
 
-class Block(NamedTuple):
+class GuidedPartial(NamedTuple):
     """[n] float64 of the parts that were asked for, which merge with those of other columns; and the k best columns."""
 
     lse: Tensor
@@ -51,11 +51,13 @@ def _fake_bwd(x, *_):
 
 
 def _refuse(*_):
-    raise RuntimeError("guided_block: differentiation is not supported; the loss that calls it implements its gradient")
+    raise RuntimeError(
+        "guided_partial: differentiation is not supported; the loss that calls it implements its gradient"
+    )
 
 
-if has_kernel("guided_block", "cpu") or has_kernel("guided_block", "cuda"):
-    torch.library.register_fake("ltood_fast::guided_block", _fake)
+if has_kernel("guided_partial", "cpu") or has_kernel("guided_partial", "cuda"):
+    torch.library.register_fake("ltood_fast::guided_partial", _fake)
     torch.library.register_fake("ltood_fast::guided_partial_bwd", _fake_bwd)
-    torch.library.register_autograd("ltood_fast::guided_block", _refuse)
+    torch.library.register_autograd("ltood_fast::guided_partial", _refuse)
     torch.library.register_autograd("ltood_fast::guided_partial_bwd", _refuse)

@@ -1,4 +1,4 @@
-"""The rectangle of the guided family on the simulated device, glue and all: both ops against their dense definition."""
+"""The partial problem of the guided family on the simulated device, glue and all: both ops against their dense definition."""
 
 from dataclasses import replace
 
@@ -7,9 +7,9 @@ import pytest
 import torch
 
 from python_tests.cuda_sim.guided_run import SOURCES, GuidedRun, Problem
-from python_tests.ops.test_guided_block import (
+from python_tests.ops.test_guided_partial import (
     Dense,
-    Rectangle,
+    PartialProblem,
     check,
     check_not_a_number,
     check_the_square,
@@ -41,7 +41,7 @@ def numbered(columns: torch.Tensor, rows: torch.Tensor) -> np.ndarray:
     return torch.cat([columns, between, rows]).numpy()
 
 
-def launched(simulate, p: Rectangle) -> GuidedRun:
+def launched(simulate, p: PartialProblem) -> GuidedRun:
     keys = numbered(p.y_clusters, p.x_clusters), p.far.numpy(), numbered(p.y_instance, p.x_instance)
     rows = (numbered(of_y.float(), of_x.float()) for of_y, of_x in ((p.y, p.x), (p.y_guide, p.x_guide)))
     none = np.zeros((-len(p.y) % 128 + len(p.y) + len(p.x), 0), np.int64)
@@ -49,7 +49,7 @@ def launched(simulate, p: Rectangle) -> GuidedRun:
     return GuidedRun(simulate(*SOURCES, seed=1), Problem(*rows, *keys, none, **options))
 
 
-def case(name: str) -> Rectangle:
+def case(name: str) -> PartialProblem:
     dtype, n, d, dg, rows, columns, options = CASES[name]
     return cut(square(n, d, dg, dtype, **options), slice(*rows), slice(*columns))
 

@@ -1,10 +1,10 @@
-// A rectangle of the contrastive similarities: the rows of one process against the columns of all, or of one other.
+// Partial contrastive similarities: the rows of one process against the columns of all, or of one other.
 //
 //   s_ij = <u(x_i), u(y_j)> / tau; row i and column i + diagonal are the same embedding, a pair left out of everything
-//   contrastive_block        lse_i = log sum_j exp(s_ij), and the k best admissible columns of every row
+//   contrastive_partial        lse_i = log sum_j exp(s_ij), and the k best admissible columns of every row
 //   contrastive_partial_bwd   grad_u_i = (1/tau) sum_j G_ij u(y_j), the gradient at u(x_i) of sum w lse over all rows:
 //                            G_ij = x_weight_i exp(s_ij - x_lse_i) + y_weight_j exp(s_ij - y_lse_j)
-// Rectangles that share no column merge: lse by logaddexp, the best columns by their cosines, lse_bwd by a sum.
+// Partial problems that share no column merge: lse by logaddexp, the best columns by their cosines, lse_bwd by a sum.
 #pragma once
 
 #include <algorithm>
@@ -13,7 +13,7 @@
 
 namespace ltood {
 
-struct ContrastiveBlock {
+struct PartialInputs {
   const at::Tensor& x;  // [n, D] float
   const at::Tensor& y;  // [M, D] of the same type
   double temperature;
@@ -22,19 +22,19 @@ struct ContrastiveBlock {
   int64_t diagonal;
 };
 
-struct ContrastiveBlockSearch {
+struct PartialSearch {
   int64_t k;
   OptionalTensor x_instance, y_instance;  // [n], [M] int64; none: no rule
   OptionalTensor x_domain, y_domain;      // [n], [M] int64; none: no rule
 };
 
 // Log-sum-exp and the gradient that arrives at it: of the rows, and of the columns as rows of another process.
-struct ContrastiveBlockWeights {
+struct PartialLseGrads {
   OptionalTensor x_lse, x_weight;  // [n] float64
   OptionalTensor y_lse, y_weight;  // [M] float64; none: the columns have no gradient
 };
 
-inline void check_contrastive_block(const char* op, const ContrastiveBlock& in) {
+inline void check_contrastive_partial(const char* op, const PartialInputs& in) {
   LTOOD_CHECK_TYPE(at::isFloatingType(in.x.scalar_type()), op, "x", "a float tensor", in.x.scalar_type());
   LTOOD_CHECK_TYPE(in.y.scalar_type() == in.x.scalar_type(), op, "y", c10::str(in.x.scalar_type(), " as x is"),
                    in.y.scalar_type());
@@ -49,9 +49,9 @@ inline void check_contrastive_block(const char* op, const ContrastiveBlock& in) 
                     c10::str("on ", in.x.device(), " as x is"), in.temperature_tensor->device());
 }
 
-inline void check_contrastive_block_search(const ContrastiveBlock& in, const ContrastiveBlockSearch& search) {
-  const char* op = "contrastive_block";
-  check_contrastive_block(op, in);
+inline void check_contrastive_partial(const PartialInputs& in, const PartialSearch& search) {
+  const char* op = "contrastive_partial";
+  check_contrastive_partial(op, in);
   LTOOD_CHECK_VALUE(search.k >= 0, op, "k", "at least 0", search.k);
   check_vector(op, search.x_instance, "x_instance", at::kLong, in.x.size(0), in.x, "x");
   check_vector(op, search.y_instance, "y_instance", at::kLong, in.y.size(0), in.x, "x");
@@ -63,9 +63,9 @@ inline void check_contrastive_block_search(const ContrastiveBlock& in, const Con
                     "given when x_domain is, and only then", search.y_domain ? "one" : "none");
 }
 
-inline void check_contrastive_partial_bwd(const ContrastiveBlock& in, const ContrastiveBlockWeights& rows) {
+inline void check_contrastive_partial_bwd(const PartialInputs& in, const PartialLseGrads& rows) {
   const char* op = "contrastive_partial_bwd";
-  check_contrastive_block(op, in);
+  check_contrastive_partial(op, in);
   check_vector(op, rows.x_lse, "x_lse", at::kDouble, in.x.size(0), in.x, "x");
   check_vector(op, rows.x_weight, "x_weight", at::kDouble, in.x.size(0), in.x, "x");
   check_vector(op, rows.y_lse, "y_lse", at::kDouble, in.y.size(0), in.x, "x");
@@ -75,7 +75,7 @@ inline void check_contrastive_partial_bwd(const ContrastiveBlock& in, const Cont
 }
 
 // The same pairs, within what sums of indices can hold: a diagonal outside (-n, M) meets nothing.
-inline int64_t bounded_diagonal(const ContrastiveBlock& in) {
+inline int64_t bounded_diagonal(const PartialInputs& in) {
   return std::clamp(in.diagonal, -in.x.size(0), in.y.size(0));
 }
 
