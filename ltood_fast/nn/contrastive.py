@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from ..ops import _check as check
 from ..ops import contrastive as ops
 from ..ops._backend import BACKENDS
-from ..ops._group import Across
+from ..ops._group import GroupContext
 
 if TYPE_CHECKING:
     from torch.distributed import ProcessGroup
@@ -33,7 +33,7 @@ class _ContrastiveLoss(nn.Module):
     ) -> None:
         super().__init__()
         name = type(self).__name__
-        Across(name, group, reduction, exchange)  # checks them
+        GroupContext(name, group, reduction, exchange)  # checks them
         check.temperature(name, temperature)
         check.choice(name, "reduction", reduction, check.REDUCTIONS)
         check.choice(name, "backend", backend, BACKENDS)

@@ -8,7 +8,7 @@ from torch import Tensor, nn
 
 from ..ops import _check as check
 from ..ops._backend import BACKENDS
-from ..ops._group import Across
+from ..ops._group import GroupContext
 from ..ops.guided import DISTILLATIONS, Stage2Result, guided_contrastive, relational_distill, stage2_loss
 
 if TYPE_CHECKING:
@@ -24,7 +24,7 @@ class _Stage2Term(nn.Module):
         check.temperature(name, temperature)
         check.choice(name, "reduction", options["reduction"], check.REDUCTIONS)
         check.choice(name, "backend", options["backend"], BACKENDS)
-        Across(name, options["group"], options["reduction"], options["exchange"])  # checks them
+        GroupContext(name, options["group"], options["reduction"], options["exchange"])  # checks them
         if "k" in options:
             check.count(name, "k", options["k"], 1)
             check.nonnegative_number(name, "gamma", options["gamma"])

@@ -18,9 +18,9 @@ import torch
 from torch import Tensor
 
 from ..reference import contrastive as reference
-from ._contrastive_partial_op import contrastive_partial, contrastive_partial_bwd
 from ._contrastive_op import _wide_dtype
-from ._group import Peers, operator, resolve, save_inputs, saved_inputs, used
+from ._contrastive_partial_op import contrastive_partial, contrastive_partial_bwd
+from ._group import RankLayout, operator, resolve, save_inputs, saved_inputs, used
 
 PARTS = ("instance", "class")
 NORM_EPS = 1e-12
@@ -159,20 +159,20 @@ class Columns:
     """What a pass knows of the rows of all ranks: the keys they are grouped by, neighbours, columns of doubles."""
 
     def __init__(
-        self, inputs: Inputs, peers: Peers, choices: tuple[Tensor, ...] = (), doubles: tuple[Tensor, ...] = ()
+        self, inputs: Inputs, layout: RankLayout, choices: tuple[Tensor, ...] = (), doubles: tuple[Tensor, ...] = ()
     ):
-        self.own = slice(peers.first, peers.first + peers.sizes[peers.rank])
+        self.own = slice(layout.first, layout.first + layout.sizes[layout.rank])
         domain = inputs.domain if inputs.k_batch else None
         keys = {"instance": inputs.instance_ids, "class": inputs.labels, "domain": domain}
         named = {name: key for name, key in keys.items() if key is not None}
         own = [*named.values(), *choices, *(x.view(torch.int64) for x in doubles)]
-        every = [x.contiguous() for x in peers.gather(torch.stack(own, dim=1)).unbind(dim=1)] if own else []
+        every = [x.contiguous() for x in layout.gather(torch.stack(own, dim=1)).unbind(dim=1)] if own else []
         self.keys = dict(zip(named, every, strict=False))
         self.choices = every[len(named) : len(named) + len(choices)]
         self.doubles = [x.view(torch.float64) for x in every[len(named) + len(choices) :]]
         if inputs.views and inputs.instance_ids is None:  # rows i and i + n/2 of one rank
-            pairs = [torch.arange(n, device=inputs.z.device) % (n // 2) for n in peers.sizes]
-            self.keys["instance"] = torch.cat([pair + peers.offset(rank) for rank, pair in enumerate(pairs)])
+            pairs = [torch.arange(n, device=inputs.z.device) % (n // 2) for n in layout.sizes]
+            self.keys["instance"] = torch.cat([pair + layout.offset(rank) for rank, pair in enumerate(pairs)])
 
     def groups(self, inputs: Inputs) -> dict[str, Groups]:
         names = (["instance"] if inputs.views else []) + (["class"] if inputs.labels is not None else [])
@@ -185,12 +185,12 @@ class Columns:
         return {**rows, **{f"y_{name}": key[columns].contiguous() for name, key in keys.items()}}
 
 
-def _agree(inputs: Inputs) -> Peers:
+def _agree(inputs: Inputs) -> RankLayout:
     """What must be the same on all ranks. A temperature on a GPU is not read: its value is not compared."""
     op, tensor = inputs.op, inputs.temperature_tensor
     value = inputs.temperature if tensor is None else tensor.item() if tensor.device.type == "cpu" else None
     optional = ("instance_ids", "labels", "domain", "bank")
-    facts = {
+    must_match = {
         "the width D of z": inputs.z.shape[1],
         "the dtype of z": str(inputs.z.dtype),
         "temperature": value,
@@ -200,10 +200,12 @@ def _agree(inputs: Inputs) -> Peers:
         "k": inputs.k,
         **{name: "None" if getattr(inputs, name) is None else "a tensor" for name in optional},
     }
-    peers = Peers.of(op, inputs.group, inputs.z.shape[0], facts)
-    if inputs.k_batch > peers.total - 1:
-        raise ValueError(f"{op}: k must be in [1, {peers.total - 1}], {peers.total} rows on all ranks, got {inputs.k}")
-    return peers
+    layout = RankLayout.of(op, inputs.group, inputs.z.shape[0], must_match)
+    if inputs.k_batch > layout.total - 1:
+        raise ValueError(
+            f"{op}: k must be in [1, {layout.total - 1}], {layout.total} rows on all ranks, got {inputs.k}"
+        )
+    return layout
 
 
 def merge_best(best: tuple[Tensor, ...], more: tuple[Tensor, ...], k: int) -> tuple[Tensor, ...]:
@@ -244,17 +246,17 @@ def _row_loss(lse: Tensor, attraction: Tensor, weight: Tensor) -> Tensor:
 @operator("contrastive_group", FORWARD)
 def contrastive_group(*arguments):
     inputs = Inputs(*arguments)
-    z, similarity, peers = inputs.z, inputs.similarity, _agree(inputs)
-    columns = Columns(inputs, peers)
+    z, similarity, layout = inputs.z, inputs.similarity, _agree(inputs)
+    columns = Columns(inputs, layout)
     groups = columns.groups(inputs)
     sums = {name: z.new_zeros(z.shape, dtype=torch.float64) for name in groups}
     n, wide, k = z.shape[0], _wide_dtype(z.dtype), inputs.k_batch
     lse = z.new_full((n,), -torch.inf, dtype=torch.float64)
     found = z.new_empty((n, 0), dtype=wide), z.new_empty((n, 0), dtype=torch.int64)
-    for first, shard in peers.shards(z, inputs.exchange):
+    for first, shard in layout.shards(z, inputs.exchange):
         passing = slice(first, first + len(shard))
         part, cosines, indices = similarity.partial(
-            z, shard, diagonal=peers.first - first, k=min(k, len(shard)), **(columns.admissible(passing) if k else {})
+            z, shard, diagonal=layout.first - first, k=min(k, len(shard)), **(columns.admissible(passing) if k else {})
         )
         lse = torch.logaddexp(lse, part)
         found = merge_best(found, (cosines, indices.where(indices < 0, indices + first)), k)
@@ -271,7 +273,7 @@ def contrastive_group(*arguments):
     losses = [_row_loss(lse, attraction[name], weights[name]) if name in groups else none for name in PARTS]
     gathered = shard if inputs.exchange == "gather" else z.new_empty((0, z.shape[1]))
     row_weights = [weights.get(name, none.clone()) for name in PARTS]
-    sizes = torch.tensor(peers.sizes)
+    sizes = torch.tensor(layout.sizes)
     return *(x.to(wide) for x in losses), lse, *row_weights, cosines.contiguous(), indices.contiguous(), gathered, sizes
 
 
@@ -364,20 +366,20 @@ def contrastive_group_bwd(
 ):
     inputs = Inputs(*rest)
     z, similarity, group = inputs.z, inputs.similarity, resolve(inputs.group)
-    peers = Peers(inputs.op, group, group.rank(), sizes.tolist())
+    layout = RankLayout(inputs.op, group, group.rank(), sizes.tolist())
     positive_grads = PositiveGrads.of(inputs, [grad_instance, grad_class, grad_lse], [w_instance, w_class], lse)
     choices = indices.unbind(dim=1) if inputs.k_batch else ()
     doubles = (lse, positive_grads.lse, *positive_grads.parts.values(), *([positive_grads.neighbor] if choices else []))
-    columns = Columns(inputs, peers, choices, doubles)
-    attraction = Attraction(inputs, columns, positive_grads, choices, peers.first)
+    columns = Columns(inputs, layout, choices, doubles)
+    attraction = Attraction(inputs, columns, positive_grads, choices, layout.first)
     grad_unit = None
-    for first, shard in [(0, gathered)] if inputs.exchange == "gather" else peers.shards(z, "ring"):
+    for first, shard in [(0, gathered)] if inputs.exchange == "gather" else layout.shards(z, "ring"):
         passing = slice(first, first + len(shard))
         y_lse, y_weight = (x[passing] for x in columns.doubles[:2])
         part = similarity.lse_bwd(
             z,
             shard,
-            diagonal=peers.first - first,
+            diagonal=layout.first - first,
             x_lse=lse,
             x_weight=positive_grads.lse,
             y_lse=y_lse,

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from .._ext import has_kernel
-from ._group import Across
+from ._group import GroupContext
 
 
 def _wide_dtype(dtype: torch.dtype) -> torch.dtype:
@@ -54,10 +54,10 @@ def contrastive(
     bank: Tensor | None = None,
     bank_ids: Tensor | None = None,
     bank_domain: Tensor | None = None,
-    across: Across | None = None,
+    context: GroupContext | None = None,
     kernel: bool = True,
 ) -> Rows:
-    """Row losses: the instance part (`views`) and the class part (`labels`) from one pass. With `across` the rows are
+    """Row losses: the instance part (`views`) and the class part (`labels`) from one pass. With `context` the rows are
     those of this rank among the rows of all ranks; without `kernel` (only then) from the reference."""
     learned, weighted = isinstance(temperature, Tensor), isinstance(neighbor_weight, Tensor)
     arguments = (
@@ -76,9 +76,9 @@ def contrastive(
         _int64(bank_ids),
         _int64(bank_domain),
     )
-    if across is None or not across.many:
+    if context is None or not context.many:
         return Rows(*torch.ops.ltood_fast.contrastive(*arguments))
-    options = (kernel, across.op, across.reduction, across.exchange, across.name)
+    options = (kernel, context.op, context.reduction, context.exchange, context.name)
     *rows, _, _ = torch.ops.ltood_fast.contrastive_group(*arguments, *options)
     return Rows(*rows)
 

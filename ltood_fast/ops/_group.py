@@ -22,7 +22,7 @@ from . import _check as check
 EXCHANGES = ("gather", "ring")
 
 
-class Across:
+class GroupContext:
     """The `group=` of one call, and the `with` block around the checks of its arguments: what one rank refuses, all
     ranks raise. False without a group. (While torch.compile traces, a rank that refuses is alone: the others see its
     absence as the time-out of the group.)"""
@@ -33,15 +33,15 @@ class Across:
         self.many = group is not None
         self.name = group_name(op, group) if self.many else ""
 
-    def __enter__(self) -> Across:
+    def __enter__(self) -> GroupContext:
         return self
 
     def __exit__(self, kind, error, trace) -> None:
         if self.many and isinstance(error, (ValueError, TypeError, RuntimeError)):
-            Peers.of(self.op, self.name, 0, {}, refusal=f"{type(error).__name__}: {error}")
+            RankLayout.of(self.op, self.name, 0, {}, refusal=f"{type(error).__name__}: {error}")
 
 
-ALONE = Across("", None)
+ALONE = GroupContext("", None)
 
 
 def group_name(op: str, group: object) -> str:
@@ -54,7 +54,7 @@ def group_name(op: str, group: object) -> str:
     return group.group_name
 
 
-class Peers(NamedTuple):
+class RankLayout(NamedTuple):
     """What a rank knows of the others after they agreed."""
 
     op: str
@@ -63,13 +63,13 @@ class Peers(NamedTuple):
     sizes: list[int]
 
     @staticmethod
-    def of(op: str, name: str, n: int, facts: dict[str, object], refusal: str = "") -> Peers:
-        """Exchanges the sizes and a digest of `facts`, 16 bytes a rank, which must be the same on all ranks.
+    def of(op: str, name: str, n: int, must_match: dict[str, object], refusal: str = "") -> RankLayout:
+        """Exchanges the sizes and a digest of `must_match`, 16 bytes a rank, which must be the same on all ranks.
 
         It goes over the group's CPU backend where there is one: no device is waited for.
         """
         group = resolve(name)
-        text = refusal or json.dumps({"call": op, **facts})
+        text = refusal or json.dumps({"call": op, **must_match})
         digest = int.from_bytes(hashlib.blake2b(text.encode(), digest_size=7).digest(), "big")
         header = torch.tensor([[-1 if refusal else n, digest]], device=_header_device(group))
         headers = gather_even(op, group, header).tolist()
@@ -81,7 +81,7 @@ class Peers(NamedTuple):
             texts = gather_even(op, group, row[None]).cpu()
             texts = [bytes(text.tolist()).rstrip(b"\0").decode(errors="replace") for text in texts]
             raise _disagreement([size < 0 for size in sizes], texts)
-        return Peers(op, group, dist.get_rank(group), sizes)
+        return RankLayout(op, group, dist.get_rank(group), sizes)
 
     @property
     def first(self) -> int:
@@ -193,12 +193,14 @@ def _disagreement(refused: list[bool], texts: list[str]) -> Exception:
         kind, _, sentence = texts[rank].partition(": ")
         kinds = {"TypeError": TypeError, "RuntimeError": RuntimeError}
         return kinds.get(kind, ValueError)(f"{sentence}, on rank {rank}")
-    facts = [json.loads(text) for text in texts]
-    rank = next(rank for rank, fact in enumerate(facts) if fact != facts[0])
-    name = next(name for name in {**facts[0], **facts[rank]} if facts[0].get(name) != facts[rank].get(name))
-    first, other = facts[0].get(name), facts[rank].get(name)
+    must_match = [json.loads(text) for text in texts]
+    rank = next(rank for rank, fact in enumerate(must_match) if fact != must_match[0])
+    name = next(
+        name for name in {**must_match[0], **must_match[rank]} if must_match[0].get(name) != must_match[rank].get(name)
+    )
+    first, other = must_match[0].get(name), must_match[rank].get(name)
     return ValueError(
-        f"{facts[0]['call']}: {name} must be the same on all ranks of the group, got {first} on rank 0 and {other} on "
+        f"{must_match[0]['call']}: {name} must be the same on all ranks of the group, got {first} on rank 0 and {other} on "
         f"rank {rank}"
     )
 
@@ -215,12 +217,12 @@ def gather_rows(group: dist.ProcessGroup, *tensors: Tensor) -> tuple[Tensor, ...
         tensors: with as many rows each as the first; the number of rows may differ from rank to rank, the rest not.
     """
     op = "gather_rows"
-    with Across(op, group) as across:
+    with GroupContext(op, group) as context:
         rows = [x.shape[0] for x in tensors]
         check.require(len(set(rows)) == 1, op, "tensors", "of one number of rows", rows)
-    facts = {"shapes": [list(x.shape[1:]) for x in tensors], "dtypes": [str(x.dtype) for x in tensors]}
-    peers = Peers.of(op, across.name, rows[0], facts)
-    return tuple(peers.gather(x) for x in tensors)
+    must_match = {"shapes": [list(x.shape[1:]) for x in tensors], "dtypes": [str(x.dtype) for x in tensors]}
+    layout = RankLayout.of(op, context.name, rows[0], must_match)
+    return tuple(layout.gather(x) for x in tensors)
 
 
 def operator(name: str, schema: str) -> Callable[[Callable], Callable]:
@@ -261,7 +263,7 @@ def used(gradient: Tensor | None) -> Tensor | None:
 def sum_over_ranks(x: Tensor, op: str, same: str, group: str) -> Tensor:
     """`same`: what the ranks have to agree on first, "" where they have done so."""
     if same:
-        Peers.of(op, group, 1, {"arguments": same})
+        RankLayout.of(op, group, 1, {"arguments": same})
     return gather_even(op, resolve(group), x[None]).sum(dim=0)
 
 
@@ -281,14 +283,16 @@ def _sum_context(ctx, inputs, output):
 torch.library.register_autograd("ltood_fast::sum_over_ranks", _sum_backward, setup_context=_sum_context)
 
 
-def reduce_parts(parts: list[tuple[Tensor, Tensor]], reduction: str, across: Across, same: str = "") -> list[Tensor]:
+def reduce_parts(
+    parts: list[tuple[Tensor, Tensor]], reduction: str, context: GroupContext, same: str = ""
+) -> list[Tensor]:
     """`reduce_rows` of each (rows, has_positive) over all ranks: 16 bytes a part and rank, summed in one order. `same`:
     what the ranks have to agree on, where nothing before made them."""
-    if across.many and (same or reduction != "none"):
+    if context.many and (same or reduction != "none"):
         sums = [rows.sum(dtype=torch.float64) for rows, _ in parts]
         counts = [has_positive.sum().to(torch.float64) for _, has_positive in parts]
-        totals = torch.ops.ltood_fast.sum_over_ranks(torch.stack(sums + counts), across.op, same, across.name)
-    if not across.many or reduction == "none":
+        totals = torch.ops.ltood_fast.sum_over_ranks(torch.stack(sums + counts), context.op, same, context.name)
+    if not context.many or reduction == "none":
         return [reduce_rows(rows, has_positive, reduction) for rows, has_positive in parts]
     losses, counts = totals.split(len(parts))
     if reduction == "mean":

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from .._ext import has_kernel
 from . import _check as check
-from ._group import ALONE, Across, Peers, operator, resolve
+from ._group import ALONE, GroupContext, RankLayout, operator, resolve
 from ._shards import fingerprint
 
 
@@ -27,8 +27,8 @@ class Batch(NamedTuple):
     instance_ids: Tensor | None  # [M]
     pos_idx: Tensor | None  # [M, k]
     own: Tensor | None = None  # [N], where the rows of this rank are; None: they are all there are
-    across: Across = ALONE  # the ranks that the loss still has to go over
-    facts: str = ""  # what they have to agree on
+    context: GroupContext = ALONE  # the ranks that the loss still has to go over
+    must_match: str = ""  # what they have to agree on
 
     def local(self, rows: Tensor) -> Tensor:
         """The rows of this rank, of one value a row; a number stays as it is."""
@@ -36,7 +36,7 @@ class Batch(NamedTuple):
 
 
 def batch_of(
-    across: Across,
+    context: GroupContext,
     kernel: bool,
     z: Tensor,
     guide: Tensor,
@@ -48,14 +48,16 @@ def batch_of(
 ) -> Batch:
     """The rows that the call is about. `kernel`: whether kernels serve it. `same`: arguments that must be the same on
     all ranks."""
-    if not across.many:
+    if not context.many:
         return Batch(z, guide, clusters, instance_ids, pos_idx)
-    same = {**same, "reduction": across.reduction, "exchange": across.exchange}
-    facts = "\n".join([f"{name}={'a tensor' if isinstance(x, Tensor) else x}" for name, x in same.items()])
+    same = {**same, "reduction": context.reduction, "exchange": context.exchange}
+    must_match = "\n".join([f"{name}={'a tensor' if isinstance(x, Tensor) else x}" for name, x in same.items()])
     if kernel and has_kernel("guided_partial", z.device.type):
-        return Batch(z, guide, clusters, instance_ids, pos_idx, across=across, facts=facts)
+        return Batch(z, guide, clusters, instance_ids, pos_idx, context=context, must_match=must_match)
     keys = [None if x is None else x.to(torch.int64) for x in (clusters, instance_ids, pos_idx)]
-    z, guide, keys, own, _ = torch.ops.ltood_fast.gather_batch(z, guide, far, *keys, across.op, facts, across.name)
+    z, guide, keys, own, _ = torch.ops.ltood_fast.gather_batch(
+        z, guide, far, *keys, context.op, must_match, context.name
+    )
     return Batch(
         z,
         guide,
@@ -67,12 +69,12 @@ def batch_of(
 
 
 GATHER = (
-    "(Tensor z, Tensor guide, Tensor? far, Tensor? clusters, Tensor? instance_ids, Tensor? pos_idx, str op, str facts, "
+    "(Tensor z, Tensor guide, Tensor? far, Tensor? clusters, Tensor? instance_ids, Tensor? pos_idx, str op, str must_match, "
     "str group) -> (Tensor z_all, Tensor guide_all, Tensor keys, Tensor own, Tensor sizes)"
 )
 
 
-def agree(z, guide, far, instance_ids, pos_idx, op, facts, group) -> Peers:
+def agree(z, guide, far, instance_ids, pos_idx, op, must_match, group) -> RankLayout:
     """The ranks, once they agree on what must be the same on all of them."""
     same = {
         "the width of z": z.shape[1],
@@ -82,36 +84,36 @@ def agree(z, guide, far, instance_ids, pos_idx, op, facts, group) -> Peers:
         "far": None if far is None or far.device.type != "cpu" else fingerprint(far),  # a GPU's is not read
         "instance_ids": "None" if instance_ids is None else "a tensor",
         "the width of pos_idx": None if pos_idx is None else pos_idx.shape[1],
-        **dict(line.split("=", 1) for line in facts.splitlines()),
+        **dict(line.split("=", 1) for line in must_match.splitlines()),
     }
-    peers = Peers.of(op, group, z.shape[0], same)
+    layout = RankLayout.of(op, group, z.shape[0], same)
     if pos_idx is None and "k" in same:
-        check.count(op, "k", int(same["k"]), 1, peers.total - 1)
-    return peers
+        check.count(op, "k", int(same["k"]), 1, layout.total - 1)
+    return layout
 
 
-def ids_of(peers: Peers, z: Tensor, instance_ids: Tensor | None) -> Tensor:
+def ids_of(layout: RankLayout, z: Tensor, instance_ids: Tensor | None) -> Tensor:
     """[N]: by default the rows i and i + n/2 of one rank are views."""
     n = z.shape[0]
     if instance_ids is not None:
         return instance_ids
-    return peers.first + torch.arange(n, device=z.device) % max(n // 2, 1)
+    return layout.first + torch.arange(n, device=z.device) % max(n // 2, 1)
 
 
 @operator("gather_batch", GATHER)
-def gather_batch(z, guide, far, clusters, instance_ids, pos_idx, op, facts, group):
-    peers = agree(z, guide, far, instance_ids, pos_idx, op, facts, group)
-    own = peers.first + torch.arange(z.shape[0], device=z.device)
-    instance_ids = ids_of(peers, z, instance_ids)
+def gather_batch(z, guide, far, clusters, instance_ids, pos_idx, op, must_match, group):
+    layout = agree(z, guide, far, instance_ids, pos_idx, op, must_match, group)
+    own = layout.first + torch.arange(z.shape[0], device=z.device)
+    instance_ids = ids_of(layout, z, instance_ids)
     clusters = torch.zeros_like(instance_ids) if clusters is None else clusters
     columns = [instance_ids[:, None], clusters[:, None]] + ([] if pos_idx is None else [pos_idx])
-    keys = peers.gather(torch.cat(columns, dim=1))
-    check.index_range(op, "pos_idx", keys[:, 2:], -1, peers.total)
-    return peers.gather(z), peers.gather(guide), keys, own, torch.tensor(peers.sizes)
+    keys = layout.gather(torch.cat(columns, dim=1))
+    check.index_range(op, "pos_idx", keys[:, 2:], -1, layout.total)
+    return layout.gather(z), layout.gather(guide), keys, own, torch.tensor(layout.sizes)
 
 
 @torch.library.register_fake("ltood_fast::gather_batch")
-def _(z, guide, far, clusters, instance_ids, pos_idx, op, facts, group):
+def _(z, guide, far, clusters, instance_ids, pos_idx, op, must_match, group):
     rows = torch.library.get_ctx().new_dynamic_size()
     width = 2 if pos_idx is None else 2 + pos_idx.shape[1]
     return (
@@ -128,8 +130,8 @@ SCATTER = "(Tensor gradient, Tensor sizes, SymInt n, str op, str group) -> Tenso
 
 @operator("scatter_batch", SCATTER)
 def scatter_batch(gradient, sizes, n, op, group):
-    peers = resolve(group)
-    return Peers(op, peers, peers.rank(), sizes.tolist()).scatter_sum(gradient)
+    layout = resolve(group)
+    return RankLayout(op, layout, layout.rank(), sizes.tolist()).scatter_sum(gradient)
 
 
 @torch.library.register_fake("ltood_fast::scatter_batch")

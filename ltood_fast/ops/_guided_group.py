@@ -22,10 +22,10 @@ from torch import Tensor
 
 from . import _check as check
 from ._contrastive_group import CHUNK, Similarity, add_chosen, add_rows, merge_best
-from ._group import Peers, gather_even, operator, resolve, save_inputs, saved_inputs, used
+from ._group import RankLayout, gather_even, operator, resolve, save_inputs, saved_inputs, used
 from ._guided_batch import agree, ids_of
-from ._guided_partial_op import GuidedPartial
 from ._guided_op import _wide_dtype
+from ._guided_partial_op import GuidedPartial
 
 GUIDE = Similarity(1.0, True, True)  # cosines
 
@@ -48,7 +48,7 @@ class Inputs(NamedTuple):
     normalize: bool
     distill: bool
     op: str
-    facts: str
+    must_match: str
     exchange: str
     group: str
 
@@ -75,9 +75,9 @@ class Inputs(NamedTuple):
     def temperatures(self) -> tuple:
         return self.temperature, self.temperature_tensor, self.teacher_temperature
 
-    def shards(self, peers: Peers):
+    def shards(self, layout: RankLayout):
         """(number of the first row, z, guide) of what passes by."""
-        both = zip(peers.shards(self.z, self.exchange), peers.shards(self.guide, self.exchange), strict=True)
+        both = zip(layout.shards(self.z, self.exchange), layout.shards(self.guide, self.exchange), strict=True)
         for (first, z), (_, guide) in both:
             yield first, z, guide
 
@@ -88,7 +88,7 @@ class Inputs(NamedTuple):
 INPUTS = (
     "Tensor z, Tensor guide, Tensor? clusters, Tensor? far, Tensor? instance_ids, Tensor? pos_idx, float temperature, "
     "Tensor? temperature_tensor, float? teacher_temperature, int k, bool weighted, float gamma, bool normalize, "
-    "bool distill, str op, str facts, str exchange, str group"
+    "bool distill, str op, str must_match, str exchange, str group"
 )
 FORWARD = (
     f"({INPUTS}) -> (Tensor loss, Tensor weight, Tensor lse, Tensor neighbors, Tensor kl, Tensor student_lse, "
@@ -104,12 +104,12 @@ BACKWARD = (
 class Keys:
     """The instance and the cluster of every row of the batch, and further columns of 8 bytes."""
 
-    def __init__(self, inputs: Inputs, peers: Peers, more: tuple[Tensor, ...] = ()):
-        self.own = slice(peers.first, peers.first + peers.sizes[peers.rank])
+    def __init__(self, inputs: Inputs, layout: RankLayout, more: tuple[Tensor, ...] = ()):
+        self.own = slice(layout.first, layout.first + layout.sizes[layout.rank])
         self.far = inputs.far
-        named = [ids_of(peers, inputs.z, inputs.instance_ids), inputs.clusters] if inputs.contrast else []
+        named = [ids_of(layout, inputs.z, inputs.instance_ids), inputs.clusters] if inputs.contrast else []
         columns = [x.view(torch.int64) for x in (*named, *more)]
-        every = [x.contiguous() for x in peers.gather(torch.stack(columns, dim=1)).unbind(dim=1)] if columns else []
+        every = [x.contiguous() for x in layout.gather(torch.stack(columns, dim=1)).unbind(dim=1)] if columns else []
         self.instance, self.cluster = every[:2] if inputs.contrast else (None, None)
         self.more = every[len(named) :]
         if inputs.contrast:  # a GPU's numbers are not read: what is out of range belongs to no cluster, here K
@@ -138,13 +138,13 @@ def _occurrences(values: Tensor, wanted: Tensor) -> Tensor:
     return torch.searchsorted(ranked, wanted, right=True) - torch.searchsorted(ranked, wanted)
 
 
-def _given(inputs: Inputs, peers: Peers, keys: Keys) -> Tensor:
+def _given(inputs: Inputs, layout: RankLayout, keys: Keys) -> Tensor:
     """pos_idx less what is no neighbour of its own: the row itself and its views, a row that was named before."""
     chosen = inputs.pos_idx
     if chosen.device.type == "cpu" and chosen.numel():  # what one rank refuses, all of them raise
         extremes = torch.stack([chosen.min(), chosen.max()])[None]
-        check.index_range(inputs.op, "pos_idx", gather_even(inputs.op, peers.group, extremes), -1, peers.total)
-    outside = (chosen < 0) | (chosen >= peers.total)  # a GPU's numbers are not read
+        check.index_range(inputs.op, "pos_idx", gather_even(inputs.op, layout.group, extremes), -1, layout.total)
+    outside = (chosen < 0) | (chosen >= layout.total)  # a GPU's numbers are not read
     same = keys.instance[chosen.masked_fill(outside, 0)] == keys.instance[keys.own][:, None]
     chosen = chosen.masked_fill(outside | same, -1)
     named_before = (chosen[:, :, None] == chosen[:, None, :]).tril(-1).any(dim=2)
@@ -239,16 +239,16 @@ def _merged(a: GuidedPartial, b: GuidedPartial) -> GuidedPartial:
 def guided_group(*arguments):
     inputs = Inputs(*arguments)
     z, guide = inputs.z, inputs.guide
-    names = z, guide, inputs.far, inputs.instance_ids, inputs.pos_idx, inputs.op, inputs.facts, inputs.group
-    peers = agree(*names)
-    keys = Keys(inputs, peers)
+    names = z, guide, inputs.far, inputs.instance_ids, inputs.pos_idx, inputs.op, inputs.must_match, inputs.group
+    layout = agree(*names)
+    keys = Keys(inputs, layout)
     others = keys.others_in_far() if inputs.contrast else None
     every = None if others is None else others <= inputs.width
-    sums = Sums(inputs, None if inputs.pos_idx is None else _given(inputs, peers, keys))
-    for first, shard, guide_shard in inputs.shards(peers):
+    sums = Sums(inputs, None if inputs.pos_idx is None else _given(inputs, layout, keys))
+    for first, shard, guide_shard in inputs.shards(layout):
         passing = keys.of_columns(slice(first, first + len(shard)))
         options = (inputs.searched, inputs.weighted, inputs.gamma, inputs.normalize, inputs.distill)
-        pairs_of_sets = z, guide, shard, guide_shard, peers.first - first, *passing, every, *inputs.temperatures
+        pairs_of_sets = z, guide, shard, guide_shard, layout.first - first, *passing, every, *inputs.temperatures
         sums.add(
             first, shard, guide_shard, GuidedPartial(*torch.ops.ltood_fast.guided_partial(*pairs_of_sets, *options))
         )
@@ -260,7 +260,7 @@ def guided_group(*arguments):
         shard, guide_shard = z.new_empty((0, z.shape[1])), guide.new_empty((0, guide.shape[1]))
     contrasts = loss.to(wide), weight, lse, sums.neighbors.contiguous()
     softmaxes = kl.to(wide, copy=True), sums.partial.student_lse, sums.partial.teacher_lse
-    return *contrasts, *softmaxes, pairs, fallback, shard, guide_shard, torch.tensor(peers.sizes)
+    return *contrasts, *softmaxes, pairs, fallback, shard, guide_shard, torch.tensor(layout.sizes)
 
 
 @torch.library.register_fake("ltood_fast::guided_group")
@@ -322,30 +322,30 @@ def guided_group_bwd(*arguments):
     gradients, saved, inputs = list(arguments[:4]), list(arguments[4:14]), Inputs(*arguments[14:])
     *saved, gathered, gathered_guide, sizes = saved
     z, student, group = inputs.z, inputs.student, resolve(inputs.group)
-    peers = Peers(inputs.op, group, group.rank(), sizes.tolist())
+    layout = RankLayout(inputs.op, group, group.rank(), sizes.tolist())
     arrived, neighbors = Arrived.of(inputs, gradients, saved), saved[2]
     states = [state for state in (arrived.contrast, arrived.distill) if state is not None]
     doubles = torch.cat([*states, arrived.coefficients], dim=1)
-    keys = Keys(inputs, peers, (*doubles.unbind(dim=1), *neighbors.unbind(dim=1)))
+    keys = Keys(inputs, layout, (*doubles.unbind(dim=1), *neighbors.unbind(dim=1)))
     every = torch.stack(keys.more, dim=1)
     *states, coefficients = (
         every[:, : doubles.shape[1]].view(torch.float64).split([4] * len(states) + [inputs.width], 1)
     )
     choices = every[:, doubles.shape[1] :]
     near, grad_unit = z.new_zeros(z.shape, dtype=torch.float64), None
-    here = [(0, gathered, gathered_guide)] if inputs.exchange == "gather" else inputs.shards(peers)
+    here = [(0, gathered, gathered_guide)] if inputs.exchange == "gather" else inputs.shards(layout)
     for first, shard, guide_shard in here:
         passing = slice(first, first + len(shard))
         of_columns = iter(states)
         pairs = [(x, x if x is None else next(of_columns)[passing].contiguous()) for x in arrived[:2]]
-        pairs_of_sets = z, inputs.guide, shard, guide_shard, peers.first - first, *keys.of_columns(passing)
+        pairs_of_sets = z, inputs.guide, shard, guide_shard, layout.first - first, *keys.of_columns(passing)
         options = *inputs.temperatures, inputs.weighted, inputs.gamma, inputs.normalize
         part = torch.ops.ltood_fast.guided_partial_bwd(*pairs_of_sets, *pairs[0], *pairs[1], *options)
         grad_unit = part if grad_unit is None else grad_unit.add_(part)
         del part  # not beside that of the next shard
         for slot in range(inputs.width):
             add_chosen(near, neighbors[:, slot] - first, student, shard, arrived.coefficients[:, slot])
-            mine = choices[passing, slot] - peers.first
+            mine = choices[passing, slot] - layout.first
             add_rows(near, mine.where(mine < len(z), -1), student, shard, coefficients[passing, slot])
     return _finish(inputs, grad_unit, near)
 

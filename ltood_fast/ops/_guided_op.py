@@ -7,7 +7,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from ._group import ALONE, Across
+from ._group import ALONE, GroupContext
 
 
 class Rows(NamedTuple):
@@ -50,11 +50,11 @@ def guided(
     normalize: bool,
     distill: bool = False,
     teacher_temperature: float | None = None,
-    across: Across = ALONE,
-    facts: str = "",
+    context: GroupContext = ALONE,
+    must_match: str = "",
 ) -> Rows:
     """Row losses from the kernel: the contrastive part where there are clusters, distillation on request, one pass.
-    `across`: the ranks whose rows are one batch, `facts` what they have to agree on."""
+    `context`: the ranks whose rows are one batch, `must_match` what they have to agree on."""
     learned = isinstance(temperature, Tensor)
     arguments = (
         z,
@@ -72,9 +72,11 @@ def guided(
         normalize,
         distill,
     )
-    if not across.many:
+    if not context.many:
         return Rows(*torch.ops.ltood_fast.guided(*arguments))
-    return Rows(*torch.ops.ltood_fast.guided_group(*arguments, across.op, facts, across.exchange, across.name)[:7])
+    return Rows(
+        *torch.ops.ltood_fast.guided_group(*arguments, context.op, must_match, context.exchange, context.name)[:7]
+    )
 
 
 def _int64(x: Tensor | None) -> Tensor | None:

@@ -12,18 +12,18 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from ._group import Across, Peers
+from ._group import GroupContext, RankLayout
 
 
-def agree(op: str, group: object, check: Callable[[], tuple[int, dict[str, object]]]) -> Peers:
+def agree(op: str, group: object, check: Callable[[], tuple[int, dict[str, object]]]) -> RankLayout:
     """Who holds how many rows. `check` gives this rank's number and what must be the same on all ranks; the error that
     it raises on one is raised on all, so that none waits alone."""
-    with Across(op, group) as across:
-        count, facts = check()
-    return Peers.of(op, across.name, count, facts)
+    with GroupContext(op, group) as context:
+        count, must_match = check()
+    return RankLayout.of(op, context.name, count, must_match)
 
 
-def shards_of(op: str, group: object, x: Tensor, check: Callable[[], dict[str, object]] = dict) -> Peers:
+def shards_of(op: str, group: object, x: Tensor, check: Callable[[], dict[str, object]] = dict) -> RankLayout:
     """The same of the rows of x, whose width and dtype must be the same too."""
 
     def header() -> tuple[int, dict[str, object]]:
@@ -39,14 +39,14 @@ def fingerprint(x: Tensor) -> str:
     return f"{x.dtype} {tuple(x.shape)} {zlib.crc32(content):08x}"
 
 
-def passing(peers: Peers, x: Tensor) -> Iterator[tuple[int, Tensor]]:
+def passing(layout: RankLayout, x: Tensor) -> Iterator[tuple[int, Tensor]]:
     """(number of its first row, rows) of every rank that holds any, in rank order; two shards are in memory at a time,
     the second on its way while the first is worked on."""
-    ranks = [rank for rank, count in enumerate(peers.sizes) if count]
+    ranks = [rank for rank, count in enumerate(layout.sizes) if count]
 
     def send(rank: int) -> tuple[Tensor, dist.Work]:
-        rows = x.contiguous() if rank == peers.rank else x.new_empty(peers.sizes[rank], *x.shape[1:])
-        return rows, dist.broadcast(rows, group=peers.group, group_src=rank, async_op=True)
+        rows = x.contiguous() if rank == layout.rank else x.new_empty(layout.sizes[rank], *x.shape[1:])
+        return rows, dist.broadcast(rows, group=layout.group, group_src=rank, async_op=True)
 
     coming = send(ranks[0])
     for place, rank in enumerate(ranks):
@@ -54,16 +54,16 @@ def passing(peers: Peers, x: Tensor) -> Iterator[tuple[int, Tensor]]:
         work.wait()
         if place + 1 < len(ranks):
             coming = send(ranks[place + 1])
-        yield peers.offset(rank), rows
+        yield layout.offset(rank), rows
 
 
-def fetch(peers: Peers, x: Tensor, rows: Tensor) -> Tensor:
+def fetch(layout: RankLayout, x: Tensor, rows: Tensor) -> Tensor:
     """Rows on every rank, by their numbers in the concatenation."""
-    local = rows - peers.first
+    local = rows - layout.first
     mine = (local >= 0) & (local < len(x))
     fetched = x.new_zeros(len(rows), *x.shape[1:])
     fetched[mine] = x[local[mine]]
-    return add(fetched, peers.group)
+    return add(fetched, layout.group)
 
 
 def add(x: Tensor, group: dist.ProcessGroup) -> Tensor:

@@ -10,7 +10,7 @@ from ..reference import cluster_kl as reference
 from ..reference._common import common_dtype, unit_rows
 from . import _check
 from ._backend import use_kernel
-from ._group import Peers
+from ._group import RankLayout
 from ._shards import add, fingerprint, shards_of
 
 # Distances that the CPU kernel keeps from its first pass for the later ones: those of the first rows, up to this much.
@@ -129,8 +129,8 @@ def refine_centroids(
         return {"centroids": fingerprint(centroids), "options": (nu, normalize, steps, lr, tol)}
 
     if group is not None:
-        peers = shards_of("refine_centroids", group, z, lambda: check(True))
-        return _refine_shards(z.detach(), centroids.detach(), nu, normalize, steps, lr, tol, peers)
+        layout = shards_of("refine_centroids", group, z, lambda: check(True))
+        return _refine_shards(z.detach(), centroids.detach(), nu, normalize, steps, lr, tol, layout)
     check(False)
     if not use_kernel("refine_centroids", backend, z, centroids):
         return reference.refine_centroids(z, centroids, nu=nu, normalize=normalize, steps=steps, lr=lr, tol=tol)
@@ -150,11 +150,11 @@ def refine_centroids(
 
 @torch.no_grad()
 def _refine_shards(
-    z: Tensor, centroids: Tensor, nu: float, normalize: bool, steps: int, lr: float, tol: float, peers: Peers
+    z: Tensor, centroids: Tensor, nu: float, normalize: bool, steps: int, lr: float, tol: float, layout: RankLayout
 ) -> tuple[Tensor, Tensor]:
     """The reference's descent over blocks of rows: the masses f_j of all ranks first, then loss and gradient."""
-    _check.require(peers.total > 0, "refine_centroids", "z", "non-empty on a rank at least", "0 rows")
-    group, blocks = peers.group, [block for block in z.split(SHARD_ROWS) if len(block)]
+    _check.require(layout.total > 0, "refine_centroids", "z", "non-empty on a rank at least", "0 rows")
+    group, blocks = layout.group, [block for block in z.split(SHARD_ROWS) if len(block)]
 
     def assign(centroids: Tensor) -> tuple[Tensor, Tensor]:
         log_mass = centroids.new_full((len(centroids),), -torch.inf, dtype=torch.float64)
@@ -163,7 +163,7 @@ def _refine_shards(
             log_q = reference.log_soft_assignment(block, centroids, nu, normalize)
             log_mass = torch.logaddexp(log_mass, log_q.double().logsumexp(dim=0))
             assignments.append(log_q.argmax(dim=1))
-        of_ranks = [torch.empty_like(log_mass) for _ in peers.sizes]
+        of_ranks = [torch.empty_like(log_mass) for _ in layout.sizes]
         dist.all_gather(of_ranks, log_mass, group=group)
         return torch.stack(of_ranks).logsumexp(dim=0), torch.cat(assignments)
 
@@ -177,10 +177,10 @@ def _refine_shards(
                 log_p = torch.log_softmax(2 * log_q.detach() - log_mass.to(log_q.dtype), dim=1)
                 loss = (log_p.exp() * (log_p - log_q)).sum()
             gradient += torch.autograd.grad(loss, leaf)[0]
-        return (add(gradient, group) / peers.total).to(leaf.dtype), assignments
+        return (add(gradient, group) / layout.total).to(leaf.dtype), assignments
 
     def count_moved(moved: Tensor) -> tuple[int, int]:
-        return int(add(moved.sum(), group)), peers.total
+        return int(add(moved.sum(), group)), layout.total
 
     with torch.autocast(z.device.type, enabled=False):
         start = centroids.to(common_dtype(z, centroids))

@@ -18,7 +18,7 @@ from . import _check as check
 from . import _contrastive_group  # noqa: F401  (registers the operator of many ranks)
 from ._backend import use_kernel
 from ._contrastive_op import Rows, contrastive
-from ._group import Across, reduce_parts
+from ._group import GroupContext, reduce_parts
 
 if TYPE_CHECKING:
     from torch.distributed import ProcessGroup
@@ -62,14 +62,14 @@ def _check_neighbors(
     instance_ids: Tensor | None,
     bank_ids: Tensor | None,
     bank_domain: Tensor | None,
-    across: Across,
+    context: GroupContext,
 ) -> None:
     if domain is not None:
         check.integers(op, "domain", domain, z.shape[0], z)
     if bank is None:
         for name, value in (("bank_ids", bank_ids), ("bank_domain", bank_domain)):
             check.require(value is None, op, name, "None when there is no bank", "a tensor")
-        if across.many:  # the rows of all ranks are counted when they are known
+        if context.many:  # the rows of all ranks are counted when they are known
             check.count(op, "k", k, 1)
         else:
             allowed = "at least 2 rows, to find neighbours in the batch"
@@ -89,10 +89,10 @@ def _check_neighbors(
     _check_neighbor_weight(op, neighbor_weight, z)
 
 
-def _kernel(op: str, backend: str, across: Across, *inputs: Tensor | None) -> bool:
+def _kernel(op: str, backend: str, context: GroupContext, *inputs: Tensor | None) -> bool:
     """Whether the kernel runs: for many ranks that of blocks of rows and columns."""
     kernel = use_kernel(op, backend, *inputs)
-    return kernel and (not across.many or has_kernel("contrastive_partial", inputs[0].device.type))
+    return kernel and (not context.many or has_kernel("contrastive_partial", inputs[0].device.type))
 
 
 def _with_extras(loss, rows: Rows, return_lse: bool, return_neighbors: bool = False):
@@ -161,13 +161,15 @@ def nt_xent(
         RuntimeError: a second derivative is asked for (kernel), or ``backend`` names a kernel this build lacks.
     """
     op = "nt_xent"
-    with Across(op, group, reduction, exchange) as across:
+    with GroupContext(op, group, reduction, exchange) as context:
         _check_common(op, z, temperature, reduction)
         _check_views(op, z, instance_ids)
-        kernel = _kernel(op, backend, across, z)
-    if kernel or across.many:
-        rows = contrastive(z, temperature, normalize=normalize, instance_ids=instance_ids, across=across, kernel=kernel)
-        (loss,) = reduce_parts([rows.instance], reduction, across)
+        kernel = _kernel(op, backend, context, z)
+    if kernel or context.many:
+        rows = contrastive(
+            z, temperature, normalize=normalize, instance_ids=instance_ids, context=context, kernel=kernel
+        )
+        (loss,) = reduce_parts([rows.instance], reduction, context)
         return _with_extras(loss, rows, return_lse)
     return reference.nt_xent(
         z, temperature, instance_ids=instance_ids, normalize=normalize, reduction=reduction, return_lse=return_lse
@@ -216,15 +218,15 @@ def supcon(
         ValueError, TypeError, RuntimeError: as :func:`nt_xent`.
     """
     op = "supcon"
-    with Across(op, group, reduction, exchange) as across:
+    with GroupContext(op, group, reduction, exchange) as context:
         _check_common(op, z, temperature, reduction)
         check.integers(op, "labels", labels, z.shape[0], z)
-        kernel = _kernel(op, backend, across, z)
-    if kernel or across.many:
+        kernel = _kernel(op, backend, context, z)
+    if kernel or context.many:
         rows = contrastive(
-            z, temperature, normalize=normalize, views=False, labels=labels, across=across, kernel=kernel
+            z, temperature, normalize=normalize, views=False, labels=labels, context=context, kernel=kernel
         )
-        (loss,) = reduce_parts([rows.classes], reduction, across)
+        (loss,) = reduce_parts([rows.classes], reduction, context)
         return _with_extras(loss, rows, return_lse)
     return reference.supcon(z, labels, temperature, normalize=normalize, reduction=reduction, return_lse=return_lse)
 
@@ -293,11 +295,11 @@ def psd_loss(
         without ``instance_ids``, ``bank_domain`` without ``domain``, a negative weight.
     """
     op = "psd_loss"
-    with Across(op, group, reduction, exchange) as across:
+    with GroupContext(op, group, reduction, exchange) as context:
         _check_common(op, z, temperature, reduction)
         _check_views(op, z, instance_ids)
-        _check_neighbors(op, z, k, neighbor_weight, domain, bank, instance_ids, bank_ids, bank_domain, across)
-        kernel = _kernel(op, backend, across, z, bank)
+        _check_neighbors(op, z, k, neighbor_weight, domain, bank, instance_ids, bank_ids, bank_domain, context)
+        kernel = _kernel(op, backend, context, z, bank)
     options = {
         "k": k,
         "neighbor_weight": neighbor_weight,
@@ -308,9 +310,9 @@ def psd_loss(
         "bank_domain": bank_domain,
         "normalize": normalize,
     }
-    if kernel or across.many:
-        rows = contrastive(z, temperature, across=across, kernel=kernel, **options)
-        (loss,) = reduce_parts([rows.instance], reduction, across)
+    if kernel or context.many:
+        rows = contrastive(z, temperature, context=context, kernel=kernel, **options)
+        (loss,) = reduce_parts([rows.instance], reduction, context)
         return _with_extras(loss, rows, return_lse, return_neighbors)
     options |= {"reduction": reduction, "return_lse": return_lse, "return_neighbors": return_neighbors}
     return reference.psd_loss(z, temperature, **options)
@@ -358,7 +360,7 @@ def domain_loss(
         ValueError, TypeError, RuntimeError: as :func:`nt_xent`; also a head that is missing, misshapen or unused.
     """
     op = "domain_loss"
-    with Across(op, group, reduction, exchange) as across:
+    with GroupContext(op, group, reduction, exchange) as context:
         _check_common(op, z, temperature, reduction)
         check.integers(op, "domain", domain, z.shape[0], z)
         check.choice(op, "kind", kind, DOMAIN_KINDS)
@@ -366,18 +368,18 @@ def domain_loss(
             _check_head(z, domain, weight, bias, return_lse, backend)
         for name, value in (("weight", weight), ("bias", bias)):
             check.require(kind == "bce" or value is None, op, name, "None for kind='supcon'", "a tensor")
-        kernel = kind == "supcon" and _kernel(op, backend, across, z)
-    if kernel or (across.many and kind == "supcon"):
+        kernel = kind == "supcon" and _kernel(op, backend, context, z)
+    if kernel or (context.many and kind == "supcon"):
         rows = contrastive(
-            z, temperature, normalize=normalize, views=False, labels=domain, across=across, kernel=kernel
+            z, temperature, normalize=normalize, views=False, labels=domain, context=context, kernel=kernel
         )
-        (loss,) = reduce_parts([rows.classes], reduction, across)
+        (loss,) = reduce_parts([rows.classes], reduction, context)
         return _with_extras(loss, rows, return_lse)
-    if across.many:
+    if context.many:
         losses = reference.domain_loss(
             z, domain, kind=kind, weight=weight, bias=bias, normalize=normalize, reduction="none"
         )
-        return reduce_parts([(losses, torch.ones_like(losses))], reduction, across, f"bce, {reduction}")[0]
+        return reduce_parts([(losses, torch.ones_like(losses))], reduction, context, f"bce, {reduction}")[0]
     return reference.domain_loss(
         z,
         domain,
@@ -465,13 +467,13 @@ def stage1_loss(
     """
     op = "stage1_loss"
     own_domain = domain if same_domain else None
-    with Across(op, group, reduction, exchange) as across:
+    with GroupContext(op, group, reduction, exchange) as context:
         _check_common(op, z, temperature, reduction)
         _check_views(op, z, instance_ids)
         check.integers(op, "domain", domain, z.shape[0], z)
         check.nonnegative_number(op, "alpha", alpha)
-        _check_neighbors(op, z, k, neighbor_weight, own_domain, bank, instance_ids, bank_ids, bank_domain, across)
-        kernel = _kernel(op, backend, across, z, bank)
+        _check_neighbors(op, z, k, neighbor_weight, own_domain, bank, instance_ids, bank_ids, bank_domain, context)
+        kernel = _kernel(op, backend, context, z, bank)
     options = {
         "k": k,
         "neighbor_weight": neighbor_weight,
@@ -481,9 +483,9 @@ def stage1_loss(
         "bank_domain": bank_domain,
         "normalize": normalize,
     }
-    if kernel or across.many:
-        rows = contrastive(z, temperature, labels=domain, domain=own_domain, across=across, kernel=kernel, **options)
-        psd, separation = reduce_parts([rows.instance, rows.classes], reduction, across)
+    if kernel or context.many:
+        rows = contrastive(z, temperature, labels=domain, domain=own_domain, context=context, kernel=kernel, **options)
+        psd, separation = reduce_parts([rows.instance, rows.classes], reduction, context)
         result = Stage1Result(psd + alpha * separation, psd, separation)
         return _with_extras(result, rows, return_lse, return_neighbors)
     options |= {"reduction": reduction, "return_lse": return_lse, "return_neighbors": return_neighbors}

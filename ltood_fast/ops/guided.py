@@ -15,7 +15,7 @@ from ..reference.guided import Stage2Result
 from . import _check as check
 from . import _guided_group  # noqa: F401  (defines the operator)
 from ._backend import use_kernel
-from ._group import Across, reduce_parts
+from ._group import GroupContext, reduce_parts
 from ._guided_batch import batch_of
 from ._guided_op import all_of, guided
 from .contrastive import _check_common, _check_views
@@ -117,18 +117,18 @@ def guided_contrastive(
         RuntimeError: ``backend`` names a kernel that this build lacks; double backward.
     """
     op = "guided_contrastive"
-    with Across(op, group, reduction, exchange) as across:
+    with GroupContext(op, group, reduction, exchange) as context:
         _check_pair(op, z, guide, temperature, reduction)
-        _check_selection(op, z, clusters, far, k, pos_idx, gamma, instance_ids, across)
+        _check_selection(op, z, clusters, far, k, pos_idx, gamma, instance_ids, context)
         kernel = use_kernel(op, backend, z, guide)
     options = {"k": k, "weighted": weighted, "gamma": gamma, "normalize": normalize}
     same = {"temperature": temperature, **options}
-    batch = batch_of(across, kernel, z, guide, far, clusters, instance_ids, pos_idx, **same)
+    batch = batch_of(context, kernel, z, guide, far, clusters, instance_ids, pos_idx, **same)
     options |= {"pos_idx": batch.pos_idx, "instance_ids": batch.instance_ids}
     embeddings = batch.z, batch.guide, batch.clusters, far, temperature
     if kernel:
-        rows = guided(*embeddings, **options, across=batch.across, facts=batch.facts)
-        (loss,) = reduce_parts([rows.contrast], reduction, batch.across)
+        rows = guided(*embeddings, **options, context=batch.context, must_match=batch.must_match)
+        (loss,) = reduce_parts([rows.contrast], reduction, batch.context)
         lse = rows.lse.to(rows.loss.dtype)
     else:
         loss, lse = reference.guided_contrastive(*embeddings, **options, reduction=reduction, return_lse=True)
@@ -184,16 +184,16 @@ def relational_distill(
         RuntimeError: ``backend`` names a kernel that this build lacks; double backward.
     """
     op = "relational_distill"
-    with Across(op, group, reduction, exchange) as across:
+    with GroupContext(op, group, reduction, exchange) as context:
         _check_pair(op, z, guide, temperature, reduction)
         _check_teacher(op, teacher_temperature)
         kernel = use_kernel(op, backend, z, guide)
     options = {"normalize": normalize, "teacher_temperature": teacher_temperature}
-    batch = batch_of(across, kernel, z, guide, temperature=temperature, **options)
+    batch = batch_of(context, kernel, z, guide, temperature=temperature, **options)
     if kernel:
-        ranks = {"across": batch.across, "facts": batch.facts}
+        ranks = {"context": batch.context, "must_match": batch.must_match}
         rows = guided(batch.z, batch.guide, None, None, temperature, distill=True, **options, **ranks)
-        (loss,) = reduce_parts([rows.divergence], reduction, batch.across)
+        (loss,) = reduce_parts([rows.divergence], reduction, batch.context)
         lse = rows.student_lse.to(rows.kl.dtype)
     else:
         options |= {"reduction": reduction, "return_lse": True}
@@ -227,12 +227,12 @@ def feature_distill(
         RuntimeError: ``backend`` asks for a kernel.
     """
     op = "feature_distill"
-    with Across(op, group, reduction) as across:
+    with GroupContext(op, group, reduction) as context:
         _check_pair(op, z, guide, 1.0, reduction)
         check.same_width(op, "guide", guide, "z", z)
         use_kernel(op, backend, z, guide)
     rows = reference.feature_distill(z, guide, reduction="none")
-    return reduce_parts([all_of(rows)], reduction, across, reduction)[0]
+    return reduce_parts([all_of(rows)], reduction, context, reduction)[0]
 
 
 def stage2_loss(
@@ -287,9 +287,9 @@ def stage2_loss(
         RuntimeError: ``backend`` names a kernel that this build lacks; double backward.
     """
     op = "stage2_loss"
-    with Across(op, group, reduction, exchange) as across:
+    with GroupContext(op, group, reduction, exchange) as context:
         _check_pair(op, z, guide, temperature, reduction)
-        _check_selection(op, z, clusters, far, k, pos_idx, gamma, instance_ids, across)
+        _check_selection(op, z, clusters, far, k, pos_idx, gamma, instance_ids, context)
         _check_teacher(op, teacher_temperature)
         check.nonnegative_number(op, "beta", beta)
         check.choice(op, "distill", distill, DISTILLATIONS)
@@ -305,14 +305,14 @@ def stage2_loss(
         "teacher_temperature": teacher_temperature,
     }
     same = {"temperature": temperature, "beta": beta, "distill": distill, **options}
-    batch = batch_of(across, kernel, z, guide, far, clusters, instance_ids, pos_idx, **same)
+    batch = batch_of(context, kernel, z, guide, far, clusters, instance_ids, pos_idx, **same)
     options |= {"pos_idx": batch.pos_idx, "instance_ids": batch.instance_ids}
     embeddings = batch.z, batch.guide, batch.clusters, far, temperature
     if kernel:
-        rows = guided(*embeddings, distill=relational, **options, across=batch.across, facts=batch.facts)
+        rows = guided(*embeddings, distill=relational, **options, context=batch.context, must_match=batch.must_match)
         features = None if relational else reference.feature_distill(batch.z, batch.guide, reduction="none")
         second = rows.divergence if relational else all_of(features)
-        contrast, distilled = reduce_parts([rows.contrast, second], reduction, batch.across)
+        contrast, distilled = reduce_parts([rows.contrast, second], reduction, batch.context)
         losses = Stage2Result(contrast + beta * distilled, contrast, distilled)
         lse = rows.lse.to(rows.loss.dtype)
     else:
@@ -369,7 +369,7 @@ def _check_selection(
     pos_idx: Tensor | None,
     gamma: float,
     instance_ids: Tensor | None,
-    across: Across,
+    context: GroupContext,
 ) -> None:
     """What decides positives, negatives and forces."""
     n = z.shape[0]
@@ -381,10 +381,10 @@ def _check_selection(
     check.nonnegative_number(op, "gamma", gamma)
     _check_views(op, z, instance_ids)
     if pos_idx is None:  # across ranks, k and pos_idx are held against the rows of all ranks when these are known
-        check.count(op, "k", k, 1, None if across.many else n - 1)
+        check.count(op, "k", k, 1, None if context.many else n - 1)
     else:
         check.integer_tensor(op, "pos_idx", pos_idx, z)
         matrix = pos_idx.dim() == 2 and pos_idx.shape[0] == n
         check.require(matrix, op, "pos_idx", f"of shape [{n}, k]", f"shape {tuple(pos_idx.shape)}")
-        if not across.many:
+        if not context.many:
             check.index_range(op, "pos_idx", pos_idx, -1, n)

@@ -177,12 +177,12 @@ def _knn_shards(
 
     Earlier shards hold the lower indices, so a stable sort of (best so far, new) leaves ties to the lower index."""
     searched = x if y is None else y
-    peers = shards_of(op, group, searched, lambda: _check_shard(op, x, k, y, method, backend, normalize))
-    _check.count(op, "k", k, 1, peers.total - (y is None))
+    layout = shards_of(op, group, searched, lambda: _check_shard(op, x, k, y, method, backend, normalize))
+    _check.count(op, "k", k, 1, layout.total - (y is None))
     dtype = common_dtype(x, searched)
     best = x.new_full((len(x), k), -torch.inf, dtype=dtype), x.new_full((len(x), k), -1, dtype=torch.int64)
-    for first, rows in passing(peers, searched.detach()):
-        own = y is None and first == peers.first
+    for first, rows in passing(layout, searched.detach()):
+        own = y is None and first == layout.first
         found = min(k, len(rows) - own)
         if len(x) == 0 or found == 0:
             continue
@@ -281,23 +281,23 @@ def _ivf_shards(x: Tensor, k: int, n_lists: int | None, n_probes: int | None, gr
                 _check.count(op, name, value, 1)
         return {**_check_shard(op, x, k, None, "ivf", "auto", True), "n_lists": n_lists, "n_probes": n_probes}
 
-    peers = shards_of(op, group, x, check)
-    _check.count(op, "k", k, 1, peers.total - 1)
+    layout = shards_of(op, group, x, check)
+    _check.count(op, "k", k, 1, layout.total - 1)
     rows, index = _unit_on_cpu(x), None
     if len(x):
         n_lists = min(len(x), n_lists or int(4 * len(x) ** 0.5))
         index = _ivf_index(rows, n_lists, min(n_lists, n_probes or max(1, n_lists // 8)))
     rho = x.new_empty(0, dtype=common_dtype(x, x))
-    for first, passed in passing(peers, rows.to(x.device)):
-        owner = next(rank for rank, size in enumerate(peers.sizes) if size and peers.offset(rank) == first)
+    for first, passed in passing(layout, rows.to(x.device)):
+        owner = next(rank for rank, size in enumerate(layout.sizes) if size and layout.offset(rank) == first)
         best = torch.full((len(passed), k), -torch.inf)
         if index is not None:
             cosines, indices = _ivf_search(index, passed.cpu(), min(k + 1, len(x)))
-            if owner == peers.rank:
+            if owner == layout.rank:
                 cosines[indices == torch.arange(len(x))[:, None]] = -torch.inf
             best = torch.cat([best, cosines], dim=1).topk(k, dim=1).values
         best = best.to(x.device)
-        of_ranks = [torch.empty_like(best) for _ in peers.sizes] if owner == peers.rank else None
+        of_ranks = [torch.empty_like(best) for _ in layout.sizes] if owner == layout.rank else None
         dist.gather(best, of_ranks, group=group, group_dst=owner)
         if of_ranks is not None:
             rho = (1 - torch.cat(of_ranks, dim=1).topk(k, dim=1).values).mean(dim=1).to(rho.dtype)

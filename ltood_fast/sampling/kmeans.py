@@ -11,7 +11,7 @@ from torch.distributed import ProcessGroup
 
 from .._faiss import load_faiss
 from ..ops import _check
-from ..ops._group import Peers
+from ..ops._group import RankLayout
 from ..ops._shards import add, fetch, shards_of
 
 BLOCK_ROWS = 65536  # rows at a time that are added up in float64
@@ -61,18 +61,18 @@ def kmeans(
         _check.finite_rows(op, "x", x.detach().float())
         return {"n_clusters": n_clusters, "options": (iterations, seed, spherical)}
 
-    peers = None if group is None else shards_of(op, group, x, check)
-    if peers is None:
+    layout = None if group is None else shards_of(op, group, x, check)
+    if layout is None:
         check()
     else:
-        _check.count(op, "n_clusters", n_clusters, 1, peers.total)
+        _check.count(op, "n_clusters", n_clusters, 1, layout.total)
     faiss = load_faiss(op)
     rows = x.detach().float()
     if spherical:
         rows = torch.nn.functional.normalize(rows, dim=1)
     rows = rows.contiguous()
-    if peers is not None:
-        return _lloyd(faiss, rows, n_clusters, iterations, seed, spherical, peers)
+    if layout is not None:
+        return _lloyd(faiss, rows, n_clusters, iterations, seed, spherical, layout)
     rows = rows.cpu().numpy()
     clustering = faiss.Kmeans(
         rows.shape[1],
@@ -95,7 +95,7 @@ def _lloyd(
     iterations: int,
     seed: int,
     spherical: bool,
-    peers: Peers,
+    layout: RankLayout,
 ) -> tuple[Tensor, Tensor]:
     """faiss::Clustering::train with the rows on several ranks: every rank takes the same steps from the same sums."""
 
@@ -109,21 +109,21 @@ def _lloyd(
     def on_sphere(centroids: Tensor) -> Tensor:
         return torch.nn.functional.normalize(centroids, dim=1) if spherical else centroids
 
-    if peers.total == n_clusters:  # FAISS takes the rows as they are
-        centroids = fetch(peers, rows, torch.arange(n_clusters, device=rows.device))
+    if layout.total == n_clusters:  # FAISS takes the rows as they are
+        centroids = fetch(layout, rows, torch.arange(n_clusters, device=rows.device))
         return centroids, assign(centroids)
-    order = np.empty(peers.total, dtype=np.int32)
-    faiss.rand_perm(faiss.swig_ptr(order), peers.total, seed + 1)
+    order = np.empty(layout.total, dtype=np.int32)
+    faiss.rand_perm(faiss.swig_ptr(order), layout.total, seed + 1)
     start = torch.from_numpy(order[:n_clusters]).long().to(rows.device)
-    centroids = on_sphere(fetch(peers, rows, start))
+    centroids = on_sphere(fetch(layout, rows, start))
     for _ in range(iterations):
         assignments = assign(centroids)
         sums = torch.zeros_like(centroids, dtype=torch.float64)
         for block, clusters in zip(rows.split(BLOCK_ROWS), assignments.split(BLOCK_ROWS), strict=True):
             sums.index_add_(0, clusters, block.double())
-        counts = add(torch.bincount(assignments, minlength=n_clusters), peers.group)
-        centroids = (add(sums, peers.group) / counts.clamp(min=1)[:, None]).float()
-        centroids = on_sphere(_split_empty(faiss, centroids, counts, peers.total))
+        counts = add(torch.bincount(assignments, minlength=n_clusters), layout.group)
+        centroids = (add(sums, layout.group) / counts.clamp(min=1)[:, None]).float()
+        centroids = on_sphere(_split_empty(faiss, centroids, counts, layout.total))
     return centroids, assign(centroids)
 
 

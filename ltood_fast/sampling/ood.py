@@ -12,7 +12,7 @@ import torch.distributed as dist
 from torch import Tensor
 
 from ..ops import _check
-from ..ops._group import Peers
+from ..ops._group import RankLayout
 from ..ops._shards import agree, fingerprint
 from ..reference._common import common_dtype, unit_rows
 from ..reference.sampling import cluster_budgets, descending_tailness
@@ -103,8 +103,8 @@ def sample_ood(
         same = {"centroids": fingerprint(centroids), "tailness": fingerprint(tailness)}
         return plan["count"], {**same, "options": (budget, temperature, strategy)}
 
-    peers = None if group is None else agree(op, group, read)
-    count = read()[0] if peers is None else peers.total
+    layout = None if group is None else agree(op, group, read)
+    count = read()[0] if layout is None else layout.total
     _check.require(count >= budget, op, "candidates", f"at least as many rows as the budget {budget}", f"{count} rows")
     if strategy == "random":
         device = "cpu" if generator is None else generator.device
@@ -112,7 +112,7 @@ def sample_ood(
         if group is not None:
             dist.broadcast(indices, group=group, group_src=0)
         return indices, torch.full_like(indices, -1)
-    best = plan["best"] if peers is None else _merge_ranks(plan["best"], plan["keep"], peers)
+    best = plan["best"] if layout is None else _merge_ranks(plan["best"], plan["keep"], layout)
     return _take(best, plan["order"], plan["shares"])
 
 
@@ -191,16 +191,18 @@ def _merge(cosines: Tensor, rows: Tensor, block: Tensor, first: int, keep: int) 
     return cosines[:keep], rows[order[:keep]]
 
 
-def _merge_ranks(ranked: list[tuple[Tensor, Tensor]], keep: list[int], peers: Peers) -> list[tuple[Tensor, Tensor]]:
+def _merge_ranks(
+    ranked: list[tuple[Tensor, Tensor]], keep: list[int], layout: RankLayout
+) -> list[tuple[Tensor, Tensor]]:
     """Every centroid's best of the bests of all ranks. Ranks follow each other by row number, so a stable sort leaves
     ties to the lower row. Cosines and rows travel as float64, which holds both exactly."""
     merged = []
     for (cosines, rows), most in zip(ranked, keep, strict=True):
         mine = cosines.new_zeros(2, most, dtype=torch.float64)
-        mine[:, : len(rows)] = torch.stack([cosines.double(), (rows + peers.first).double()])
-        of_ranks = [torch.empty_like(mine) for _ in peers.sizes]
-        dist.all_gather(of_ranks, mine, group=peers.group)
-        found = torch.cat([best[:, :count] for best, count in zip(of_ranks, peers.sizes, strict=True)], dim=1)
+        mine[:, : len(rows)] = torch.stack([cosines.double(), (rows + layout.first).double()])
+        of_ranks = [torch.empty_like(mine) for _ in layout.sizes]
+        dist.all_gather(of_ranks, mine, group=layout.group)
+        found = torch.cat([best[:, :count] for best, count in zip(of_ranks, layout.sizes, strict=True)], dim=1)
         cosines, order = found[0].sort(descending=True, stable=True)
         merged.append((cosines[:most], found[1, order[:most]].long()))
     return merged

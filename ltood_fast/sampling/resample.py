@@ -154,14 +154,14 @@ def choose_for_samples(
     Raises:
         ValueError, TypeError: as `knn_density` and `sample_ood`; fewer OOD rows than `budget` is a ValueError.
     """
-    peers = None if group is None else shards_of("choose_for_samples", group, id_embeddings)
-    n = len(id_embeddings) if peers is None else peers.total
+    layout = None if group is None else shards_of("choose_for_samples", group, id_embeddings)
+    n = len(id_embeddings) if layout is None else layout.total
     if density is None:
         density = ltood_fast.knn_density(id_embeddings, min(tailness_k, n - 1), group=group)
-    everyone = density if peers is None else peers.gather(density)
+    everyone = density if layout is None else layout.gather(density)
     order = everyone.sort(descending=True, stable=True).indices
     targets = order[: min(n_targets, n)]
-    centroids = id_embeddings[targets] if peers is None else fetch(peers, id_embeddings, targets)
+    centroids = id_embeddings[targets] if layout is None else fetch(layout, id_embeddings, targets)
     indices, index_clusters = ltood_fast.sample_ood(
         ood_embeddings,
         centroids,
@@ -193,18 +193,18 @@ def gate_weights(embeddings: Tensor, share: float = 0.4, k: int = 10, *, group: 
 
 def mutual_weights(embeddings: Tensor, *, group: ProcessGroup | None = None) -> Tensor:
     """[N]: 1 for a row that is the nearest one of its own nearest row, else 0 [ltood_fast]; group as above."""
-    peers = None if group is None else shards_of("mutual_weights", group, embeddings)
+    layout = None if group is None else shards_of("mutual_weights", group, embeddings)
     nearest = ltood_fast.knn(embeddings, 1, group=group)[1][:, 0]
-    if peers is not None:
-        nearest = peers.gather(nearest)
+    if layout is not None:
+        nearest = layout.gather(nearest)
     return (nearest[nearest] == torch.arange(len(nearest), device=nearest.device)).float()
 
 
 def _sparsity_rank(embeddings: Tensor, k: int, group: ProcessGroup | None) -> Tensor:
     """int64 [N] of all ranks: 0 for the densest row."""
-    peers = None if group is None else shards_of("density_weights", group, embeddings)
-    n = len(embeddings) if peers is None else peers.total
+    layout = None if group is None else shards_of("density_weights", group, embeddings)
+    n = len(embeddings) if layout is None else layout.total
     sparsity = ltood_fast.knn_density(embeddings, min(k, n - 1), group=group)
-    if peers is not None:
-        sparsity = peers.gather(sparsity)
+    if layout is not None:
+        sparsity = layout.gather(sparsity)
     return sparsity.argsort(stable=True).argsort(stable=True)

@@ -13,7 +13,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
-from ..ops._group import Peers
+from ..ops._group import RankLayout
 from ..ops._shards import fetch, shards_of
 from .config import Config, RunConfig
 from .model import ContrastiveModel, make_model
@@ -149,13 +149,13 @@ class Session:
 
     def gather(self, part: Tensor) -> Tensor:
         """All rows of what lies on the ranks in parts."""
-        return part if self.group is None else self._peers(part).gather(part)
+        return part if self.group is None else self._layout(part).gather(part)
 
     def fetch(self, part: Tensor, rows: Tensor) -> Tensor:
         """Some rows of it, on every rank."""
-        return part[rows] if self.group is None else fetch(self._peers(part), part, rows)
+        return part[rows] if self.group is None else fetch(self._layout(part), part, rows)
 
-    def _peers(self, part: Tensor) -> Peers:
+    def _layout(self, part: Tensor) -> RankLayout:
         return shards_of("session", self.group, part)
 
 

@@ -4,9 +4,9 @@ import numpy as np
 import pytest
 import torch
 from cuda_sim.contrastive_sim import (
-    ContrastivePartialSums,
     ContrastiveLseBwd,
     ContrastiveLseBwdCombine,
+    ContrastivePartialSums,
     Exponents,
     launch_factors,
     launch_lse_bwd,

@@ -13,8 +13,8 @@ from torch.nn.functional import normalize as unit
 import ltood_fast
 from ltood_fast._ext import has_kernel
 from ltood_fast.ops._group import ALONE
-from ltood_fast.ops._guided_partial_op import GuidedPartial
 from ltood_fast.ops._guided_group import Keys, _merged
+from ltood_fast.ops._guided_partial_op import GuidedPartial
 from python_tests.ops.test_contrastive_partial import assert_neighbors_right
 from python_tests.tolerances import assert_gradient_close, assert_loss_close
 
@@ -338,10 +338,10 @@ def test_a_group_on_cuda_takes_the_kernels(monkeypatch, dtype, gathers):
     monkeypatch.setattr(
         torch.ops.ltood_fast, "gather_batch", lambda *a: gathered.append(a) or (z, z, torch.zeros(6, 2), None, None)
     )
-    across = SimpleNamespace(many=True, op="stage2_loss", reduction="mean", exchange="ring", name="0")
-    batch = _guided_batch.batch_of(across, _backend.use_kernel("stage2_loss", "auto", z, z), z, z)
+    context = SimpleNamespace(many=True, op="stage2_loss", reduction="mean", exchange="ring", name="0")
+    batch = _guided_batch.batch_of(context, _backend.use_kernel("stage2_loss", "auto", z, z), z, z)
     assert bool(gathered) == gathers
-    assert batch.across is (ALONE if gathers else across)
+    assert batch.context is (ALONE if gathers else context)
 
 
 def test_how_many_rows_a_farthest_cluster_holds():
@@ -351,8 +351,8 @@ def test_how_many_rows_a_farthest_cluster_holds():
     clusters[::5] = 3
     clusters[::7], clusters[3::11] = -1, 4
     inputs = SimpleNamespace(contrast=True, clusters=clusters, far=far, instance_ids=p.x_instance, z=p.x)
-    peers = SimpleNamespace(first=100, rank=1, sizes=[100, 150, 50], gather=lambda x: x)
-    counted = Keys(inputs, peers).others_in_far()
+    layout = SimpleNamespace(first=100, rank=1, sizes=[100, 150, 50], gather=lambda x: x)
+    counted = Keys(inputs, layout).others_in_far()
     of_row = Dense(replace(p, x_clusters=clusters, y_clusters=clusters, far=far))
     expected = (of_row.out & (p.x_instance[:, None] != p.x_instance)).sum(1)
     assert counted.tolist() == expected[100:250].tolist()

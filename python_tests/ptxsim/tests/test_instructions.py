@@ -292,7 +292,7 @@ def source_text() -> str:
 def library(tmp_path_factory):
     source = tmp_path_factory.getbasetemp() / "instructions.cu"
     source.write_text(source_text())
-    return Library([paper])
+    return Library([source])
 
 
 def inputs(type_name: str, rng) -> np.ndarray:

@@ -134,7 +134,7 @@ def test_an_unknown_opcode_is_named_with_its_line(tmp_path):
         '__global__ void k(float* y) {\n  asm volatile("dp4a.u32.u32 %0, %1, %1, %1;" : "=r"(*(int*)y) : "r"(0));\n}\n'
         'extern "C" int go(float* y) {\n  k<<<1, 32>>>(y);\n  return 0;\n}\n'
     )
-    device = Device(Library([paper]))
+    device = Device(Library([source]))
     with pytest.raises(SimError, match=r"odd.cu:2 .*opcode not modelled: dp4a.u32.u32"):
         device.call("go", device.zeros(32))
 
@@ -143,4 +143,4 @@ def test_what_the_fake_runtime_lacks_fails_the_build(tmp_path):
     source = tmp_path / "lacks.cu"
     source.write_text('#include <cuda_runtime.h>\nextern "C" int go() { return cudaDeviceSynchronize(); }\n')
     with pytest.raises(SimError, match="undefined reference to .*cudaDeviceSynchronize"):
-        Library([paper])
+        Library([source])
