@@ -208,7 +208,7 @@ def _agree(inputs: Inputs) -> RankLayout:
     return layout
 
 
-def merge_best(best: tuple[Tensor, ...], more: tuple[Tensor, ...], k: int) -> tuple[Tensor, ...]:
+def combine_best(best: tuple[Tensor, ...], more: tuple[Tensor, ...], k: int) -> tuple[Tensor, ...]:
     """The k best of two lists of (cosines, columns, whatever goes with them), ties to the lower column of the batch."""
     cosines, columns, *others = (torch.cat(pair, dim=1) for pair in zip(best, more, strict=True))
     columns, by_column = columns.sort(dim=1)
@@ -259,7 +259,7 @@ def contrastive_group(*arguments):
             z, shard, diagonal=layout.first - first, k=min(k, len(shard)), **(columns.admissible(passing) if k else {})
         )
         lse = torch.logaddexp(lse, part)
-        found = merge_best(found, (cosines, indices.where(indices < 0, indices + first)), k)
+        found = combine_best(found, (cosines, indices.where(indices < 0, indices + first)), k)
         for name, group in groups.items():
             add_rows(sums[name], group.slots(passing), similarity, shard)
     cosines, indices = found if inputs.bank is None else _search_bank(inputs)

@@ -21,7 +21,7 @@ import torch
 from torch import Tensor
 
 from . import _check as check
-from ._contrastive_group import CHUNK, Similarity, add_chosen, add_rows, merge_best
+from ._contrastive_group import CHUNK, Similarity, add_chosen, add_rows, combine_best
 from ._group import RankLayout, gather_even, operator, resolve, save_inputs, saved_inputs, used
 from ._guided_batch import agree, ids_of
 from ._guided_op import _wide_dtype
@@ -174,14 +174,14 @@ class Sums:
 
     def add(self, first: int, shard: Tensor, guide: Tensor, partial: GuidedPartial) -> None:
         inputs = self.inputs
-        self.partial = partial if self.partial is None else _merged(self.partial, partial)
+        self.partial = partial if self.partial is None else _combined(self.partial, partial)
         local = partial.indices if inputs.searched else self.neighbors - first
         s = _products(inputs.student, inputs.z, shard, local)
         cos = _products(GUIDE, inputs.guide, guide, local)
         if inputs.searched:
             best = self.ranked, self.neighbors, self.s, self.cos
             more = partial.cosines, local.where(local < 0, local + first), s, cos
-            self.ranked, self.neighbors, self.s, self.cos = merge_best(best, more, inputs.k)
+            self.ranked, self.neighbors, self.s, self.cos = combine_best(best, more, inputs.k)
         else:
             inside = (self.neighbors >= 0) & (local >= 0) & (local < len(shard))
             self.s, self.cos = s.where(inside, self.s), cos.where(inside, self.cos)
@@ -210,7 +210,7 @@ class Sums:
         return (partial.excess + difference).where(partial.teacher_lse != -torch.inf, 0)
 
 
-def _merged(a: GuidedPartial, b: GuidedPartial) -> GuidedPartial:
+def _combined(a: GuidedPartial, b: GuidedPartial) -> GuidedPartial:
     """Of the columns of both."""
     teacher = torch.logaddexp(a.teacher_lse, b.teacher_lse)
 

@@ -22,7 +22,7 @@ from ._guided_op import _wide_dtype
 
 
 class GuidedPartial(NamedTuple):
-    """[n] float64 of the parts that were asked for, which merge with those of other columns; and the k best columns."""
+    """[n] float64 of the parts that were asked for, which combine with those of other columns; and the k best columns."""
 
     lse: Tensor
     lse_every: Tensor

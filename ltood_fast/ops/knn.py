@@ -96,7 +96,7 @@ def knn_density(
         n_probes: "ivf" only: lists that are searched for a row, an eighth of them by default. A row for which they hold
             fewer than k others is searched in all lists.
         group: as in `knn`. With "ivf" each rank files its own rows and searches all ranks' rows in its file, and the
-            best of all files are merged; n_lists and n_probes are of each file, cut to what it has.
+            best of all files are combined; n_lists and n_probes are of each file, cut to what it has.
         backend: "auto", "reference", "cpu" or "cuda"; "ivf" always runs in FAISS on the CPU.
 
     Returns:
@@ -173,7 +173,7 @@ def _knn_shards(
     backend: str,
     method: str = "exact",
 ) -> tuple[Tensor, Tensor]:
-    """Every rank's rows against the shards that pass by, each shard's best merged into the best of those before.
+    """Every rank's rows against the shards that pass by, each shard's best combined with the best of those before.
 
     Earlier shards hold the lower indices, so a stable sort of (best so far, new) leaves ties to the lower index."""
     searched = x if y is None else y

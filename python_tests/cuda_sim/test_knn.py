@@ -154,15 +154,15 @@ def test_columns_split_over_blocks(simulate, sm_count, q, k):
     dev = simulate(*SOURCES, seed=5, sm_count=sm_count)
     x = integers(rng, {3: 130, 6: 40, 150: 3}[k], 5)
     check_exact(dev, "bfloat16", x, integers(rng, q, 5), k)
-    merges = sum("merge_kernel" in name for name in dev.launches)
-    assert merges == 1
+    combines = sum("combine_kernel" in name for name in dev.launches)
+    assert combines == 1
 
 
 def test_few_columns_are_not_split(simulate):
     dev = simulate(*SOURCES, seed=5, sm_count=100)
     x = integers(np.random.default_rng(5), 70, 5)
     check_exact(dev, "bfloat16", x, None, 2, exclude_self=1)
-    assert not any("merge_kernel" in name for name in dev.launches)
+    assert not any("combine_kernel" in name for name in dev.launches)
 
 
 @pytest.mark.parametrize("value", [0.0, -1.0])

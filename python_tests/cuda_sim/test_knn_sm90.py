@@ -66,7 +66,7 @@ def test_columns_split_over_blocks(simulate, seed):
     rng = np.random.default_rng(4)
     check_exact(dev, "bfloat16", integers(rng, 270, 5), integers(rng, 2100, 5), 3)
     assert is_hopper(dev)
-    assert any("merge_kernel" in name for name in dev.launches)
+    assert any("combine_kernel" in name for name in dev.launches)
 
 
 def test_wide_rows_go_to_the_other_path(simulate):

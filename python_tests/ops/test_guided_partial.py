@@ -13,7 +13,7 @@ from torch.nn.functional import normalize as unit
 import ltood_fast
 from ltood_fast._ext import has_kernel
 from ltood_fast.ops._group import ALONE
-from ltood_fast.ops._guided_group import Keys, _merged
+from ltood_fast.ops._guided_group import Keys
 from ltood_fast.ops._guided_partial_op import GuidedPartial
 from python_tests.ops.test_contrastive_partial import assert_neighbors_right
 from python_tests.tolerances import assert_gradient_close, assert_loss_close
@@ -254,7 +254,7 @@ def test_a_learned_temperature(device):
 
 
 def check_the_square(whole: PartialProblem, device="cpu", shards=(0, 130, 131)) -> None:
-    """Shards of the columns merge to what the square op gives where no neighbours are positives; so do the pushes."""
+    """Shards of the columns combine to what the square op gives where no neighbours are positives; so do the pushes."""
     n, dtype = len(whole.x), whole.x.dtype
     keys = whole.x_clusters, whole.far, whole.x_instance, torch.full((n, 1), -1)
     rows = [t.to(device) for t in (whole.x, whole.x_guide, *keys)]
@@ -267,16 +267,16 @@ def check_the_square(whole: PartialProblem, device="cpu", shards=(0, 130, 131)) 
     assert 0 < fallback.sum() < n
     whole = replace(whole, every=fallback, k=0)
     parts = [cut(whole, slice(0, n), slice(*ends)) for ends in zip(shards, (*shards[1:], n), strict=True)]
-    merged = None
+    combined = None
     for part in parts:
         found = part.forward(device)
-        merged = found if merged is None else _merged(merged, found)
-    counted = merged.lse_every.where(fallback, merged.lse)
+        combined = found if combined is None else _combined(combined, found)
+    counted = combined.lse_every.where(fallback, combined.lse)
     assert_loss_close(counted, lse.cpu(), dtype)
-    has_view = merged.weight != 0
-    assert_loss_close((counted - merged.positive_logit / merged.weight)[has_view], loss.cpu()[has_view], dtype)
-    difference = merged.gap.log1p().where(merged.gap.abs() < 0.5, merged.student_lse - merged.teacher_lse)
-    assert_loss_close(merged.excess + difference, kl.cpu(), dtype)
+    has_view = combined.weight != 0
+    assert_loss_close((counted - combined.positive_logit / combined.weight)[has_view], loss.cpu()[has_view], dtype)
+    difference = combined.gap.log1p().where(combined.gap.abs() < 0.5, combined.student_lse - combined.teacher_lse)
+    assert_loss_close(combined.excess + difference, kl.cpu(), dtype)
     of_loss, of_lse, of_kl, of_student = torch.randn(4, n).double() / n
     gradients = [x.to(device) for x in (of_loss, of_lse, of_kl, of_student)]
     saved = weight, lse, neighbors, student_lse, teacher_lse
@@ -298,7 +298,7 @@ def check_the_square(whole: PartialProblem, device="cpu", shards=(0, 130, 131)) 
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 @pytest.mark.parametrize("shards", [(0,), (0, 130, 131)], ids=["whole", "three"])
-def test_shards_merge_to_the_square(device, dtype, shards):
+def test_shards_combine_to_the_square(device, dtype, shards):
     if device.type == "cuda" and dtype == torch.float64:
         pytest.skip("there is no float64 kernel for CUDA")
     check_the_square(square(200, 20, 24, dtype, distill=True), device, shards)

@@ -53,7 +53,7 @@ __device__ inline bool admissible(const NeighborRules& rules, int i, int j) {
 }
 
 // (max, sum of 2^(t - max)) of two sets of exponents; -inf and 0 is the empty set. NaN and Inf end in the sum.
-__device__ inline void merge_sums(float& max, float& sum, float other_max, float other_sum) {
+__device__ inline void combine_sums(float& max, float& sum, float other_max, float other_sum) {
   const float top = fmaxf(max, other_max);
   const float shift = top == minus_infinity() ? 0.f : top;
   sum = sum * prim::exp2_fast(max - shift) + other_sum * prim::exp2_fast(other_max - shift);
@@ -165,7 +165,7 @@ __device__ __forceinline__ void add_online(float (&c)[kMI][kNI][4], RowState<kOn
       }
       sum = prim::warp_sum<8, 4>(sum);
       const int at = slot + fragment_col(j, e);
-      if (threadIdx.x % 32 < 4) merge_sums(cols.max[at], cols.sum[at], top, sum);
+      if (threadIdx.x % 32 < 4) combine_sums(cols.max[at], cols.sum[at], top, sum);
     }
   }
 }
@@ -267,7 +267,7 @@ __device__ void flush_rows(const ContrastiveForward& p, const RowState<kOnline, 
     for (int w = 1; w < kWarpsN; ++w) {
       const int at = w * kTile + threadIdx.x;
       if (kOnline) {
-        merge_sums(max, sum, maxima[at], sums[at]);
+        combine_sums(max, sum, maxima[at], sums[at]);
       } else {
         sum += sums[at];
       }
@@ -291,7 +291,7 @@ __device__ void flush_columns(const ContrastiveForward& p, const ColumnSlots& co
     for (int w = 1; w < kWarpsM; ++w) {
       const int at = w * cols.width + c;
       if (kOnline) {
-        merge_sums(max, sum, cols.max[at], cols.sum[at]);
+        combine_sums(max, sum, cols.max[at], cols.sum[at]);
       } else {
         sum += cols.sum[at];
       }

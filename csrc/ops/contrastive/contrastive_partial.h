@@ -4,7 +4,7 @@
 //   contrastive_partial        lse_i = log sum_j exp(s_ij), and the k best admissible columns of every row
 //   contrastive_partial_bwd   grad_u_i = (1/tau) sum_j G_ij u(y_j), the gradient at u(x_i) of sum w lse over all rows:
 //                            G_ij = x_weight_i exp(s_ij - x_lse_i) + y_weight_j exp(s_ij - y_lse_j)
-// Partial problems that share no column merge: lse by logaddexp, the best columns by their cosines, lse_bwd by a sum.
+// Partial problems that share no column combine: lse by logaddexp, the best columns by their cosines, lse_bwd by a sum.
 #pragma once
 
 #include <algorithm>

@@ -4,7 +4,7 @@
 // rows, D and Dg features, K clusters, k neighbours. The formulas are in ltood_fast/reference/guided.py.
 //
 // Over a process group the same tiles are a partial problem: rows of one process [n] against the columns of others [M].
-//   guided_partial        sums over the columns, which merge with those of other columns; positives: the views alone
+//   guided_partial        sums over the columns, which combine with those of other columns; positives: the views alone
 //   guided_partial_bwd   (1/tau) sum_j (G_ij + G_ji) u(y_j), the gradient at u(x_i) of all rows' losses, from what
 //                       arrived at both sides; less the neighbours, whose pairs the caller adds
 #pragma once

@@ -230,7 +230,7 @@ void partial_epilogue(const GuidedTiles<T>& in, const std::vector<int64_t>& posi
   });
 }
 
-// excess and gap as shares of the teacher's sum, in nats: with the log-sums they merge with those of other columns.
+// excess and gap as shares of the teacher's sum, in nats: with the log-sums they combine with those of other columns.
 template <typename T>
 void write_partial_distill(const RowOrder& order, const ForwardState<T>& state, double* student_lse,
                            double* teacher_lse, double* excess, double* gap) {

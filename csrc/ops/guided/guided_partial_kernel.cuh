@@ -29,7 +29,7 @@ __device__ __forceinline__ void partial_epilogue_contrast(const GuidedParams& p,
   p.positive_logit[row] = sums.positive_logit * prim::kLn2;
 }
 
-// excess and gap as shares of the teacher's sum, in nats: with the log-sums they merge with those of other columns.
+// excess and gap as shares of the teacher's sum, in nats: with the log-sums they combine with those of other columns.
 __device__ __forceinline__ void partial_epilogue_distill(const GuidedParams& p, int position) {
   const DistillSums sums(p, position);
   if (threadIdx.x % 32 != 0) return;

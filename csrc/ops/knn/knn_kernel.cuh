@@ -22,7 +22,7 @@ using row_sweep::kBlockN;
 using row_sweep::kThreads;
 
 constexpr int kMaxSplits = 256;
-constexpr int kMergeWarps = 4;
+constexpr int kCombineWarps = 4;
 constexpr int kPendingBytes = kBlockM * kPending * static_cast<int>(sizeof(Key));
 
 template <typename half_t, bool kResident>
@@ -52,10 +52,10 @@ __global__ void __launch_bounds__(kThreads, 2) topk_kernel(TopkKernelParams para
   if (params.splits == 1) write_lists(p, params.keys, first_row, first_row + 32);
 }
 
-// A warp merges the sorted lists of one row: lane l looks after the lists l, l + 32, ...
-__global__ void __launch_bounds__(32 * kMergeWarps) merge_kernel(TopkKernelParams params) {
+// A warp combines the sorted lists of one row: lane l looks after the lists l, l + 32, ...
+__global__ void __launch_bounds__(32 * kCombineWarps) combine_kernel(TopkKernelParams params) {
   const TopkParams& p = params.topk;
-  const int row = blockIdx.x * kMergeWarps + threadIdx.x / 32, lane = threadIdx.x % 32;
+  const int row = blockIdx.x * kCombineWarps + threadIdx.x / 32, lane = threadIdx.x % 32;
   if (row >= p.x.rows) return;
   const auto entry = [&](int split, int at) {
     return split < params.splits && at < p.k ? params.keys[(size_t(split) * p.x.rows + row) * p.k + at] : kNoKey;

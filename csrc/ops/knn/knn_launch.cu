@@ -59,8 +59,8 @@ extern "C" int ltood_launch_topk(const TopkParams* params, void* stream) {
   const TopkKernelParams planned = plan(*params, limits);
   const cudaError_t error = launch_lists(planned, limits, stream);
   if (error || planned.splits == 1) return error;
-  return cuda::launch(knn::merge_kernel, cuda::ceil_div(params->x.rows, knn::kMergeWarps), 32 * knn::kMergeWarps, 0,
-                      planned, stream);
+  return cuda::launch(knn::combine_kernel, cuda::ceil_div(params->x.rows, knn::kCombineWarps), 32 * knn::kCombineWarps,
+                      0, planned, stream);
 }
 
 }  // namespace ltood
