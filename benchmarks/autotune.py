@@ -29,9 +29,9 @@ SOURCES = (
 # What may differ from the entry; what fits is left to the header.
 RING = {"stages": (4, 6, 8)}
 CHOICES = {
-    "kSums": RING | {"rows": (128, 256), "units": (4, 8, 16)},
-    "kNeighbors": RING | {"units": (4, 8, 16)},
-    "kLseBwd": RING | {"columns": (64, 128), "stage_slices": (1, 2), "units": (1, 2)},
+    "kSums": RING | {"rows": (128, 256), "work_tiles": (4, 8, 16)},
+    "kNeighbors": RING | {"work_tiles": (4, 8, 16)},
+    "kLseBwd": RING | {"columns": (64, 128), "stage_slices": (1, 2), "work_tiles": (1, 2)},
     "kTopk": RING,
     "kGuided": RING,
     "kGuidedBwd": RING,
@@ -55,7 +55,7 @@ class Tile:
     columns: int
     stage_slices: int
     stages: int
-    units: int
+    work_tiles: int
 
     def source(self) -> str:
         return "{" + ", ".join(map(str, astuple(self))) + "},"

@@ -7,14 +7,14 @@
 // stages          two slices may be in use by products in flight, the others are on their way. A multiprocessor does
 //                 2,048 multiply-adds a clock: a slice of 128 columns (16 KiB) lasts 1,024 clocks against 256 rows and
 //                 512 against 128, and takes some 1,000 to come: four stages are the fewest, six leave a margin of two
-// units           pieces of work for every multiprocessor: with eight the last round wastes an eighth at most, but each
+// work_tiles      pieces of work for every multiprocessor: with eight the last round wastes an eighth at most, but each
 //                 piece begins with its rows. The others give every block of rows to one multiprocessor, and cut the
 //                 columns only where blocks are too few
 //
 // Worked: log-sum-exps at N = 16,384, D = 128, bfloat16, 132 multiprocessors. Two slices of rows: the first entry, 256
 // × 128. 64 KiB of rows, six stages of 16 KiB and 13 KiB of sums are 173 of 227 KiB; 128 accumulators and 32 sums are
-// 160 of 192 registers. 8,256 tiles for 1,056 wanted units: eight tiles each, 16 bytes a clock and multiprocessor from
-// L2.
+// 160 of 192 registers. 8,256 tiles for 1,056 wanted work tiles: eight tiles each, 16 bytes a clock and multiprocessor
+// from L2.
 #pragma once
 
 namespace ltood::hopper {
@@ -27,7 +27,7 @@ constexpr int kOtherRegisters = 48;  // of a consumer thread: addresses, counter
 constexpr int kBarrierBytes = 16;    // of a stage, and of the rows
 constexpr int kInFlight = 2;         // slices whose products may be unfinished while the next one's are issued
 constexpr int kFewestStages = kInFlight + 2;
-constexpr int kMostColTiles = 8;  // of a unit of the upper triangle: their sums stay in shared memory
+constexpr int kMostColTiles = 8;  // of a work tile of the upper triangle: their sums stay in shared memory
 
 enum Kernel {
   kSums,       // contrastive forward, the log-sum-exp alone
@@ -45,7 +45,7 @@ struct Tile {
   int rows, columns;
   int stage_slices;  // of the columns, in a stage of the ring
   int stages;        // of the ring; fewer where the rows leave less room
-  int units;         // pieces of work a multiprocessor
+  int work_tiles;    // pieces of work a multiprocessor
 };
 
 // clang-format off
@@ -139,7 +139,7 @@ constexpr int block_bytes(const Tile& t, int bytes, int stages) {
 constexpr bool fits(const Tile& t) {
   const bool shape = (t.rows == 128 || t.rows == 256) && (t.columns == 64 || t.columns == 128) &&
                      (t.stage_slices == 1 || t.stage_slices == 2) && t.slices % t.stage_slices == 0;
-  return shape && t.units >= 1 && t.stages >= kFewestStages && stages_beside(t, fixed_bytes(t)) > 0 &&
+  return shape && t.work_tiles >= 1 && t.stages >= kFewestStages && stages_beside(t, fixed_bytes(t)) > 0 &&
          registers_of(t) <= kConsumerRegisters - kOtherRegisters;
 }
 

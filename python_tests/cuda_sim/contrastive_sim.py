@@ -18,7 +18,7 @@ class NeighborRules(C.Structure):
 
 
 class TrianglePlan(C.Structure):
-    _names = "tiles row_tiles col_tiles groups chunks units blocks resident shared_bytes stages"
+    _names = "tiles row_tiles col_tiles strips chunks work_tiles blocks resident shared_bytes stages"
     _fields_ = [(name, C.c_int) for name in _names.split()]
 
 
@@ -185,7 +185,7 @@ class Simulated:
         for name, value in o.get("plan", {}).items():
             setattr(tiles.plan, name, value)
         self.plan = tiles.plan
-        rows, cols = (tiles.plan.chunks, n), (tiles.plan.groups, n)
+        rows, cols = (tiles.plan.chunks, n), (tiles.plan.strips, n)
         tiles.row_sums, tiles.col_sums = self.empty(rows).ptr, self.empty(cols).ptr
         tiles.row_maxima, tiles.col_maxima = self.empty(rows).ptr, self.empty(cols).ptr
         tiles.row_nearest, tiles.col_nearest = self.empty((*rows, 2)).ptr, self.empty((*cols, 2)).ptr

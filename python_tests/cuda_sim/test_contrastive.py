@@ -130,10 +130,10 @@ def test_online_form(device, kind, options, tau):
 
 
 @pytest.mark.parametrize("online", [False, True])
-def test_units_of_many_tiles(device, online):
-    """Groups of two rows of tiles, chunks of three: five tiles a side, so that units are cut at the edge."""
+def test_work_tiles_of_many_tiles(device, online):
+    """Strips of two rows of tiles, chunks of three: five tiles a side, so that work tiles are cut at the edge."""
     rng = np.random.default_rng(4)
-    plan = {"row_tiles": 2, "col_tiles": 3, "groups": 3, "chunks": 2, "units": 4, "blocks": 3}
+    plan = {"row_tiles": 2, "col_tiles": 3, "strips": 3, "chunks": 2, "work_tiles": 4, "blocks": 3}
     extra = 2 * 2 * 128 * (8 if online else 4) + 2 * 2 * 128 * 8
     problem = Simulated(device(arch="80"), rows(rng, 560, 16), TAU, "bfloat16", k=1, online=online)
     problem.options["plan"] = {**plan, "shared_bytes": 16384 * 4 + 2 * 3 * 128 * 16 + extra}

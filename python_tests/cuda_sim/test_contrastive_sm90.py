@@ -59,12 +59,12 @@ def test_instances(device):
 
 
 @pytest.mark.parametrize("k", [0, 1])
-def test_units_of_many_tiles(device, k):
-    """Nine tiles a side, groups of four rows of them (an odd one is left), chunks of three columns; two blocks."""
+def test_work_tiles_of_many_tiles(device, k):
+    """Nine tiles a side, strips of four rows of them (an odd one is left), chunks of three columns; two blocks."""
     rng = np.random.default_rng(4)
     problem = Simulated(device(seed=3), rows(rng, 1100, 16), TAU, "bfloat16", k=k)
     planned = problem.plan_only().plan
-    plan = {"row_tiles": 4, "col_tiles": 3, "groups": 3, "chunks": 3, "units": 6, "blocks": 2}
+    plan = {"row_tiles": 4, "col_tiles": 3, "strips": 3, "chunks": 3, "work_tiles": 6, "blocks": 2}
     row_tiles = 1 if k else 2
     per_tile = 128 * (4 * row_tiles + 8 * k)
     problem.options["plan"] = {**plan, "shared_bytes": planned.shared_bytes + (3 - planned.col_tiles) * per_tile}

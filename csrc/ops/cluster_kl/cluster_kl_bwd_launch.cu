@@ -13,15 +13,15 @@ constexpr int64_t kChunkBytes = 64 << 20;  // of weights: they are read again fr
 // What the launches share. Two blocks a multiprocessor are to find work: the columns of the weights are cut in groups
 // of tiles, and the rows of a chunk in splits for grad_mu, when there are few tiles.
 struct Plan {
-  int width, feature_slices, group_tiles, splits, split_steps;
+  int width, feature_slices, range_tiles, splits, split_steps;
   int64_t weight_bytes;
 
   Plan(const ClusterKlBwdParams& p, const cuda::DeviceLimits& limits) {
     const int blocks = 2 * limits.multiprocessors, tiles = padded_width(p.in.mu.rows) / kBlockN;
     width = tiles * kBlockN;
     feature_slices = p.z_parts.slices;
-    const int groups = std::clamp(cuda::ceil_div(blocks, p.chunk_rows / kBlockM), 1, tiles);
-    group_tiles = cuda::ceil_div(tiles, groups);
+    const int ranges = std::clamp(cuda::ceil_div(blocks, p.chunk_rows / kBlockM), 1, tiles);
+    range_tiles = cuda::ceil_div(tiles, ranges);
     const int steps = p.chunk_rows / kSlice, wanted = cuda::ceil_div(blocks, width / kBlockM * feature_slices);
     split_steps = cuda::ceil_div(steps, std::clamp(wanted, 1, std::max(steps / 4, 1)));
     splits = cuda::ceil_div(steps, split_steps);
@@ -79,7 +79,7 @@ GradMuParams grad_mu_params(const ClusterKlBwdParams& params, const Plan& plan) 
 
 cudaError_t launch_chunk(const ClusterKlBwdParams& params, const Plan& plan, const PassParams& pass,
                          const GradMuParams& mu, const cuda::DeviceLimits& limits, void* stream) {
-  const dim3 grid(cuda::ceil_div(pass.weights.rows, kBlockM), cuda::ceil_div(pass.tiles, pass.group_tiles));
+  const dim3 grid(cuda::ceil_div(pass.weights.rows, kBlockM), cuda::ceil_div(pass.tiles, pass.range_tiles));
   if (const cudaError_t error = launch_pass<Weights>(grid, pass, limits, stream)) return error;
   if (params.grad_mu) {
     if (const cudaError_t error = launch_partial_mu(params, plan, pass, mu, stream)) return error;
@@ -114,7 +114,7 @@ extern "C" int ltood_launch_cluster_kl_bwd(const ClusterKlBwdParams* params, voi
   pass.stats = const_cast<float*>(params->stats);
   pass.grad_loss = params->grad_loss;
   pass.tiles = plan.width / kBlockN;
-  pass.group_tiles = plan.group_tiles;
+  pass.range_tiles = plan.range_tiles;
   for (int64_t first = 0; first < n; first += params->chunk_rows) {
     pass.first_row = static_cast<int>(first);
     pass.end_row = static_cast<int>(std::min<int64_t>(first + params->chunk_rows, n));

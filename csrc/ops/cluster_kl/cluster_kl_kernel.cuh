@@ -56,7 +56,7 @@ struct PassParams {
   float* partial;          // [grid * kWarps, width] sums of columns
   int width;               // K, a multiple of 128
   int first_row, end_row;  // rows of the pass
-  int tiles, group_tiles;  // of columns: all, and those of a block
+  int tiles, range_tiles;  // of columns: all, and those of a block
   const float* grad_loss;
   Operand weights;  // [parts, end_row - first_row, width]
 };
@@ -413,7 +413,7 @@ struct Weights {
 template <typename Pass, bool kResident>
 __global__ void __launch_bounds__(kThreads, 2) pass_kernel(PassParams p) {
   extern __shared__ __align__(128) char shared[];
-  const int begin = blockIdx.y * p.group_tiles, end = min(begin + p.group_tiles, p.tiles);
+  const int begin = blockIdx.y * p.range_tiles, end = min(begin + p.range_tiles, p.tiles);
   for (int block_row = p.first_row + blockIdx.x * kBlockM; block_row < p.end_row; block_row += gridDim.x * kBlockM) {
     const int first_row = block_row + row_sweep::warp_row();
     const Distances distances(p.in, first_row);

@@ -14,7 +14,7 @@ inline PassParams pass_params(const ClusterDistances& in) {
   p.in = in;
   p.width = padded_width(in.mu.rows);
   p.end_row = in.z.rows;
-  p.tiles = p.group_tiles = cuda::ceil_div(in.mu.rows, kBlockN);
+  p.tiles = p.range_tiles = cuda::ceil_div(in.mu.rows, kBlockN);
   return p;
 }
 

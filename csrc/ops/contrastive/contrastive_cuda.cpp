@@ -25,8 +25,8 @@ namespace {
 
 constexpr const char* kOp = "contrastive";
 
-// Unit rows bound an exponent by log2(e) / tau; from the largest to the smallest one, 2 log2(e) / tau has to fit the
-// 126 binary orders of float's normal range: tau >= 0.0229. A temperature on the device is not known here.
+// WorkTile rows bound an exponent by log2(e) / tau; from the largest to the smallest one, 2 log2(e) / tau has to fit
+// the 126 binary orders of float's normal range: tau >= 0.0229. A temperature on the device is not known here.
 bool needs_online(bool normalize, double temperature, const OptionalTensor& temperature_tensor) {
   return !normalize || temperature_tensor || temperature < 0.0229;
 }
@@ -101,7 +101,7 @@ struct Slots {
 // The tiles' pass. One nearest row is found on the way; more, or those of a bank, by the top-k kernel.
 Slots launch_tiles(ContrastiveForward& tiles, const at::Tensor& like, void* stream) {
   check_launch(kOp, ltood_plan_contrastive(&tiles));
-  const int64_t n = tiles.u.rows, chunks = tiles.plan.chunks, slots = chunks + tiles.plan.groups;
+  const int64_t n = tiles.u.rows, chunks = tiles.plan.chunks, slots = chunks + tiles.plan.strips;
   Slots memory;
   memory.sums = at::empty({slots, n}, like.options());
   tiles.row_sums = memory.sums.mutable_data_ptr<float>();

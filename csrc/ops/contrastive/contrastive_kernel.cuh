@@ -4,7 +4,7 @@
 //
 // tile      128 × 128, a block of 8 warps (2 × 4), a warp 64 × 32: 64 accumulators a thread
 // slices    64 features, 3 stages in flight; the rows of a tile stay in shared memory when parts * D <= 256
-// shared    D = 128, bf16: 32 KiB rows + 48 KiB columns + 1 KiB of sums a tile of the unit: two blocks on an SM of
+// shared    D = 128, bf16: 32 KiB rows + 48 KiB columns + 1 KiB of sums a tile of the work tile: two blocks on an SM of
 //           228 KiB
 // cost      N² D / 2 multiply-adds (times 3 for float32), N² / 2 exponentials (N² online), N D halves from memory; of
 //           each tile 16 KiB a slice from L2
@@ -60,7 +60,8 @@ __device__ inline void combine_sums(float& max, float& sum, float other_max, flo
   max = top;
 }
 
-// What a block keeps of the columns of its unit, one row of values for each of the warps that lie above each other.
+// What a block keeps of the columns of its work tile, one row of values for each of the warps that lie above each
+// other.
 struct ColumnSlots {
   float* sum;  // [kWarpsM, width]
   float* max;
@@ -235,7 +236,7 @@ __device__ __forceinline__ void offer_columns(const float (&c)[kMI][kNI][4], con
   }
 }
 
-// Rows: quads, then the warps beside each other, through `exchange`; written to the unit's slot of rows.
+// Rows: quads, then the warps beside each other, through `exchange`; written to the work tile's slot of rows.
 template <bool kOnline, bool kNearest>
 __device__ void flush_rows(const ContrastiveForward& p, const RowState<kOnline, kNearest>& rows,
                            unsigned char* exchange, int first_row, int slot, float scale, float shift) {
@@ -316,7 +317,7 @@ __device__ void clear_columns(const ColumnSlots& cols) {
 // One row of tiles against the columns [from, to), both in tiles.
 template <typename half_t, bool kOnline, bool kNearest>
 __device__ void sweep(const ContrastiveForward& p, const ColumnSlots& cols, unsigned char* memory, int row_tile,
-                      int from, int to, int unit_from, int slot) {
+                      int from, int to, int work_tile_from, int slot) {
   const int warp_row = threadIdx.x / 32 / kWarpsN * (kTile / kWarpsM);
   const int warp_col = threadIdx.x / 32 % kWarpsN * (kTile / kWarpsN);
   const int first_row = row_tile * kTile;
@@ -363,7 +364,7 @@ __device__ void sweep(const ContrastiveForward& p, const ColumnSlots& cols, unsi
     if (step + 1 < per_tile) return;
     const bool diagonal = col_tile == row_tile;
     const int row0 = first_row + warp_row, col0 = col_tile * kTile + warp_col;
-    const int at_col = threadIdx.x / 32 / kWarpsN * cols.width + (col_tile - unit_from) * kTile + warp_col;
+    const int at_col = threadIdx.x / 32 / kWarpsN * cols.width + (col_tile - work_tile_from) * kTile + warp_col;
     if (diagonal || (col_tile + 1) * kTile > p.u.rows) {
       scale_tile<true>(c, rows, p.u, row0, col0, shift);
     } else {
@@ -383,14 +384,14 @@ __device__ void sweep(const ContrastiveForward& p, const ColumnSlots& cols, unsi
   flush_rows(p, rows, memory, first_row, slot, scale, shift);
 }
 
-// Units of the upper triangle are counted row by row of groups, in chunks of columns from the diagonal on. Finds the
-// group of a unit, and the first unit of the group; units ascend, so the search goes on where it was.
-__device__ __forceinline__ void find_group(const TrianglePlan& plan, int unit, int& group, int& first_unit) {
+// Work tiles of the upper triangle are counted strip by strip, in chunks of columns from the diagonal on. Finds the
+// strip of a work tile, and the first work tile of the strip; work tiles ascend, so the search goes on where it was.
+__device__ __forceinline__ void find_strip(const TrianglePlan& plan, int work, int& strip, int& first_work_tile) {
   for (;;) {
-    const int in_group = (plan.tiles - group * plan.row_tiles + plan.col_tiles - 1) / plan.col_tiles;
-    if (unit < first_unit + in_group) break;
-    first_unit += in_group;
-    ++group;
+    const int in_strip = (plan.tiles - strip * plan.row_tiles + plan.col_tiles - 1) / plan.col_tiles;
+    if (work < first_work_tile + in_strip) break;
+    first_work_tile += in_strip;
+    ++strip;
   }
 }
 
@@ -408,18 +409,18 @@ __global__ void __launch_bounds__(kThreads, kOnline || kNearest ? 1 : 2)
   cols.nearest = reinterpret_cast<Nearest*>(kOnline ? cols.max + kWarpsM * cols.width : cols.max);
   const float scale = tiles::exponent_scale(p.exponents.inv_tau, p.exponents.temperature);
   const float shift = kOnline ? 0.f : scale;
-  int group = 0, first_unit = 0;
-  for (int unit = blockIdx.x; unit < plan.units; unit += gridDim.x) {
-    find_group(plan, unit, group, first_unit);
-    const int chunk = unit - first_unit;
-    const int from = group * plan.row_tiles + chunk * plan.col_tiles, to = min(from + plan.col_tiles, plan.tiles);
+  int strip = 0, first_work_tile = 0;
+  for (int work = blockIdx.x; work < plan.work_tiles; work += gridDim.x) {
+    find_strip(plan, work, strip, first_work_tile);
+    const int chunk = work - first_work_tile;
+    const int from = strip * plan.row_tiles + chunk * plan.col_tiles, to = min(from + plan.col_tiles, plan.tiles);
     clear_columns<kOnline, kNearest>(cols);
     for (int r = 0; r < plan.row_tiles; ++r) {
-      const int row_tile = group * plan.row_tiles + r;
+      const int row_tile = strip * plan.row_tiles + r;
       if (row_tile >= plan.tiles) break;
       sweep<half_t, kOnline, kNearest>(p, cols, memory, row_tile, max(from, row_tile), to, from, chunk);
     }
-    flush_columns<kOnline, kNearest>(p, cols, from * kTile, (to - from) * kTile, group, scale, shift);
+    flush_columns<kOnline, kNearest>(p, cols, from * kTile, (to - from) * kTile, strip, scale, shift);
   }
 }
 

@@ -30,8 +30,8 @@ TilesKernel tiles_kernel(const ContrastiveForward& p) {
                      : tiles_kernel<__nv_bfloat16>(p.exponents.online, p.nearest);
 }
 
-// N = 16,384 on 132 multiprocessors: 128 × 129 / 2 = 8,256 tiles for 264 blocks. Units of 1 × 4 tiles make 2,112 of
-// them, eight a block, so that the last round wastes little, while the rows are loaded for every fourth tile only.
+// N = 16,384 on 132 multiprocessors: 128 × 129 / 2 = 8,256 tiles for 264 blocks. Work tiles of 1 × 4 tiles make 2,112
+// of them, eight a block, so that the last round wastes little, while the rows are loaded for every fourth tile only.
 void plan_triangle(ContrastiveForward& p, const cuda::DeviceLimits& limits) {
   TrianglePlan& plan = p.plan;
   const int rows = p.u.parts * p.u.slices * contrastive::kSliceBytes;
@@ -99,7 +99,7 @@ int ltood_plan_contrastive(ContrastiveForward* params) {
           &resident_blocks, kernel, contrastive::kThreads, params->plan.shared_bytes)) {
     return error;
   }
-  params->plan.blocks = std::min(params->plan.units, std::max(1, resident_blocks) * limits.multiprocessors);
+  params->plan.blocks = std::min(params->plan.work_tiles, std::max(1, resident_blocks) * limits.multiprocessors);
   return cudaSuccess;
 }
 

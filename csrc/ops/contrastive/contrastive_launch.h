@@ -22,13 +22,13 @@ struct NeighborRules {
   const int64_t* domain;    // or null: only rows of equal id
 };
 
-// How the upper triangle of tiles of 128 × 128 is cut into units of row_tiles × col_tiles. A unit leaves the sums of
-// its rows in slot [its place in the row] and those of its columns in slot [its group of rows].
+// How the upper triangle of tiles of 128 × 128 is cut into work tiles of row_tiles × col_tiles. A work tile leaves the
+// sums of its rows in slot [its place in the row] and those of its columns in slot [its strip of tile rows].
 struct TrianglePlan {
   int tiles;  // along a side
   int row_tiles, col_tiles;
-  int groups, chunks;  // slots of columns and of rows
-  int units;
+  int strips, chunks;  // slots of columns and of rows
+  int work_tiles;
   int blocks;        // of the grid
   int resident;      // the rows of a tile stay in shared memory while the columns pass
   int shared_bytes;  // of a block
@@ -47,7 +47,7 @@ struct ContrastiveForward {
   int nearest;  // also the nearest admissible row of every row
   TrianglePlan plan;
   float* row_sums;    // [chunks, N]
-  float* col_sums;    // [groups, N]
+  float* col_sums;    // [strips, N]
   float* row_maxima;  // the same, online only, in units of log2
   float* col_maxima;
   Nearest* row_nearest;  // the same, `nearest` only

@@ -51,13 +51,13 @@ __device__ Positives group_positives(const Operand& u, int d, const GroupSums& g
   return {prim::warp_sum(dot), double(group_size(groups, u.rows, id) - 1)};
 }
 
-// Row i's slots: the chunks of its own group of row tiles, and the columns' slots of every group up to its own.
+// Row i's slots: the chunks of its own strip of row tiles, and the columns' slots of every strip up to its own.
 struct SlotRange {
   int rows, cols;
   __device__ SlotRange(const TrianglePlan& plan, int row) {
-    const int group = row / kTile / plan.row_tiles;
-    rows = (plan.tiles - group * plan.row_tiles + plan.col_tiles - 1) / plan.col_tiles;
-    cols = group + 1;
+    const int strip = row / kTile / plan.row_tiles;
+    rows = (plan.tiles - strip * plan.row_tiles + plan.col_tiles - 1) / plan.col_tiles;
+    cols = strip + 1;
   }
 };
 

@@ -38,7 +38,7 @@ constexpr int kHeld = kTile / 4;   // rows of a thread
 constexpr int kPairs = kTile / 8;  // in neighbours of two
 
 // Shared memory: resident rows, ring, then this, then the barriers. Entries are of the resident rows, or of the columns
-// of a unit.
+// of a work tile.
 struct Tail {
   int64_t *instance, *domain;  // [128], with neighbours only
   Nearest* nearest;            // [width], with neighbours only
@@ -76,28 +76,28 @@ __device__ __forceinline__ Tail tail_of(unsigned char* memory, const Forward& f)
   return tail;
 }
 
-struct Unit {
-  int group, chunk, from, to;  // its slots of columns and of rows, its column tiles
+struct WorkTile {
+  int strip, chunk, from, to;  // its slots of columns and of rows, its column tiles
 };
 
 // What producer and consumers both walk over: the sweeps of this block, row tiles [first, first + kRowTiles) against
-// column tiles [from, to), which are none below the diagonal. `begin` and `end` surround a unit. A block takes units
-// that follow each other, so that the resident rows rarely change.
+// column tiles [from, to), which are none below the diagonal. `begin` and `end` surround a work tile. A block takes
+// work tiles that follow each other, so that the resident rows rarely change.
 template <bool kWide, typename Begin, typename Sweep, typename End>
 __device__ __forceinline__ void for_each_sweep(const TrianglePlan& plan, Begin begin, Sweep sweep, End end) {
-  const auto share = [&](int block) { return int(int64_t(plan.units) * block / gridDim.x); };
-  int group = 0, first_unit = 0;
+  const auto share = [&](int block) { return int(int64_t(plan.work_tiles) * block / gridDim.x); };
+  int strip = 0, first_work_tile = 0;
   for (int index = share(blockIdx.x); index < share(blockIdx.x + 1); ++index) {
-    find_group(plan, index, group, first_unit);
-    const int chunk = index - first_unit, from = group * plan.row_tiles + chunk * plan.col_tiles;
-    const Unit unit{group, chunk, from, min(from + plan.col_tiles, plan.tiles)};
-    begin(unit);
+    find_strip(plan, index, strip, first_work_tile);
+    const int chunk = index - first_work_tile, from = strip * plan.row_tiles + chunk * plan.col_tiles;
+    const WorkTile work{strip, chunk, from, min(from + plan.col_tiles, plan.tiles)};
+    begin(work);
     for (int r = 0; r < plan.row_tiles; r += Shape<kWide>::kRowTiles) {
-      const int first = unit.group * plan.row_tiles + r;
+      const int first = work.strip * plan.row_tiles + r;
       if (first >= plan.tiles) break;
-      sweep(unit, first, max(unit.from, first), unit.to);
+      sweep(work, first, max(work.from, first), work.to);
     }
-    end(unit);
+    end(work);
   }
 }
 
@@ -111,8 +111,8 @@ __device__ __forceinline__ void produce(const Forward& f, const Ring& ring, uint
   uint32_t phase = 0;
   int held = -1;  // the first resident row tile
   for_each_sweep<kWide>(
-      f.p.plan, [](const Unit&) {},
-      [&](const Unit&, int first, int from, int to) {
+      f.p.plan, [](const WorkTile&) {},
+      [&](const WorkTile&, int first, int from, int to) {
         if (from < to && first != held) {
           prim::mbarrier_wait(resident_empty, phase ^ 1);
           prim::mbarrier_arrive_expect(resident_full, Shape<kWide>::kRowTiles * slices * kSliceBytes);
@@ -131,7 +131,7 @@ __device__ __forceinline__ void produce(const Forward& f, const Ring& ring, uint
           }
         }
       },
-      [](const Unit&) {});
+      [](const WorkTile&) {});
 }
 
 // What a thread keeps of its rows while columns pass, and of its columns for a tile.
@@ -186,7 +186,7 @@ __device__ __forceinline__ void add_exponentials(const float (&c)[kHalves][kTile
   }
 }
 
-// Rows: what the eight lanes that share a row have, then the warps; written to the unit's slot.
+// Rows: what the eight lanes that share a row have, then the warps; written to the work tile's slot.
 template <bool kWide, bool kNearest>
 __device__ __forceinline__ void flush_rows(const ContrastiveForward& p, const RowState<kNearest>& rows,
                                            const Tail& tail, int first, int slot, float scale) {
@@ -244,8 +244,8 @@ class TileConsumer {
     int held = -1;
     warpgroups::begin_turns();
     for_each_sweep<kWide>(
-        p_.plan, [&](const Unit&) { clear_columns(); },
-        [&](const Unit& unit, int first, int from, int to) {
+        p_.plan, [&](const WorkTile&) { clear_columns(); },
+        [&](const WorkTile& work, int first, int from, int to) {
           prepare_rows(first);
           if (from < to && first != held) {
             if (held >= 0 && threadIdx.x % 32 == 0) prim::mbarrier_arrive(resident_full + 8);
@@ -253,9 +253,9 @@ class TileConsumer {
             phase ^= 1;
             held = first;
           }
-          sweep(unit, first, from, to);
+          sweep(work, first, from, to);
         },
-        [&](const Unit& unit) { flush_columns(unit); });
+        [&](const WorkTile& work) { flush_columns(work); });
     warpgroups::end_turns();
   }
 
@@ -282,7 +282,7 @@ class TileConsumer {
     warpgroups::sync_consumers();
   }
 
-  __device__ __forceinline__ void sweep(const Unit& unit, int first, int from, int to) {
+  __device__ __forceinline__ void sweep(const WorkTile& work, int first, int from, int to) {
     const int row_tile = first + own(), first_row = row_tile * kTile;
     RowState<kNearest> rows;
 #pragma unroll
@@ -306,9 +306,9 @@ class TileConsumer {
       } else {
         add_exponentials<false>(c, rows, cols, tail_, factors, p_.rules, scale_, n_, first_row, first_col);
       }
-      if (tile != row_tile) add_columns(cols, (tile - unit.from) * kTile + own_col_);
+      if (tile != row_tile) add_columns(cols, (tile - work.from) * kTile + own_col_);
     }
-    flush_rows<kWide>(p_, rows, tail_, first, unit.chunk, scale_);
+    flush_rows<kWide>(p_, rows, tail_, first, work.chunk, scale_);
   }
 
   // Tiles with elements that do not count, or count for no neighbour: the diagonal, the end, pairs of views.
@@ -348,11 +348,11 @@ class TileConsumer {
     }
   }
 
-  __device__ __forceinline__ void flush_columns(const Unit& unit) {
+  __device__ __forceinline__ void flush_columns(const WorkTile& work) {
     warpgroups::sync_consumers();
-    const int first_col = unit.from * kTile, n_cols = min(unit.to * kTile, n_) - first_col;
+    const int first_col = work.from * kTile, n_cols = min(work.to * kTile, n_) - first_col;
     for (int i = threadIdx.x; i < n_cols; i += warpgroups::kConsumerThreads) {
-      const size_t out = size_t(unit.group) * n_ + first_col + i;
+      const size_t out = size_t(work.strip) * n_ + first_col + i;
       p_.col_sums[out] = tail_.columns[i] + (kWide ? tail_.columns[tail_.width + i] : 0.f);
       if (!kNearest) continue;
       p_.col_nearest[out] = {(tail_.nearest[i].value + scale_) / scale_, tail_.nearest[i].index};

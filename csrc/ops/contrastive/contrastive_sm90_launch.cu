@@ -69,8 +69,8 @@ bool plan_tiles(ContrastiveForward& p, const cuda::DeviceLimits& limits) {
   const int rows = resident_bytes(p.u, wide), most = hopper::kMostColTiles;
   plan.stages = hopper::stages_beside(tile, rows + tail_bytes(wide, p.nearest, most), limits.shared_bytes);
   if (plan.stages == 0) return false;
-  cut_triangle(plan, p.u.rows, tile.rows / kTile, tile.units * limits.multiprocessors, most);
-  plan.blocks = std::min(plan.units, limits.multiprocessors);
+  cut_triangle(plan, p.u.rows, tile.rows / kTile, tile.work_tiles * limits.multiprocessors, most);
+  plan.blocks = std::min(plan.work_tiles, limits.multiprocessors);
   plan.resident = 1;
   plan.shared_bytes = hopper::block_bytes(tile, rows + tail_bytes(wide, p.nearest, plan.col_tiles), plan.stages);
   return true;
@@ -87,7 +87,8 @@ bool plan_lse_bwd(ContrastiveLseBwd& p, const cuda::DeviceLimits& limits) {
   p.resident = 1;
   p.shared_bytes = hopper::block_bytes(tile, rows, p.stages);
   const int row_blocks = ceil_div(p.rows.rows, tile.rows) * ceil_div(p.rows.slices, tile.slices);
-  const int wanted = tile.units * limits.multiprocessors / row_blocks, most = 8 * ceil_div(p.cols.rows, p.rows.rows);
+  const int wanted = tile.work_tiles * limits.multiprocessors / row_blocks,
+            most = 8 * ceil_div(p.cols.rows, p.rows.rows);
   p.splits = std::max(1, std::min({wanted, most, ceil_div(p.cols.rows, tile.columns)}));
   return true;
 }

@@ -22,7 +22,7 @@
 namespace ltood {
 
 // Above this |s| the tiles are computed in double. In float, a product of size s is off by some s * 2^-24, and the
-// softmax by that factor: at 128 the gradient keeps 10^-5, a tenth of what it may lose. Unit rows come here for
+// softmax by that factor: at 128 the gradient keeps 10^-5, a tenth of what it may lose. WorkTile rows come here for
 // tau < 1/128 only, rows that are used as they are when they are long.
 constexpr double kMaxFloatExponent = 128;
 

@@ -64,15 +64,15 @@ cudaError_t launch_backward_tiles(const GuidedParams& p, void* stream) {
 }  // namespace
 
 // At N = 4,096 there are 32 blocks of rows for 132 multiprocessors: four shares of the columns each, eight in the
-// forward pass, where two blocks fit (of the Hopper kernels the table's units). Sixteen bound the workspace; 512 rows
-// of a rank are 4 blocks, of many columns, and take up to 64.
+// forward pass, where two blocks fit (of the Hopper kernels the table's work_tiles). Sixteen bound the workspace; 512
+// rows of a rank are 4 blocks, of many columns, and take up to 64.
 extern "C" int ltood_guided_splits(int rows, int columns, int slices, int backward) {
   const int most = rows == columns ? 16 : 64;
   cuda::DeviceLimits limits;
   if (const cudaError_t error = cuda::device_limits(limits)) return -error;
-  const int units = cuda::take_sm90() ? sm90::tile(backward).units : backward ? 1 : 2;
-  const int groups = backward ? ceil_div(slices, kGuidedOutSlices) : 1;
-  const int blocks = ceil_div(rows, kGuidedRows) * groups, wanted = limits.multiprocessors * units;
+  const int work_tiles = cuda::take_sm90() ? sm90::tile(backward).work_tiles : backward ? 1 : 2;
+  const int feature_tiles = backward ? ceil_div(slices, kGuidedOutSlices) : 1;
+  const int blocks = ceil_div(rows, kGuidedRows) * feature_tiles, wanted = limits.multiprocessors * work_tiles;
   return std::max(1, std::min({wanted / blocks, ceil_div(columns, kGuidedColumns), most}));
 }
 
