@@ -115,7 +115,7 @@ class Similarity(NamedTuple):
         return (at_unit - along * u) / norm.clamp(min=NORM_EPS)
 
 
-class Groups:
+class Segments:
     """Rows of this rank that share a key (an instance, a class) with rows of any rank."""
 
     def __init__(self, own: Tensor, every: Tensor):
@@ -174,9 +174,9 @@ class Columns:
             pairs = [torch.arange(n, device=inputs.z.device) % (n // 2) for n in layout.sizes]
             self.keys["instance"] = torch.cat([pair + layout.offset(rank) for rank, pair in enumerate(pairs)])
 
-    def groups(self, inputs: Inputs) -> dict[str, Groups]:
+    def segments(self, inputs: Inputs) -> dict[str, Segments]:
         names = (["instance"] if inputs.views else []) + (["class"] if inputs.labels is not None else [])
-        return {name: Groups(self.keys[name][self.own], self.keys[name]) for name in names}
+        return {name: Segments(self.keys[name][self.own], self.keys[name]) for name in names}
 
     def admissible(self, columns: slice) -> dict[str, Tensor]:
         """Instances and domains of the own rows and of a shard's columns, for the search of neighbours."""
@@ -230,13 +230,13 @@ def _search_bank(inputs: Inputs) -> tuple[Tensor, Tensor]:
     return inputs.similarity.partial(z, bank, diagonal=outside, k=inputs.k, **keys)[1:]
 
 
-def _sums_of_similarities(similarity: Similarity, z: Tensor, group: Groups, sums: Tensor) -> Tensor:
-    """[n]: the sum of s over the other rows of the group."""
+def _sums_of_similarities(similarity: Similarity, z: Tensor, segment: Segments, sums: Tensor) -> Tensor:
+    """[n]: the sum of s over the other rows of the segment."""
     out = torch.empty(len(z), dtype=torch.float64, device=z.device)
     for part in torch.arange(len(z), device=z.device).split(CHUNK):
         u = similarity.unit(z[part])
-        out[part] = ((sums[group.slot[part]] - u) * u).sum(dim=1)
-    return out.where(group.others > 0, 0) / similarity.tau
+        out[part] = ((sums[segment.slot[part]] - u) * u).sum(dim=1)
+    return out.where(segment.others > 0, 0) / similarity.tau
 
 
 def _row_loss(lse: Tensor, attraction: Tensor, weight: Tensor) -> Tensor:
@@ -248,8 +248,8 @@ def contrastive_group(*arguments):
     inputs = Inputs(*arguments)
     z, similarity, layout = inputs.z, inputs.similarity, _agree(inputs)
     columns = Columns(inputs, layout)
-    groups = columns.groups(inputs)
-    sums = {name: z.new_zeros(z.shape, dtype=torch.float64) for name in groups}
+    segments = columns.segments(inputs)
+    sums = {name: z.new_zeros(z.shape, dtype=torch.float64) for name in segments}
     n, wide, k = z.shape[0], _wide_dtype(z.dtype), inputs.k_batch
     lse = z.new_full((n,), -torch.inf, dtype=torch.float64)
     found = z.new_empty((n, 0), dtype=wide), z.new_empty((n, 0), dtype=torch.int64)
@@ -260,17 +260,17 @@ def contrastive_group(*arguments):
         )
         lse = torch.logaddexp(lse, part)
         found = combine_best(found, (cosines, indices.where(indices < 0, indices + first)), k)
-        for name, group in groups.items():
-            add_rows(sums[name], group.slots(passing), similarity, shard)
+        for name, segment in segments.items():
+            add_rows(sums[name], segment.slots(passing), similarity, shard)
     cosines, indices = found if inputs.bank is None else _search_bank(inputs)
-    weights = {name: group.others.double() for name, group in groups.items()}
-    attraction = {name: _sums_of_similarities(similarity, z, group, sums[name]) for name, group in groups.items()}
+    weights = {name: segment.others.double() for name, segment in segments.items()}
+    attraction = {name: _sums_of_similarities(similarity, z, segment, sums[name]) for name, segment in segments.items()}
     if inputs.k:
         near = cosines.double().masked_fill(indices < 0, 0).sum(dim=1)
         weights["instance"] += inputs.lam * (indices >= 0).sum(dim=1)
         attraction["instance"] += inputs.lam * near / similarity.tau
     none = z.new_empty(0, dtype=torch.float64)
-    losses = [_row_loss(lse, attraction[name], weights[name]) if name in groups else none for name in PARTS]
+    losses = [_row_loss(lse, attraction[name], weights[name]) if name in segments else none for name in PARTS]
     gathered = shard if inputs.exchange == "gather" else z.new_empty((0, z.shape[1]))
     row_weights = [weights.get(name, none.clone()) for name in PARTS]
     sizes = torch.tensor(layout.sizes)
@@ -330,16 +330,16 @@ class Attraction:
             choices,
             first,
         )
-        self.groups, self.columns = columns.groups(inputs), columns
-        self.sums, self.grad_sums = ({name: _zeros(z) for name in self.groups} for _ in range(2))
+        self.segments, self.columns = columns.segments(inputs), columns
+        self.sums, self.grad_sums = ({name: _zeros(z) for name in self.segments} for _ in range(2))
         self.near = _zeros(z) if inputs.k else None
 
     def add(self, first: int, shard: Tensor) -> None:
         """The rows of a shard, as positives of the own rows and as rows that the own ones are positives of."""
         passing = slice(first, first + len(shard))
         *all_parts, all_neighbor = self.columns.doubles[2:] + [None] * (not self.choices)
-        for (name, group), positive_grad in zip(self.groups.items(), all_parts, strict=True):
-            slots = group.slots(passing)
+        for (name, segment), positive_grad in zip(self.segments.items(), all_parts, strict=True):
+            slots = segment.slots(passing)
             add_rows(self.sums[name], slots, self.similarity, shard)
             add_rows(self.grad_sums[name], slots, self.similarity, shard, positive_grad[passing])
         for mine, every in zip(self.choices, self.columns.choices, strict=True):
@@ -348,10 +348,10 @@ class Attraction:
             add_rows(self.near, here.where(here < len(mine), -1), self.similarity, shard, all_neighbor[passing])
 
     def of_rows(self, rows: Tensor, u: Tensor) -> Tensor:
-        """tau times the gradient of the groups at the given own rows."""
+        """tau times the gradient of the segments at the given own rows."""
         total = torch.zeros_like(u)
-        for name, group in self.groups.items():
-            own, slot = self.positive_grads.parts[name][rows, None], group.slot[rows]
+        for name, segment in self.segments.items():
+            own, slot = self.positive_grads.parts[name][rows, None], segment.slot[rows]
             total += own * (self.sums[name][slot] - 2 * u) + self.grad_sums[name][slot]
         return total
 

@@ -30,14 +30,14 @@ class ContrastiveForward(C.Structure):
     ]  # fmt: skip
 
 
-class GroupSums(C.Structure):
+class SegmentView(C.Structure):
     _fields_ = [(name, pointer) for name in ("ids", "sorted", "sums", "grad_sums")]
 
 
 class ContrastiveRows(C.Structure):
     _fields_ = [
         ("u", Operand), ("d", C.c_int), ("exponents", Exponents), ("tiles", ContrastiveForward),
-        ("has_views", C.c_int), ("instances", GroupSums), ("classes", GroupSums), ("k", C.c_int),
+        ("has_views", C.c_int), ("instances", SegmentView), ("classes", SegmentView), ("k", C.c_int),
         ("neighbor_weight", C.c_float), ("neighbor_weights", pointer), ("cosines", pointer), ("indices", pointer),
         ("lse", pointer), ("instance_loss", pointer), ("class_loss", pointer), ("instance_weight", pointer),
         ("class_weight", pointer),
@@ -86,7 +86,7 @@ class ContrastiveBackward(C.Structure):
     _fields_ = [
         ("u", Operand), ("d", C.c_int), ("exponents", Exponents), ("rows", RowGradients), ("largest", pointer),
         ("lse_bwd", ContrastiveLseBwd),
-        ("instances", GroupSums), ("classes", GroupSums), ("has_views", C.c_int), ("k", C.c_int), ("indices", pointer),
+        ("instances", SegmentView), ("classes", SegmentView), ("has_views", C.c_int), ("k", C.c_int), ("indices", pointer),
         ("cosines", pointer), ("chosen_sum", pointer), ("bank", Operand), ("type", C.c_int), ("normalize", C.c_int),
         ("inv_norm", pointer), ("grad_z", pointer), ("along", pointer),
     ]  # fmt: skip
@@ -161,12 +161,12 @@ class Simulated:
 
     def groups(self, labels, positive_grad=None):
         if labels is None:
-            return GroupSums()
+            return SegmentView()
         _, ids = np.unique(np.asarray(labels), return_inverse=True)
         order = np.argsort(ids, kind="stable")
         sums = self.segment_sums(ids[order], order, 1)
         grad_sums = self.segment_sums(ids[order], order, 1, positive_grad).ptr if positive_grad else None
-        return GroupSums(self.put(ids, np.int64), self.put(ids[order], np.int64), sums.ptr, grad_sums)
+        return SegmentView(self.put(ids, np.int64), self.put(ids[order], np.int64), sums.ptr, grad_sums)
 
     def plan_only(self):
         tiles = ContrastiveForward(self.u, self.exponents, NeighborRules(), self.options.get("k", 0))

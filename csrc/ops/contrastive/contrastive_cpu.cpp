@@ -68,14 +68,14 @@ void search_bank(const ContrastiveInputs& in, const PreparedRows& rows, const Ro
   });
 }
 
-// (sum of <u_i, u_j> over the other rows j of i's group, how many), float64 [N] each.
+// (sum of <u_i, u_j> over the other rows j of i's segment, how many), float64 [N] each.
 template <typename T>
-std::pair<at::Tensor, at::Tensor> group_terms(const RowGroups& groups, const at::Tensor& u) {
+std::pair<at::Tensor, at::Tensor> segment_terms(const RowSegments& segments, const at::Tensor& u) {
   const auto options = u.options().dtype(at::kDouble);
   at::Tensor similarity = at::empty({u.size(0)}, options), others = at::empty({u.size(0)}, options);
-  at::parallel_for(0, groups.count(), group_grain(groups, u.size(0)), [&](int64_t begin, int64_t end) {
-    group_similarities(groups, begin, end, u.const_data_ptr<T>(), u.size(1), similarity.mutable_data_ptr<double>(),
-                       others.mutable_data_ptr<double>());
+  at::parallel_for(0, segments.count(), segment_grain(segments, u.size(0)), [&](int64_t begin, int64_t end) {
+    segment_similarities(segments, begin, end, u.const_data_ptr<T>(), u.size(1), similarity.mutable_data_ptr<double>(),
+                         others.mutable_data_ptr<double>());
   });
   return {similarity, others};
 }
@@ -139,13 +139,14 @@ ContrastiveOutputs forward(const ContrastiveInputs& in, const PreparedRows& rows
   at::Tensor class_loss = instance_loss.clone(), class_weight = instance_weight.clone();
   if (in.views) {
     at::Tensor similarity;
-    std::tie(similarity, instance_weight) = group_terms<T>(view_groups(in.instance_ids, n), rows.u);
+    std::tie(similarity, instance_weight) = segment_terms<T>(view_segments(in.instance_ids, n), rows.u);
     if (in.k > 0) add_neighbors(in, neighbors, similarity, instance_weight);
     instance_loss = row_losses(lse, similarity, instance_weight, rows.inv_tau, dtype);
   }
   if (in.labels) {
     at::Tensor similarity;
-    std::tie(similarity, class_weight) = group_terms<T>(group_rows(in.labels->const_data_ptr<int64_t>(), n), rows.u);
+    std::tie(similarity, class_weight) =
+        segment_terms<T>(segment_rows(in.labels->const_data_ptr<int64_t>(), n), rows.u);
     class_loss = row_losses(lse, similarity, class_weight, rows.inv_tau, dtype);
   }
   at::Tensor lse_out = at::empty({n}, doubles);

@@ -109,11 +109,11 @@ void check_index_range(const at::Tensor& indices, int64_t end) {
 }
 
 template <typename T>
-void group_positive_bwd(const RowGroups& groups, const at::Tensor& u, const std::vector<double>& positive_grad,
-                        double scale, const at::Tensor& grad) {
-  at::parallel_for(0, groups.count(), group_grain(groups, u.size(0)), [&](int64_t begin, int64_t end) {
-    group_gradients(groups, begin, end, u.const_data_ptr<T>(), u.size(1), positive_grad.data(), scale,
-                    grad.mutable_data_ptr<T>());
+void segment_positive_bwd(const RowSegments& segments, const at::Tensor& u, const std::vector<double>& positive_grad,
+                          double scale, const at::Tensor& grad) {
+  at::parallel_for(0, segments.count(), segment_grain(segments, u.size(0)), [&](int64_t begin, int64_t end) {
+    segment_gradients(segments, begin, end, u.const_data_ptr<T>(), u.size(1), positive_grad.data(), scale,
+                      grad.mutable_data_ptr<T>());
   });
 }
 
@@ -177,12 +177,12 @@ std::tuple<at::Tensor, at::Tensor> backward(const BackwardInputs& in, const at::
   const double scale = 1 / row.largest;
   double to_bank = 0;
   if (in.grad_instance) {
-    group_positive_bwd<T>(view_groups(in.instance_ids, n), rows.u, row.instance_positive_grad, scale, grad);
+    segment_positive_bwd<T>(view_segments(in.instance_ids, n), rows.u, row.instance_positive_grad, scale, grad);
     to_bank = neighbor_positive_bwd<T>(in, rows, normalize, row.instance_positive_grad, scale, grad);
   }
   if (in.grad_class) {
-    group_positive_bwd<T>(group_rows(in.labels->const_data_ptr<int64_t>(), n), rows.u, row.class_positive_grad, scale,
-                          grad);
+    segment_positive_bwd<T>(segment_rows(in.labels->const_data_ptr<int64_t>(), n), rows.u, row.class_positive_grad,
+                            scale, grad);
   }
   std::vector<double> radial(n);
   run_rows(n, [&](int64_t begin, int64_t end) {

@@ -64,13 +64,13 @@ at::Tensor segment_sums(const OperandTensors& u, const at::Tensor& keys, const a
   return sums;
 }
 
-// Rows by group, groups numbered from 0 in the order of their ids; sums of u and, in the backward, of positive_grad *
-// u.
-struct Groups {
+// Rows by segment, segments numbered from 0 in the order of their ids; sums of u and, in the backward, of positive_grad
+// * u.
+struct SegmentTensors {
   at::Tensor ids, sorted, sums, grad_sums;
 
-  Groups() = default;
-  Groups(const at::Tensor& labels, const OperandTensors& u, int64_t d, const at::Tensor& positive_grad = {}) {
+  SegmentTensors() = default;
+  SegmentTensors(const at::Tensor& labels, const OperandTensors& u, int64_t d, const at::Tensor& positive_grad = {}) {
     const auto [values, order] = at::sort(labels, /*stable=*/true, /*dim=*/0, /*descending=*/false);
     const at::Tensor starts = at::ne(values.slice(0, 1), values.slice(0, 0, -1)).to(at::kLong);
     sorted = at::cat({at::zeros({1}, values.options()), at::cumsum(starts, 0)});
@@ -79,7 +79,7 @@ struct Groups {
     if (positive_grad.defined()) grad_sums = segment_sums(u, sorted, order, 1, positive_grad, d);
   }
 
-  GroupSums view() const {
+  SegmentView view() const {
     if (!ids.defined()) return {};
     return {ids.const_data_ptr<int64_t>(), sorted.const_data_ptr<int64_t>(), sums.const_data_ptr<float>(),
             grad_sums.defined() ? grad_sums.const_data_ptr<float>() : nullptr};
@@ -161,9 +161,9 @@ Outputs forward(const ContrastiveInputs& in) {
   const Slots slots = launch_tiles(tiles, u.scale, stream);
   if (in.k > 0 && !tiles.nearest) launch_search(in, u, rules, cosines, indices);
 
-  Groups instances, classes;
-  if (in.views && in.instance_ids) instances = Groups(*in.instance_ids, u, d);
-  if (in.labels) classes = Groups(*in.labels, u, d);
+  SegmentTensors instances, classes;
+  if (in.views && in.instance_ids) instances = SegmentTensors(*in.instance_ids, u, d);
+  if (in.labels) classes = SegmentTensors(*in.labels, u, d);
   const int64_t n_instance = in.views ? n : 0, n_class = in.labels ? n : 0;
   const at::Tensor lse = at::empty({n}, doubles);
   const at::Tensor instance_loss = at::empty({n_instance}, floats), class_loss = at::empty({n_class}, floats);
@@ -275,9 +275,9 @@ at::Tensor launch_square_lse_bwd(Backward& b) {
 // The positives and the normalisation; returns (grad_z, the sum of <u_i, dL/du_i>).
 std::tuple<at::Tensor, at::Tensor> launch_finish(Backward& b) {
   const int64_t n = b.u.view.rows, d = b.z.size(1);
-  Groups instances, classes;
-  if (b.grad_instance && b.instance_ids) instances = Groups(*b.instance_ids, b.u, d, b.row(1));
-  if (b.grad_class) classes = Groups(*b.labels, b.u, d, b.row(3));
+  SegmentTensors instances, classes;
+  if (b.grad_instance && b.instance_ids) instances = SegmentTensors(*b.instance_ids, b.u, d, b.row(1));
+  if (b.grad_class) classes = SegmentTensors(*b.labels, b.u, d, b.row(3));
   at::Tensor chosen_sum;
   OperandTensors bank;
   b.p.k = b.grad_instance ? static_cast<int>(b.indices.size(1)) : 0;

@@ -54,12 +54,12 @@ struct ContrastiveForward {
   Nearest* col_nearest;
 };
 
-// Rows by group, ids numbered from 0, with the sums that make positives linear in N.
-struct GroupSums {
-  const int64_t* ids;      // the group of a row; null: no groups
+// Rows by segment, ids numbered from 0, with the sums that make positives linear in N.
+struct SegmentView {
+  const int64_t* ids;      // the segment of a row; null: no segments
   const int64_t* sorted;   // ids, ascending
-  const float* sums;       // [groups, D] sum of u
-  const float* grad_sums;  // [groups, D] sum of positive_grad * u, backward only
+  const float* sums;       // [segments, D] sum of u
+  const float* grad_sums;  // [segments, D] sum of positive_grad * u, backward only
 };
 
 struct ContrastiveRows {
@@ -68,8 +68,8 @@ struct ContrastiveRows {
   Exponents exponents;
   ContrastiveForward tiles;  // its slots
   int has_views;             // the instance part is asked for
-  GroupSums instances;       // null ids: rows i and i + N / 2
-  GroupSums classes;         // null ids: no class part
+  SegmentView instances;     // null ids: rows i and i + N / 2
+  SegmentView classes;       // null ids: no class part
   int k;
   float neighbor_weight;
   const double* neighbor_weights;  // or null
@@ -137,7 +137,7 @@ struct ContrastiveBackward {
   RowGradients rows;          // its outputs
   const float* largest;       // as in ContrastiveFactors
   ContrastiveLseBwd lse_bwd;  // of the rows against themselves
-  GroupSums instances, classes;
+  SegmentView instances, classes;
   int has_views;
   int k;
   const int64_t* indices;  // [N, k]

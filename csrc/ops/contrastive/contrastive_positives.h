@@ -1,8 +1,8 @@
 // The positives of the contrastive losses, linear in N. Torch-free; T is float or double.
 //
-// Rows that are positives of each other form a group: the views of an image, the rows of a class. With the group's sum
-// S = sum of u_j, the similarities of row i to the others of its group add up to <u_i, S - u_i>: no pair is visited.
-// Sums are carried in double, so that taking u_i out of S again loses nothing.
+// Rows that are positives of each other form a segment: the views of an image, the rows of a class. With the segment's
+// sum S = sum of u_j, the similarities of row i to the others of its segment add up to <u_i, S - u_i>: no pair is
+// visited. Sums are carried in double, so that taking u_i out of S again loses nothing.
 #pragma once
 
 #include <cstdint>
@@ -10,27 +10,27 @@
 
 namespace ltood {
 
-// Rows by group: group g holds order[offsets[g]] ... order[offsets[g + 1] - 1], ascending.
-struct RowGroups {
+// Rows by segment: segment g holds order[offsets[g]] ... order[offsets[g + 1] - 1], ascending.
+struct RowSegments {
   std::vector<int64_t> order, offsets;
   int64_t count() const { return static_cast<int64_t>(offsets.size()) - 1; }
 };
 
-RowGroups group_rows(const int64_t* ids, int64_t n);  // rows of equal id
-RowGroups pair_views(int64_t n);                      // row i and row i + n / 2
+RowSegments segment_rows(const int64_t* ids, int64_t n);  // rows of equal id
+RowSegments pair_views(int64_t n);                        // row i and row i + n / 2
 
-// similarity_i = sum over the other rows j of i's group of <u_i, u_j>, others_i = how many; groups [begin, end).
-void group_similarities(const RowGroups& groups, int64_t begin, int64_t end, const float* u, int64_t d,
-                        double* similarity, double* others);
-void group_similarities(const RowGroups& groups, int64_t begin, int64_t end, const double* u, int64_t d,
-                        double* similarity, double* others);
+// similarity_i = sum over the other rows j of i's segment of <u_i, u_j>, others_i = how many; segments [begin, end).
+void segment_similarities(const RowSegments& segments, int64_t begin, int64_t end, const float* u, int64_t d,
+                          double* similarity, double* others);
+void segment_similarities(const RowSegments& segments, int64_t begin, int64_t end, const double* u, int64_t d,
+                          double* similarity, double* others);
 
-// grad_i -= scale * sum over the other rows j of i's group of (positive_grad_i + positive_grad_j) u_j; groups [begin,
-// end).
-void group_gradients(const RowGroups& groups, int64_t begin, int64_t end, const float* u, int64_t d,
-                     const double* positive_grad, double scale, float* grad);
-void group_gradients(const RowGroups& groups, int64_t begin, int64_t end, const double* u, int64_t d,
-                     const double* positive_grad, double scale, double* grad);
+// grad_i -= scale * sum over the other rows j of i's segment of (positive_grad_i + positive_grad_j) u_j; segments
+// [begin, end).
+void segment_gradients(const RowSegments& segments, int64_t begin, int64_t end, const float* u, int64_t d,
+                       const double* positive_grad, double scale, float* grad);
+void segment_gradients(const RowSegments& segments, int64_t begin, int64_t end, const double* u, int64_t d,
+                       const double* positive_grad, double scale, double* grad);
 
 // Who chose a row as neighbour: row m was chosen by choosers[offsets[m]] ... choosers[offsets[m + 1] - 1], ascending.
 struct Choosers {

@@ -10,14 +10,14 @@ namespace ltood::contrastive {
 
 constexpr int kRowWarps = 4;
 
-// How many rows are in row i's group: a range of the sorted ids.
-__device__ inline int group_size(const GroupSums& groups, int n, int64_t id) {
+// How many rows are in row i's segment: a range of the sorted ids.
+__device__ inline int segment_size(const SegmentView& segments, int n, int64_t id) {
   int bounds[2];
   for (int side = 0; side < 2; ++side) {
     int low = 0, high = n;
     while (low < high) {
       const int middle = (low + high) / 2;
-      if (groups.sorted[middle] < id + side) {
+      if (segments.sorted[middle] < id + side) {
         low = middle + 1;
       } else {
         high = middle;
@@ -33,22 +33,22 @@ struct Positives {
   double weight;
 };
 
-// Row i's other views: row i + N / 2, or its group less itself, <u_i, sum - u_i>.
+// Row i's other views: row i + N / 2, or its segment less itself, <u_i, sum - u_i>.
 template <typename half_t>
-__device__ Positives group_positives(const Operand& u, int d, const GroupSums& groups, int row) {
+__device__ Positives segment_positives(const Operand& u, int d, const SegmentView& segments, int row) {
   const int lane = threadIdx.x % 32;
   float dot = 0;
-  if (!groups.ids) {
+  if (!segments.ids) {
     const int half = u.rows / 2, other = row < half ? row + half : row - half;
     for (int j = lane; j < d; j += 32) dot += element<half_t>(u, row, j) * element<half_t>(u, other, j);
     return {prim::warp_sum(dot), 1.0};
   }
-  const int64_t id = groups.ids[row];
+  const int64_t id = segments.ids[row];
   for (int j = lane; j < d; j += 32) {
     const float x = element<half_t>(u, row, j);
-    dot += x * (groups.sums[id * d + j] - x);
+    dot += x * (segments.sums[id * d + j] - x);
   }
-  return {prim::warp_sum(dot), double(group_size(groups, u.rows, id) - 1)};
+  return {prim::warp_sum(dot), double(segment_size(segments, u.rows, id) - 1)};
 }
 
 // Row i's slots: the chunks of its own strip of row tiles, and the columns' slots of every strip up to its own.
@@ -111,7 +111,7 @@ __global__ void __launch_bounds__(32 * kRowWarps) contrastive_rows_kernel(const 
   const double lse = row_lse(p.tiles, row);
   if (first) p.lse[row] = lse;
   if (p.has_views) {
-    Positives positives = group_positives<half_t>(p.u, p.d, p.instances, row);
+    Positives positives = segment_positives<half_t>(p.u, p.d, p.instances, row);
     if (p.tiles.nearest) {
       const Nearest best = row_nearest(p.tiles, row);
       if (first) p.cosines[row] = best.value;
@@ -128,7 +128,7 @@ __global__ void __launch_bounds__(32 * kRowWarps) contrastive_rows_kernel(const 
     if (first) p.instance_weight[row] = positives.weight;
   }
   if (p.classes.ids) {
-    const Positives positives = group_positives<half_t>(p.u, p.d, p.classes, row);
+    const Positives positives = segment_positives<half_t>(p.u, p.d, p.classes, row);
     if (first) p.class_loss[row] = row_loss(lse, positives, inv_tau);
     if (first) p.class_weight[row] = positives.weight;
   }
@@ -189,17 +189,17 @@ __global__ void __launch_bounds__(32 * kRowWarps) contrastive_lse_bwd_combine_ke
     p.out[size_t(row) * p.d + j] = factor * summed_lse_bwd(p.lse_bwd, row, j);
 }
 
-// sum over the group's other rows of (positive_grad_i + positive_grad_j) u_j, element j.
+// sum over the segment's other rows of (positive_grad_i + positive_grad_j) u_j, element j.
 template <typename half_t>
-__device__ __forceinline__ float group_positive_grad(const ContrastiveBackward& p, const GroupSums& groups,
-                                                     const float* grad_sums, int row, float u, int j) {
+__device__ __forceinline__ float segment_positive_grad(const ContrastiveBackward& p, const SegmentView& segments,
+                                                       const float* grad_sums, int row, float u, int j) {
   const float positive_grad = grad_sums[row];
-  if (!groups.ids) {
+  if (!segments.ids) {
     const int half = p.u.rows / 2, other = row < half ? row + half : row - half;
     return (positive_grad + grad_sums[other]) * element<half_t>(p.u, other, j);
   }
-  const size_t at = size_t(groups.ids[row]) * p.d + j;
-  return positive_grad * (groups.sums[at] - u) + (groups.grad_sums[at] - positive_grad * u);
+  const size_t at = size_t(segments.ids[row]) * p.d + j;
+  return positive_grad * (segments.sums[at] - u) + (segments.grad_sums[at] - positive_grad * u);
 }
 
 // neighbor_positive_grad_i times the sum of i's neighbours, and what the rows that chose i positive_grad.
@@ -227,9 +227,9 @@ __global__ void __launch_bounds__(32 * kRowWarps) contrastive_finish_kernel(cons
   for (int j = lane; j < p.d; j += 32) {
     float grad = unit * summed_lse_bwd(p.lse_bwd, row, j);
     const float u = element<half_t>(p.u, row, j);
-    if (p.has_views) grad -= group_positive_grad<half_t>(p, p.instances, p.rows.instance_positive_grad, row, u, j);
+    if (p.has_views) grad -= segment_positive_grad<half_t>(p, p.instances, p.rows.instance_positive_grad, row, u, j);
     if (p.k > 0) grad -= neighbor_positive_grad<half_t>(p, row, j);
-    if (p.classes.ids) grad -= group_positive_grad<half_t>(p, p.classes, p.rows.class_positive_grad, row, u, j);
+    if (p.classes.ids) grad -= segment_positive_grad<half_t>(p, p.classes, p.rows.class_positive_grad, row, u, j);
     grad *= inv_tau;
     line[j] = grad;
     radial += u * grad;

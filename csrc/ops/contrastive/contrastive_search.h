@@ -48,13 +48,13 @@ class CandidateRows {
       const int64_t* data = domains.const_data_ptr<int64_t>();
       all.insert(all.end(), data, data + domains.numel());
     }
-    const RowGroups groups = group_rows(all.data(), static_cast<int64_t>(all.size()));
+    const RowSegments segments = segment_rows(all.data(), static_cast<int64_t>(all.size()));
     const int64_t n = first.second.numel();
     first.first->resize(n);
     if (second.first) second.first->resize(all.size() - n);
-    for (int64_t g = 0; g < groups.count(); ++g) {
-      for (int64_t entry = groups.offsets[g]; entry < groups.offsets[g + 1]; ++entry) {
-        const int64_t row = groups.order[entry];
+    for (int64_t g = 0; g < segments.count(); ++g) {
+      for (int64_t entry = segments.offsets[g]; entry < segments.offsets[g + 1]; ++entry) {
+        const int64_t row = segments.order[entry];
         (row < n ? (*first.first)[row] : (*second.first)[row - n]) = static_cast<int32_t>(g);
       }
     }

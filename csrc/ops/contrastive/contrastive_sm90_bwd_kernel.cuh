@@ -299,7 +299,7 @@ class Consumer {
   const uint32_t rows_;
   const int row_;  // the thread's first
   Position at_, left_;
-  int flying_ = 0;  // groups whose stages are to be given back
+  int flying_ = 0;  // segments whose stages are to be given back
   float s_[P::kTileN / 2], out_[P::kOutChunks][32 * P::kChunk];
   uint32_t g_[kParts][P::kTileN / 16][4];
 };

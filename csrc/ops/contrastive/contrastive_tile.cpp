@@ -148,7 +148,7 @@ void offer_group(Tile<T> tile, int64_t r, int64_t from, int64_t to, int64_t row_
   }
 }
 
-// Once some rows are seen, hardly an entry beats the k-th best of its row or column: whole groups of kGroup entries
+// Once some rows are seen, hardly an entry beats the k-th best of its row or column: whole segments of kGroup entries
 // are compared at once and dropped. `!(a < b)` lets ties and NaN through to the exact rule.
 template <typename T>
 LTOOD_INLINE void neighbors(Tile<T> tile, int64_t row_start, int64_t col_start, Candidates row, Candidates col,

@@ -41,13 +41,13 @@ inline double read_temperature(double temperature, const OptionalTensor& tensor)
 
 inline void run_rows(int64_t n, const std::function<void(int64_t, int64_t)>& body) { at::parallel_for(0, n, 64, body); }
 
-inline RowGroups view_groups(const OptionalTensor& instance_ids, int64_t n) {
-  return instance_ids ? group_rows(instance_ids->const_data_ptr<int64_t>(), n) : pair_views(n);
+inline RowSegments view_segments(const OptionalTensor& instance_ids, int64_t n) {
+  return instance_ids ? segment_rows(instance_ids->const_data_ptr<int64_t>(), n) : pair_views(n);
 }
 
-// Groups that a task should take, so that it has about a thousand rows.
-inline int64_t group_grain(const RowGroups& groups, int64_t n) {
-  return std::max<int64_t>(1, 1024 * groups.count() / n);
+// Segments that a task should take, so that it has about a thousand rows.
+inline int64_t segment_grain(const RowSegments& segments, int64_t n) {
+  return std::max<int64_t>(1, 1024 * segments.count() / n);
 }
 
 inline std::vector<double> norms_of_rows(const at::Tensor& x) {

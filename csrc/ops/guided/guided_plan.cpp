@@ -31,7 +31,7 @@ RowOrder::RowOrder(int64_t n, const int64_t* clusters, const int64_t* far, int64
       own_column(n),
       out_of_cluster(1),
       in_of_cluster(1),
-      group(n) {
+      image(n) {
   if (clusters != nullptr) {
     order_by_cluster(clusters, far, k);
   } else {
@@ -42,7 +42,7 @@ RowOrder::RowOrder(int64_t n, const int64_t* clusters, const int64_t* far, int64
     const int64_t row = row_at[p], same = row < first || !partial ? row : row - first + partial->diagonal;
     own_column[p] = 0 <= same && same < columns ? position_of[same] : -1;
   }
-  group_views(instance_ids);
+  segment_views(instance_ids);
 }
 
 // Two stable counting sorts: clusters by far[c], then rows by the rank of their cluster.
@@ -75,7 +75,7 @@ void RowOrder::order_by_cluster(const int64_t* clusters, const int64_t* far, int
   }
 }
 
-void RowOrder::group_views(const int64_t* instance_ids) {
+void RowOrder::segment_views(const int64_t* instance_ids) {
   const int64_t n = size();
   std::vector<std::pair<int64_t, int64_t>> keyed(n);  // (image, position)
   for (int64_t p = 0; p < n; ++p) {
@@ -89,7 +89,7 @@ void RowOrder::group_views(const int64_t* instance_ids) {
     while (columns_end > begin && keyed[columns_end - 1].second >= columns) --columns_end;
     for (int64_t m = begin; m < end; ++m) {
       members[m] = keyed[m].second;
-      group[keyed[m].second] = {begin, columns_end};
+      image[keyed[m].second] = {begin, columns_end};
     }
   }
 }

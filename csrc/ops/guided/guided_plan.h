@@ -63,9 +63,9 @@ class RowOrder {
   }
 
   // The positions of the columns of the same image, the row's own one included.
-  const int64_t* views_begin(int64_t position) const { return members.data() + group[position].begin; }
-  const int64_t* views_end(int64_t position) const { return members.data() + group[position].end; }
-  bool same_instance(int64_t a, int64_t b) const { return group[a].begin == group[b].begin; }
+  const int64_t* views_begin(int64_t position) const { return members.data() + image[position].begin; }
+  const int64_t* views_end(int64_t position) const { return members.data() + image[position].end; }
+  bool same_instance(int64_t a, int64_t b) const { return image[a].begin == image[b].begin; }
 
   // neighbors: [n, k] rows, -1 = none, by row. Sets what is no neighbour of its own (the row itself, a view, a row that
   // was listed before) to -1, so that views and neighbours together are the set P(i).
@@ -88,7 +88,7 @@ class RowOrder {
 
  private:
   void order_by_cluster(const int64_t* clusters, const int64_t* far, int64_t k);
-  void group_views(const int64_t* instance_ids);
+  void segment_views(const int64_t* instance_ids);
 
   std::vector<int64_t> cluster;      // [n] by position
   std::vector<int64_t> far_of;       // [k]
@@ -96,7 +96,7 @@ class RowOrder {
   std::vector<Span> out_of_cluster;  // [k]
   std::vector<Span> in_of_cluster;   // [k]
   std::vector<int64_t> members;      // [n] positions, views of one image next to each other
-  std::vector<Span> group;           // [n] by position: where in members the columns of its image are
+  std::vector<Span> image;           // [n] by position: where in members the columns of its image are
 };
 
 }  // namespace ltood
