@@ -110,14 +110,14 @@ Problem lse_bwd(const Operand& u, const cuda::DeviceLimits& limits) {
   p.row_factors = p.col_factors = put(factors);
   must(contrastive::sm90::plan_lse_bwd(p, limits) ? 0 : cudaErrorNotSupported, "plan_lse_bwd");
   const size_t count = size_t(u.rows) * kSlice * u.slices;
-  p.out = fresh<float>(p.splits * count);
+  p.out = fresh<float>(p.k_splits * count);
   return {[=] { return contrastive::sm90::launch_lse_bwd(p, nullptr); },
           [=] {
-            const std::vector<float> out = get(p.out, p.splits * count);
+            const std::vector<float> out = get(p.out, p.k_splits * count);
             double sum = 0;
             for (size_t i = 0; i < count; ++i) {
               float total = 0;
-              for (int split = 0; split < p.splits; ++split) total += out[split * count + i];
+              for (int k_split = 0; k_split < p.k_splits; ++k_split) total += out[k_split * count + i];
               sum += std::fabs(total);
             }
             return sum;
@@ -141,7 +141,7 @@ Problem distillation(bool backward, int slices, int rows, const cuda::DeviceLimi
   GuidedParams p{};
   p.z = p.v = operand(1, slices / 2, rows), p.e = operand(1, slices / 2, rows, 2);
   p.n = p.columns = rows, p.padded = cuda::ceil_div(rows, kGuidedRows) * kGuidedRows;
-  p.distill = 1, p.weighted = 1, p.splits = 1;
+  p.distill = 1, p.weighted = 1, p.k_splits = 1;
   p.backward = backward, p.gamma = 1, p.inv_tau = kInvTau;
   const int blocks = p.padded / kGuidedRows, words = cuda::ceil_div(p.padded / kGuidedColumns, 32);
   p.tiles = put(std::vector<uint32_t>(size_t(blocks) * words, ~0u));

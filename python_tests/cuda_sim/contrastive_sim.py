@@ -65,7 +65,7 @@ class ContrastiveFactors(C.Structure):
 class ContrastiveLseBwd(C.Structure):
     _fields_ = [
         ("rows", Operand), ("cols", Operand), ("exponents", Exponents), ("diagonal", C.c_int),
-        ("row_factors", pointer), ("col_factors", pointer), ("splits", C.c_int), ("resident", C.c_int),
+        ("row_factors", pointer), ("col_factors", pointer), ("k_splits", C.c_int), ("resident", C.c_int),
         ("shared_bytes", C.c_int), ("stages", C.c_int), ("out", pointer),
     ]  # fmt: skip
 
@@ -77,7 +77,7 @@ class ContrastiveLseBwdCombine(C.Structure):
 class ContrastivePartialSums(C.Structure):
     _fields_ = [
         ("x", Operand), ("y", Operand), ("exponents", Exponents), ("diagonal", C.c_int), ("row_blocks", C.c_int),
-        ("splits", C.c_int), ("split_tiles", C.c_int), ("resident", C.c_int), ("shared_bytes", C.c_int),
+        ("k_splits", C.c_int), ("k_split_tiles", C.c_int), ("resident", C.c_int), ("shared_bytes", C.c_int),
         ("sums", pointer), ("maxima", pointer), ("lse", pointer),
     ]  # fmt: skip
 
@@ -103,7 +103,7 @@ def launch_lse_bwd(dev, lse_bwd, row_factors, col_factors, **plan):
     for name, value in plan.items():
         setattr(lse_bwd, name, value)
     lse_bwd.row_factors, lse_bwd.col_factors = row_factors.ptr, col_factors.ptr
-    out = dev.empty((lse_bwd.splits, lse_bwd.rows.rows, 64 * lse_bwd.rows.slices), np.float32)
+    out = dev.empty((lse_bwd.k_splits, lse_bwd.rows.rows, 64 * lse_bwd.rows.slices), np.float32)
     lse_bwd.out = out.ptr
     run(dev, "ltood_launch_contrastive_lse_bwd", lse_bwd)
     return out

@@ -22,7 +22,7 @@ class GuidedParams(ctypes.Structure):
     _fields_ = [
         *((name, Operand) for name in ("z", "e", "v")),
         *((name, c_int) for name in ("n", "d", "k", "clusters_count", "padded", "columns", "first", "diagonal",
-                                     "contrast", "distill", "backward", "splits", "weighted")),
+                                     "contrast", "distill", "backward", "k_splits", "weighted")),
         *((name, c_float) for name in ("gamma", "inv_tau", "inv_teacher_tau")),
         ("temperature", c_void_p),
         *((name, c_void_p) for name in (*SELECTION, "sums", *OUTPUTS, *GRADIENTS, "gradient", "inv_norm")),
@@ -52,7 +52,7 @@ class Problem:
     device_temperature: bool = False
     normalize: bool = True
     parts: int | None = None  # of a float32 operand: 1 as under matmul precision "medium"
-    splits: int | None = None  # of the columns; None: as many as the launchers choose
+    k_splits: int | None = None  # of the columns; None: as many as the launchers choose
     columns: int | None = None  # of a partial problem, whose rows begin at the next multiple of 128; None: a square
     diagonal: int = 0
 
@@ -155,11 +155,13 @@ class GuidedRun:
 
     def _splits(self, backward: bool):
         x, p = self.problem, self.params
-        p.splits = x.splits or self.dev.call("ltood_guided_splits", x.n - p.first, p.columns, p.z.slices, backward)
+        p.k_splits = x.k_splits or self.dev.call(
+            "ltood_guided_k_splits", x.n - p.first, p.columns, p.z.slices, backward
+        )
 
     def _sums(self, *names: str) -> dict[str, np.ndarray]:
         p = self.params
-        self.fresh(sums=((p.splits, SUMS, p.padded - p.first), np.float32))
+        self.fresh(sums=((p.k_splits, SUMS, p.padded - p.first), np.float32))
         self.fresh(**{name: (p.n - p.first, np.float32 if name in ("loss", "kl") else np.float64) for name in names})
         self.launch("forward")
         return {name: self.get(name) for name in names}
@@ -177,7 +179,7 @@ class GuidedRun:
         self._plan(backward=True)
         self._splits(backward=True)
         x, p = self.problem, self.params
-        self.fresh(gradient=((p.splits, x.n - p.first, COLUMNS * p.z.slices), np.float32),
+        self.fresh(gradient=((p.k_splits, x.n - p.first, COLUMNS * p.z.slices), np.float32),
                    grad_unit=((x.n - p.first, p.d), np.float32))  # fmt: skip
         self.launch("backward")
         return self.get("grad_unit")
@@ -193,7 +195,7 @@ class GuidedRun:
             self.put(reverse_keys=entries[reverse], reverse_order=reverse)
         self._splits(backward=True)
         storage = {"float32": np.float32, "bfloat16": np.uint16, "float16": np.float16}[x.kind]
-        self.fresh(gradient=((p.splits, x.n, COLUMNS * p.z.slices), np.float32), grad_z=(x.z.shape, storage),
+        self.fresh(gradient=((p.k_splits, x.n, COLUMNS * p.z.slices), np.float32), grad_z=(x.z.shape, storage),
                    along=(x.n, np.float32))  # fmt: skip
         self.launch("backward")
         grad_z = self.get("grad_z")

@@ -181,7 +181,7 @@ def test_degrees_of_freedom(simulate, nu):
 
 
 def test_splits_and_groups(simulate):
-    """Many multiprocessors: the columns of the weights in ranges, the rows of the chunk, eight steps, in splits."""
+    """Many multiprocessors: the columns of the weights in ranges, the rows of the chunk, eight steps, in k_splits."""
     problem, *_ = run(simulate, "bfloat16", *inputs(400, 70, 5), sm_count=40)
     weights, sums = 512 * 128 * 2, 70 * (5 + 1) * 4
     assert problem.workspace_bytes == weights + 2 * sums

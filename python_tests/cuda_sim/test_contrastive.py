@@ -156,7 +156,7 @@ def test_a_device_with_little_shared_memory(device):
 
 def test_split_columns(device):
     rng = np.random.default_rng(5)
-    check(Simulated(device(), rows(rng, 258, 20), TAU, "bfloat16", bwd_plan={"splits": 3}), rng)
+    check(Simulated(device(), rows(rng, 258, 20), TAU, "bfloat16", bwd_plan={"k_splits": 3}), rng)
 
 
 def test_neighbors_of_another_search(device):

@@ -51,7 +51,7 @@ class PartialProblem:
         dev, n, p = self.dev, len(self.s), self.plan_only()
         for name, value in plan.items():
             setattr(p, name, value)
-        sums, maxima, lse = dev.empty((p.splits, n)), dev.empty((p.splits, n)), dev.empty(n, np.float64)
+        sums, maxima, lse = dev.empty((p.k_splits, n)), dev.empty((p.k_splits, n)), dev.empty(n, np.float64)
         p.sums, p.maxima, p.lse = sums.ptr, maxima.ptr if p.exponents.online else None, lse.ptr
         run(dev, "ltood_launch_contrastive_partial", p)
         self.plan = p
@@ -152,16 +152,16 @@ def test_ranges_of_columns(device, online):
     """Six tiles of columns, for the sums in three ranges, for the lse_bwd in four, the last of them empty."""
     rng = np.random.default_rng(2)
     problem = PartialProblem(device(), *draw(rng, 130, 330, 20), 0.2, "bfloat16", 200, online=online)
-    assert_close(problem.lse(splits=3, split_tiles=2), log_sum_exp(problem.s, 1), LOSS[torch.bfloat16] / 1000)
-    check(problem, rng, splits=4)
+    assert_close(problem.lse(k_splits=3, k_split_tiles=2), log_sum_exp(problem.s, 1), LOSS[torch.bfloat16] / 1000)
+    check(problem, rng, k_splits=4)
 
 
 def test_the_plan_cuts_columns_for_few_rows(device):
     rng = np.random.default_rng(3)
     problem = PartialProblem(device(sm_count=8), *draw(rng, 20, 1100, 8), 0.2, "bfloat16", 500)
     check(problem, rng)
-    assert (problem.plan.splits, problem.plan.split_tiles) == (2, 9)
-    assert problem.lse_bwd_launch[0].splits == 16
+    assert (problem.plan.k_splits, problem.plan.k_split_tiles) == (2, 9)
+    assert problem.lse_bwd_launch[0].k_splits == 16
     wide = PartialProblem(device(), *draw(rng, 2, 3, 700), 0.2, "float32", 0)
     assert wide.plan_only().resident == 0  # 352 KiB of rows
 

@@ -91,7 +91,7 @@ def test_any_schedule_gives_the_same_bits(device, seed):
 def test_columns_in_ranges(device):
     """Ranges of columns of the backward, one of them empty."""
     rng = np.random.default_rng(6)
-    check(Simulated(device(), rows(rng, 270, 64), TAU, "float16", bwd_plan={"splits": 4}), rng)
+    check(Simulated(device(), rows(rng, 270, 64), TAU, "float16", bwd_plan={"k_splits": 4}), rng)
 
 
 def test_what_it_does_not_take_goes_to_the_other_path(device):

@@ -106,7 +106,7 @@ def test_temperature_on_the_device_and_one_part(simulate):
 
 @pytest.mark.parametrize("kind", ["float32", "float16"])
 def test_rows_as_they_are(simulate, kind):
-    x = problem(n=130, d=20, dg=20, clusters=2, kind=kind, normalize=False, splits=2)
+    x = problem(n=130, d=20, dg=20, clusters=2, kind=kind, normalize=False, k_splits=2)
     compare(simulate, replace(x, z=x.z / 2))
 
 
@@ -179,7 +179,7 @@ def _scales_only(run, n):
 
 
 def test_the_schedule_changes_no_bit(simulate):
-    x = problem(n=130, d=16, dg=16, distill=True, splits=3)
+    x = problem(n=130, d=16, dg=16, distill=True, k_splits=3)
     runs = [compare(simulate, x, seed) for seed in (1, 2)]
     for name in ("loss", "lse", "kl", "grad_z", "along"):
         assert np.array_equal(*(run.get(name) for run in runs)), name

@@ -30,7 +30,7 @@ def hopper_kernels(run):
                      "device_temperature": True}),
         # the negatives alone: few of the tiles; without forces the guide is not multiplied
         ("bfloat16", {"d": 72, "dg": 40, "k": 1}),
-        ("float16", {"n": 150, "d": 64, "dg": 40, "weighted": False, "splits": 2}),
+        ("float16", {"n": 150, "d": 64, "dg": 40, "weighted": False, "k_splits": 2}),
     ],
     ids=["distill", "both", "guided", "unweighted"],
 )  # fmt: skip
@@ -39,8 +39,8 @@ def test_losses_and_gradients(simulate, kind, options):
 
 
 def test_the_widest_rows_fill_the_ring(simulate):
-    """Four slices of each operand: a turn holds five of six stages. One of four splits has no tile."""
-    run = compare(simulate, problem(n=130, d=250, dg=256, kind="bfloat16", distill=True, splits=4))
+    """Four slices of each operand: a turn holds five of six stages. One of four k_splits has no tile."""
+    run = compare(simulate, problem(n=130, d=250, dg=256, kind="bfloat16", distill=True, k_splits=4))
     assert len(hopper_kernels(run)) == 2
 
 

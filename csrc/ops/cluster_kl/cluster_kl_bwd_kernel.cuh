@@ -8,7 +8,7 @@
 //              rows of z, or centroids, for which the weights go through ldmatrix.trans
 //   FLOP       2 N K D for each gradient, times the products of parts, and an eighth more: sums of W come from a
 //              product with ones, and so are sums of the very weights that were multiplied
-//   bytes      4 N K of weights, written and read D / 64 times, in chunks that fit L2; splits K D floats for grad_mu
+//   bytes      4 N K of weights, written and read D / 64 times, in chunks that fit L2; k_splits K D floats for grad_mu
 //   limiter    tensor cores for D >= 128, else L2
 //
 // float32 rows are multiplied in two bfloat16 parts: relative to |w| |mu| a gradient is good to 2^-16, which shows
@@ -25,16 +25,16 @@ constexpr int kProductStage = tiles::slice_bytes<kBlockM>() + tiles::slice_bytes
 constexpr int kProductBytes = kProductStages * kProductStage;
 
 struct ProductParams {
-  Operand weights;         // [parts, rows of the chunk, width]
-  Operand other;           // [parts, K] centroids for grad_z, [parts, N] rows for grad_mu
-  int other_row;           // of `other` that meets the first weight of the sum
-  int split_steps, steps;  // of 64 terms: of a block, all
-  const void* rows;        // [N, d] in the element type, for grad_z
+  Operand weights;           // [parts, rows of the chunk, width]
+  Operand other;             // [parts, K] centroids for grad_z, [parts, N] rows for grad_mu
+  int other_row;             // of `other` that meets the first weight of the sum
+  int k_split_steps, steps;  // of 64 terms: of a block, all
+  const void* rows;          // [N, d] in the element type, for grad_z
   const float* origin;
   int type, d;
   void* grad_z;         // of the chunk's first row
-  float* partial;       // [splits, K, d] for grad_mu
-  float* partial_sums;  // [splits, K]
+  float* partial;       // [k_splits, K, d] for grad_mu
+  float* partial_sums;  // [k_splits, K]
   int k;
   int first_chunk;
 };
@@ -133,7 +133,7 @@ __global__ void __launch_bounds__(kThreads, 2) product_kernel(ProductParams p) {
   extern __shared__ __align__(128) char shared[];
   const uint32_t stages = prim::shared_address(shared);
   const Products products{p.weights.parts, p.other.parts};
-  const int begin = blockIdx.z * p.split_steps, steps = min(p.split_steps, p.steps - begin);
+  const int begin = blockIdx.z * p.k_split_steps, steps = min(p.k_split_steps, p.steps - begin);
   row_sweep::Position ahead{0, 0}, now{0, 0};  // a product of parts, and a step of it
   Fragments c;
   float sums[row_sweep::kMI][4] = {};
@@ -163,9 +163,9 @@ __global__ void __launch_bounds__(kThreads, 2) product_kernel(ProductParams p) {
 }
 
 struct GradMuParams {
-  const float* partial;       // [splits, K, d]
-  const float* partial_sums;  // [splits, K]
-  int splits, k, d, type;
+  const float* partial;       // [k_splits, K, d]
+  const float* partial_sums;  // [k_splits, K]
+  int k_splits, k, d, type;
   const void* rows;  // [K, d] in the element type
   const float* origin;
   float* grad_mu;  // [K, d]
@@ -177,11 +177,11 @@ constexpr int kGradMuThreads = 128;
 __global__ void __launch_bounds__(kGradMuThreads) grad_mu_kernel(GradMuParams p) {
   const int row = blockIdx.x;
   float weight = 0;
-  for (int split = 0; split < p.splits; ++split) weight += p.partial_sums[size_t(split) * p.k + row];
+  for (int k_split = 0; k_split < p.k_splits; ++k_split) weight += p.partial_sums[size_t(k_split) * p.k + row];
   for (int feature = threadIdx.x; feature < p.d; feature += kGradMuThreads) {
     const size_t at = size_t(row) * p.d + feature;
     float sum = 0;
-    for (int split = 0; split < p.splits; ++split) sum += p.partial[size_t(split) * p.k * p.d + at];
+    for (int k_split = 0; k_split < p.k_splits; ++k_split) sum += p.partial[size_t(k_split) * p.k * p.d + at];
     const float mu = element(p.rows, p.type, at) - (p.origin ? p.origin[feature] : 0);
     p.grad_mu[at] = sum - weight * mu;
   }

@@ -11,9 +11,9 @@ using namespace cluster_kl;
 constexpr int64_t kChunkBytes = 64 << 20;  // of weights: they are read again from L2
 
 // What the launches share. Two blocks a multiprocessor are to find work: the columns of the weights are cut in groups
-// of tiles, and the rows of a chunk in splits for grad_mu, when there are few tiles.
+// of tiles, and the rows of a chunk in k_splits for grad_mu, when there are few tiles.
 struct Plan {
-  int width, feature_slices, range_tiles, splits, split_steps;
+  int width, feature_slices, range_tiles, k_splits, k_split_steps;
   int64_t weight_bytes;
 
   Plan(const ClusterKlBwdParams& p, const cuda::DeviceLimits& limits) {
@@ -23,8 +23,8 @@ struct Plan {
     const int ranges = std::clamp(cuda::ceil_div(blocks, p.chunk_rows / kBlockM), 1, tiles);
     range_tiles = cuda::ceil_div(tiles, ranges);
     const int steps = p.chunk_rows / kSlice, wanted = cuda::ceil_div(blocks, width / kBlockM * feature_slices);
-    split_steps = cuda::ceil_div(steps, std::clamp(wanted, 1, std::max(steps / 4, 1)));
-    splits = cuda::ceil_div(steps, split_steps);
+    k_split_steps = cuda::ceil_div(steps, std::clamp(wanted, 1, std::max(steps / 4, 1)));
+    k_splits = cuda::ceil_div(steps, k_split_steps);
     weight_bytes = int64_t(p.weight_parts) * p.chunk_rows * width * 2;
   }
 };
@@ -35,7 +35,7 @@ cudaError_t launch_grad_z(const ClusterKlBwdParams& params, const Plan& plan, co
   ProductParams p{};
   p.weights = pass.weights;
   p.other = params.mu_parts;
-  p.steps = p.split_steps = plan.width / kSlice;
+  p.steps = p.k_split_steps = plan.width / kSlice;
   p.rows = static_cast<const char*>(params.in.z_rows) + offset;
   p.origin = params.origin;
   p.type = params.in.type;
@@ -53,13 +53,13 @@ cudaError_t launch_partial_mu(const ClusterKlBwdParams& params, const Plan& plan
   p.other = params.z_parts;
   p.other_row = pass.first_row;
   p.steps = params.chunk_rows / kSlice;
-  p.split_steps = plan.split_steps;
+  p.k_split_steps = plan.k_split_steps;
   p.d = params.in.d;
   p.partial = const_cast<float*>(mu.partial);
   p.partial_sums = const_cast<float*>(mu.partial_sums);
   p.k = params.in.mu.rows;
   p.first_chunk = pass.first_row == 0;
-  const dim3 grid(plan.width / kBlockM, plan.feature_slices, plan.splits);
+  const dim3 grid(plan.width / kBlockM, plan.feature_slices, plan.k_splits);
   return cuda::launch(product_kernel<true>, grid, kThreads, kProductBytes, p, stream);
 }
 
@@ -67,8 +67,8 @@ GradMuParams grad_mu_params(const ClusterKlBwdParams& params, const Plan& plan) 
   const int k = params.in.mu.rows, d = params.in.d;
   const float* partial = reinterpret_cast<const float*>(static_cast<char*>(params.workspace) + plan.weight_bytes);
   return {partial,
-          partial + size_t(plan.splits) * k * d,
-          plan.splits,
+          partial + size_t(plan.k_splits) * k * d,
+          plan.k_splits,
           k,
           d,
           params.in.type,
@@ -99,7 +99,7 @@ extern "C" int64_t ltood_cluster_kl_bwd_workspace(const ClusterKlBwdParams* para
   cuda::DeviceLimits limits;
   if (const cudaError_t error = cuda::device_limits(limits)) return -static_cast<int64_t>(error);
   const Plan plan(*params, limits);
-  const int64_t floats = params->grad_mu ? int64_t(plan.splits) * params->in.mu.rows * (params->in.d + 1) : 0;
+  const int64_t floats = params->grad_mu ? int64_t(plan.k_splits) * params->in.mu.rows * (params->in.d + 1) : 0;
   return plan.weight_bytes + 4 * floats;
 }
 

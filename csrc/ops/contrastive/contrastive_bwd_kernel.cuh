@@ -99,7 +99,7 @@ __global__ void __launch_bounds__(Shape<kParts, kOut>::kThreads) contrastive_lse
   const int warp_row = threadIdx.x / 32 * 16 * kMI, n = p.rows.rows, m = p.cols.rows;
   const int first_row = blockIdx.x * kTileM, first_slice = blockIdx.y * kOut;
   const int n_out = min(kOut, p.rows.slices - first_slice);
-  const int col_tiles = (m + kTileN - 1) / kTileN, per_split = (col_tiles + p.splits - 1) / p.splits;
+  const int col_tiles = (m + kTileN - 1) / kTileN, per_split = (col_tiles + p.k_splits - 1) / p.k_splits;
   const int from = min(int(blockIdx.z) * per_split, col_tiles), to = min(from + per_split, col_tiles);
   const tiles::Steps steps{p.rows.slices, kParts};
   const int products = steps.count(), per_tile = products + kParts;

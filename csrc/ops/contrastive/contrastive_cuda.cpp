@@ -249,13 +249,13 @@ at::Tensor launch_factors(const OperandTensors& u, const Exponents& exponents, c
   return factors;
 }
 
-// The N² part; returns [splits, rows, D padded to slices].
+// The N² part; returns [k_splits, rows, D padded to slices].
 at::Tensor launch_lse_bwd(ContrastiveLseBwd& lse_bwd, const at::Tensor& row_factors, const at::Tensor& col_factors) {
   check_launch(kOp, ltood_plan_contrastive_lse_bwd(&lse_bwd));
   lse_bwd.row_factors = reinterpret_cast<const RowFactors*>(row_factors.const_data_ptr<float>());
   lse_bwd.col_factors = reinterpret_cast<const RowFactors*>(col_factors.const_data_ptr<float>());
   const at::Tensor out =
-      at::empty({lse_bwd.splits, lse_bwd.rows.rows, int64_t(kSlice) * lse_bwd.rows.slices}, row_factors.options());
+      at::empty({lse_bwd.k_splits, lse_bwd.rows.rows, int64_t(kSlice) * lse_bwd.rows.slices}, row_factors.options());
   lse_bwd.out = out.mutable_data_ptr<float>();
   check_launch(kOp, ltood_launch_contrastive_lse_bwd(&lse_bwd, current_stream(row_factors)));
   return out;
@@ -387,10 +387,10 @@ std::tuple<at::Tensor, at::Tensor, at::Tensor> contrastive_partial_cuda(
   const auto floats = operands.x.scale.options();
   ContrastivePartialSums sums{operands.x.view, operands.y.view, operands.tau.exponents, operands.diagonal};
   check_launch(op, ltood_plan_contrastive_partial(&sums));
-  const at::Tensor parts = at::empty({1 + operands.tau.exponents.online, sums.splits, n}, floats);
+  const at::Tensor parts = at::empty({1 + operands.tau.exponents.online, sums.k_splits, n}, floats);
   const at::Tensor lse = at::empty({n}, floats.dtype(at::kDouble));
   sums.sums = parts.mutable_data_ptr<float>();
-  sums.maxima = sums.sums + (operands.tau.exponents.online ? sums.splits * n : 0);
+  sums.maxima = sums.sums + (operands.tau.exponents.online ? sums.k_splits * n : 0);
   sums.lse = lse.mutable_data_ptr<double>();
   check_launch(op, ltood_launch_contrastive_partial(&sums, current_stream(x)));
   const at::Tensor cosines = at::empty({n, k}, floats), indices = at::empty({n, k}, floats.dtype(at::kLong));
@@ -419,7 +419,7 @@ at::Tensor contrastive_partial_bwd_cuda(const at::Tensor& x, const at::Tensor& y
       launch_factors(operands.y, exponents, weights.y_lse ? weights.y_lse->const_data_ptr<double>() : nullptr,
                      weights.y_lse ? of_cols.const_data_ptr<float>() : nullptr, unit);
   ContrastiveLseBwd lse_bwd{operands.x.view, operands.y.view, exponents, operands.diagonal};
-  const at::Tensor splits = launch_lse_bwd(lse_bwd, row_factors, col_factors);
+  const at::Tensor k_splits = launch_lse_bwd(lse_bwd, row_factors, col_factors);
   const at::Tensor out = at::empty({x.size(0), x.size(1)}, operands.x.scale.options());
   const ContrastiveLseBwdCombine sum{lse_bwd, static_cast<int>(x.size(1)), unit, out.mutable_data_ptr<float>()};
   check_launch(op, ltood_launch_contrastive_lse_bwd_combine(&sum, current_stream(x)));

@@ -141,7 +141,7 @@ int ltood_plan_contrastive_lse_bwd(ContrastiveLseBwd* params) {
   if (!p.resident) p.shared_bytes = kStages * lse_bwd.streamed_stage;
   const int row_blocks = ceil_div(p.rows.rows, kTileM) * ceil_div(p.rows.slices, 2);
   const int wanted = 2 * limits.multiprocessors / row_blocks, most = 8 * ceil_div(p.cols.rows, p.rows.rows);
-  p.splits = std::max(1, std::min({wanted, most, ceil_div(p.cols.rows, lse_bwd.tile_cols)}));
+  p.k_splits = std::max(1, std::min({wanted, most, ceil_div(p.cols.rows, lse_bwd.tile_cols)}));
   return cudaSuccess;
 }
 
@@ -150,7 +150,7 @@ int ltood_launch_contrastive_lse_bwd(const ContrastiveLseBwd* params, void* stre
   const ContrastiveLseBwd& p = *params;
   if (p.stages) return contrastive::sm90::launch_lse_bwd(p, stream);
   const LseBwdLaunch lse_bwd = lse_bwd_launch(p);
-  const dim3 grid(ceil_div(p.rows.rows, kTileM), ceil_div(p.rows.slices, p.rows.slices > 1 ? 2 : 1), p.splits);
+  const dim3 grid(ceil_div(p.rows.rows, kTileM), ceil_div(p.rows.slices, p.rows.slices > 1 ? 2 : 1), p.k_splits);
   return cuda::launch(lse_bwd.kernel, grid, lse_bwd.threads, p.shared_bytes, p, stream);
 }
 

@@ -123,11 +123,11 @@ struct ContrastiveLseBwd {
   int diagonal;                   // row i and column i + diagonal are the same embedding: G is 0 there
   const RowFactors* row_factors;  // of as many rows as the operand
   const RowFactors* col_factors;
-  int splits;        // ranges of columns
+  int k_splits;      // ranges of columns
   int resident;      // as in TrianglePlan
   int shared_bytes;  // of a block
   int stages;        // as in TrianglePlan
-  float* out;        // [splits, rows, 64 * slices], in units of largest / 8192 where there is one
+  float* out;        // [k_splits, rows, 64 * slices], in units of largest / 8192 where there is one
 };
 
 struct ContrastiveBackward {
@@ -152,7 +152,7 @@ struct ContrastiveBackward {
   float* along;  // <u_i, dL/du_i>, twice the bank's part: dL/dtau = -(1 / 2 tau) of their sum
 };
 
-// out = (1 / tau) * (sum over the splits of lse_bwd)
+// out = (1 / tau) * (sum over the k_splits of lse_bwd)
 struct ContrastiveLseBwdCombine {
   ContrastiveLseBwd lse_bwd;
   int d;
@@ -166,10 +166,10 @@ struct ContrastivePartialSums {
   Exponents exponents;
   int diagonal;    // row i and column i + diagonal are the same embedding, a pair left out
   int row_blocks;  // the plan: blocks of rows, ranges of columns, tiles of a range
-  int splits, split_tiles;
+  int k_splits, k_split_tiles;
   int resident;      // as in TrianglePlan
   int shared_bytes;  // of a block
-  float* sums;       // [splits, n]
+  float* sums;       // [k_splits, n]
   float* maxima;     // the same, online only, in units of log2
   double* lse;       // [n]
 };
@@ -182,7 +182,7 @@ int ltood_launch_contrastive_tiles(const ContrastiveForward* params, void* strea
 int ltood_launch_contrastive_rows(const ContrastiveRows* params, void* stream);
 int ltood_launch_contrastive_row_gradients(const RowGradients* params, void* stream);
 int ltood_launch_contrastive_factors(const ContrastiveFactors* params, void* stream);
-int ltood_plan_contrastive_lse_bwd(ContrastiveLseBwd* params);  // fills splits, resident, shared_bytes
+int ltood_plan_contrastive_lse_bwd(ContrastiveLseBwd* params);  // fills k_splits, resident, shared_bytes
 int ltood_launch_contrastive_lse_bwd(const ContrastiveLseBwd* params, void* stream);
 int ltood_launch_contrastive_lse_bwd_combine(const ContrastiveLseBwdCombine* params, void* stream);
 int ltood_plan_contrastive_partial(ContrastivePartialSums* params);

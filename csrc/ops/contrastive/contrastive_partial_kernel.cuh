@@ -10,7 +10,7 @@
 // shared    24 KiB of stages and the block's rows, 16 KiB a slice and part, where they fit; else they are streamed
 //           beside the columns, 16 KiB more a stage
 // FLOP      2 n M D (three times that in two parts), n M exponentials
-// bytes     (n / 128) M D halves of y through L2, n splits floats (twice that with maxima)
+// bytes     (n / 128) M D halves of y through L2, n k_splits floats (twice that with maxima)
 // limiter   tensor cores by mma.sync, with exponentials (16 a clock and SM) close behind at D = 128
 #pragma once
 
@@ -51,9 +51,9 @@ __device__ __forceinline__ void scale_tile(Fragments& c, const Operand& y, const
 template <typename half_t, bool kResident, bool kOnline>
 __global__ void __launch_bounds__(kThreads, 2) contrastive_partial_kernel(const ContrastivePartialSums p) {
   extern __shared__ __align__(128) char shared[];
-  const int row_block = blockIdx.x % p.row_blocks, split = blockIdx.x / p.row_blocks;
+  const int row_block = blockIdx.x % p.row_blocks, k_split = blockIdx.x / p.row_blocks;
   const int first_row = row_block * kBlockM + row_sweep::warp_row(), same = first_row + p.diagonal;
-  const int tile_count = (p.y.rows - 1) / kBlockN + 1, begin = split * p.split_tiles;
+  const int tile_count = (p.y.rows - 1) / kBlockN + 1, begin = k_split * p.k_split_tiles;
   const float scale = tiles::exponent_scale(p.exponents.inv_tau, p.exponents.temperature);
   const float shift = kOnline ? 0.f : scale;
 
@@ -82,29 +82,29 @@ __global__ void __launch_bounds__(kThreads, 2) contrastive_partial_kernel(const 
       }
     }
   };
-  row_sweep::sweep<half_t, kResident>(p.x, p.y, row_block * kBlockM, begin, min(begin + p.split_tiles, tile_count),
+  row_sweep::sweep<half_t, kResident>(p.x, p.y, row_block * kBlockM, begin, min(begin + p.k_split_tiles, tile_count),
                                       prim::shared_address(shared), use_tile);
 #pragma unroll
   for (int s = 0; s < kSlots; ++s) {
     const int row = first_row + row_sweep::slot_row(s);
     const float total = prim::warp_sum<4, 1>(sum[s]);
     if (threadIdx.x % 4 > 0 || row >= p.x.rows) continue;
-    p.sums[size_t(split) * p.x.rows + row] = total;
-    if (kOnline) p.maxima[size_t(split) * p.x.rows + row] = max[s];
+    p.sums[size_t(k_split) * p.x.rows + row] = total;
+    if (kOnline) p.maxima[size_t(k_split) * p.x.rows + row] = max[s];
   }
 }
 
-// One thread a row: the splits in their order, in double.
+// One thread a row: the k_splits in their order, in double.
 __global__ void contrastive_partial_lse_kernel(const ContrastivePartialSums p) {
   const int row = blockIdx.x * blockDim.x + threadIdx.x;
   const size_t n = p.x.rows;
   if (row >= p.x.rows) return;
   const bool online = p.exponents.online;
   float max = minus_infinity();
-  for (int s = 0; online && s < p.splits; ++s) max = fmaxf(max, p.maxima[s * n + row]);
+  for (int s = 0; online && s < p.k_splits; ++s) max = fmaxf(max, p.maxima[s * n + row]);
   const float base = max == minus_infinity() ? 0.f : max;
   double sum = 0;
-  for (int s = 0; s < p.splits; ++s) {
+  for (int s = 0; s < p.k_splits; ++s) {
     sum += double(p.sums[s * n + row]) * (online ? exp2f(p.maxima[s * n + row] - base) : 1.f);
   }
   const float shift = online ? base : tiles::exponent_scale(p.exponents.inv_tau, p.exponents.temperature);

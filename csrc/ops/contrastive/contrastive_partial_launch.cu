@@ -34,8 +34,8 @@ int ltood_plan_contrastive_partial(ContrastivePartialSums* params) {
   p.row_blocks = cuda::ceil_div(p.x.rows, partial::kBlockM);
   const int tiles = cuda::ceil_div(p.y.rows, partial::kBlockN);
   const int wanted = std::min(cuda::ceil_div(2 * limits.multiprocessors, p.row_blocks), kMaxSplits);
-  p.split_tiles = cuda::ceil_div(tiles, std::clamp(wanted, 1, std::max(tiles / kLeastTiles, 1)));
-  p.splits = cuda::ceil_div(tiles, p.split_tiles);
+  p.k_split_tiles = cuda::ceil_div(tiles, std::clamp(wanted, 1, std::max(tiles / kLeastTiles, 1)));
+  p.k_splits = cuda::ceil_div(tiles, p.k_split_tiles);
   const int64_t resident = row_sweep::shared_bytes(p.x, true);
   p.resident = resident <= limits.shared_bytes;
   p.shared_bytes = static_cast<int>(p.resident ? resident : row_sweep::shared_bytes(p.x, false));
@@ -47,7 +47,7 @@ int ltood_launch_contrastive_partial(const ContrastivePartialSums* params, void*
   const ContrastivePartialSums& p = *params;
   const PartialKernel kernel = p.x.is_half ? partial_kernel<__half>(p.resident, p.exponents.online)
                                            : partial_kernel<__nv_bfloat16>(p.resident, p.exponents.online);
-  const int blocks = p.row_blocks * p.splits;
+  const int blocks = p.row_blocks * p.k_splits;
   if (const cudaError_t error = cuda::launch(kernel, blocks, partial::kThreads, p.shared_bytes, p, stream))
     return error;
   return cuda::launch(partial::contrastive_partial_lse_kernel, cuda::ceil_div(p.x.rows, kRowThreads), kRowThreads, 0, p,

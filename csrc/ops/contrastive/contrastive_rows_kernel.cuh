@@ -171,11 +171,11 @@ __global__ void contrastive_factors_kernel(const ContrastiveFactors p) {
   p.factors[row] = {p.u.scale[row], p.exponents.online ? weight : shifted, lse2_float, 0.f};
 }
 
-// Element j of grad_u_i, summed over the splits.
+// Element j of grad_u_i, summed over the k_splits.
 __device__ __forceinline__ float summed_lse_bwd(const ContrastiveLseBwd& p, int row, int j) {
-  const size_t width = size_t(kSlice) * p.rows.slices, split = p.rows.rows * width;
+  const size_t width = size_t(kSlice) * p.rows.slices, k_split = p.rows.rows * width;
   float sum = 0;
-  for (int s = 0; s < p.splits; ++s) sum += p.out[s * split + row * width + j];
+  for (int s = 0; s < p.k_splits; ++s) sum += p.out[s * k_split + row * width + j];
   return sum;
 }
 
@@ -214,7 +214,7 @@ __device__ __forceinline__ float neighbor_positive_grad(const ContrastiveBackwar
   return p.rows.neighbor_positive_grad[row] * sum + (p.chosen_sum ? p.chosen_sum[size_t(row) * p.d + j] : 0.f);
 }
 
-// grad_u = (lse_bwd - grad_sums) / tau, summed over the splits, then through the normalisation:
+// grad_u = (lse_bwd - grad_sums) / tau, summed over the k_splits, then through the normalisation:
 //   grad_z = (grad_u - u <u, grad_u>) / |z|;   rows as they are, or shorter than eps: grad_z = grad_u * inv_norm.
 template <typename half_t, typename out_t>
 __global__ void __launch_bounds__(32 * kRowWarps) contrastive_finish_kernel(const ContrastiveBackward p) {

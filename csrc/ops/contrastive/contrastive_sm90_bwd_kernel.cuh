@@ -58,7 +58,7 @@ struct Schedule {
     slices = p.rows.slices;
     chunks = (slices + P::kChunk - 1) / P::kChunk;
     shared = chunks <= P::kOutChunks && 2 * chunks * kParts <= p.stages;
-    const int tiles = (p.cols.rows + P::kTileN - 1) / P::kTileN, per_split = (tiles + p.splits - 1) / p.splits;
+    const int tiles = (p.cols.rows + P::kTileN - 1) / P::kTileN, per_split = (tiles + p.k_splits - 1) / p.k_splits;
     from = min(int(blockIdx.z) * per_split, tiles);
     to = min(from + per_split, tiles);
   }

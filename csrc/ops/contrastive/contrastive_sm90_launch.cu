@@ -89,7 +89,7 @@ bool plan_lse_bwd(ContrastiveLseBwd& p, const cuda::DeviceLimits& limits) {
   const int row_blocks = ceil_div(p.rows.rows, tile.rows) * ceil_div(p.rows.slices, tile.slices);
   const int wanted = tile.work_tiles * limits.multiprocessors / row_blocks,
             most = 8 * ceil_div(p.cols.rows, p.rows.rows);
-  p.splits = std::max(1, std::min({wanted, most, ceil_div(p.cols.rows, tile.columns)}));
+  p.k_splits = std::max(1, std::min({wanted, most, ceil_div(p.cols.rows, tile.columns)}));
   return true;
 }
 
@@ -99,7 +99,7 @@ cudaError_t launch_lse_bwd(const ContrastiveLseBwd& p, void* stream) {
   const hopper::Tile& tile = lse_bwd.tile;
   if (const cudaError_t error = warpgroups::make_map(&f.row_map, p.rows, tile.rows)) return error;
   if (const cudaError_t error = warpgroups::make_map(&f.col_map, p.cols, tile.columns)) return error;
-  const dim3 grid(ceil_div(p.rows.rows, tile.rows), ceil_div(p.rows.slices, tile.slices), p.splits);
+  const dim3 grid(ceil_div(p.rows.rows, tile.rows), ceil_div(p.rows.slices, tile.slices), p.k_splits);
   return cuda::launch(lse_bwd.kernel, grid, warpgroups::kThreads, p.shared_bytes, f, stream);
 }
 

@@ -79,8 +79,8 @@ __device__ __forceinline__ float weighted_gradient(const GuidedParams& p, const 
 }
 
 // Where a block's share of the gradient of the row at a position goes.
-__device__ __forceinline__ float* gradient_at(const GuidedParams& p, int split, int position) {
-  return p.gradient + (int64_t(split) * (p.n - p.first) + position - p.first) * kSlice * p.z.slices;
+__device__ __forceinline__ float* gradient_at(const GuidedParams& p, int k_split, int position) {
+  return p.gradient + (int64_t(k_split) * (p.n - p.first) + position - p.first) * kSlice * p.z.slices;
 }
 
 template <typename half_t, bool kContrast, bool kDistill>
@@ -92,10 +92,10 @@ __global__ void __launch_bounds__(kBackwardThreads) guided_backward_kernel(Guide
   const float* fields = reinterpret_cast<const float*>(shared + kStages * kStageBytes);
   int* columns = reinterpret_cast<int*>(shared + kStages * (kStageBytes + kSlotBytes));
   const int first_row = p.first + blockIdx.x * kGuidedRows, warp_row = threadIdx.x / 32 * 16;
-  const int split = blockIdx.y % p.splits, first_slice = blockIdx.y / p.splits * kGuidedOutSlices;
+  const int k_split = blockIdx.y % p.k_splits, first_slice = blockIdx.y / p.k_splits * kGuidedOutSlices;
   const int out_slices = min(kGuidedOutSlices, p.v.slices - first_slice);
   const ProductSteps steps(p);
-  const Share share(p, blockIdx.x, split);
+  const Share share(p, blockIdx.x, k_split);
   TileList tiles(share.words, share.first);
   Turn load_at(steps.all + out_slices * p.v.parts), use_at = load_at;
 
@@ -184,7 +184,7 @@ __global__ void __launch_bounds__(kBackwardThreads) guided_backward_kernel(Guide
   for (int half = 0; half < 2; ++half) {
     const int position = first_row + warp_row + fragment_row(0, 2 * half);
     if (position >= p.n) continue;
-    float* to = gradient_at(p, split, position) + first_slice * kSlice;
+    float* to = gradient_at(p, k_split, position) + first_slice * kSlice;
 #pragma unroll
     for (int slice = 0; slice < kGuidedOutSlices; ++slice) {
       if (slice >= out_slices) continue;

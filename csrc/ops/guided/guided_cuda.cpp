@@ -129,7 +129,7 @@ class GuidedCall {
 
   void forward() {
     split(false);
-    p.sums = fresh<float>({p.splits, kGuidedSums, p.padded - p.first});
+    p.sums = fresh<float>({p.k_splits, kGuidedSums, p.padded - p.first});
     check_launch(kOp, ltood_launch_guided_forward(&p, stream_));
   }
 
@@ -139,7 +139,7 @@ class GuidedCall {
       p.reverse_keys = hold(keys), p.reverse_order = hold(order);
     }
     split(true);
-    p.gradient = fresh<float>({p.splits, p.n - p.first, int64_t(kSlice) * p.z.slices});
+    p.gradient = fresh<float>({p.k_splits, p.n - p.first, int64_t(kSlice) * p.z.slices});
     check_launch(kOp, ltood_launch_guided_backward(&p, stream_));
   }
 
@@ -197,8 +197,8 @@ class GuidedCall {
   }
 
   void split(bool backward) {
-    p.splits = ltood_guided_splits(p.n - p.first, p.columns, p.z.slices, backward);
-    check_launch(kOp, p.splits < 0 ? -p.splits : 0);
+    p.k_splits = ltood_guided_k_splits(p.n - p.first, p.columns, p.z.slices, backward);
+    check_launch(kOp, p.k_splits < 0 ? -p.k_splits : 0);
   }
 
   const GuidedArguments& in_;

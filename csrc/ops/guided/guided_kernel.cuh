@@ -108,10 +108,10 @@ __device__ __forceinline__ void add_negatives(RowSums& sums, const GuidedParams&
 
 // A row's sums over the quad that shares it, written by its first lane.
 template <bool kContrast, bool kDistill>
-__device__ __forceinline__ void write_sums(RowSums sums, const GuidedParams& p, int split, int row) {
+__device__ __forceinline__ void write_sums(RowSums sums, const GuidedParams& p, int k_split, int row) {
   const bool writes = threadIdx.x % 4 == 0;
   const int padded = p.padded - p.first;
-  float* to = p.sums + size_t(split) * kGuidedSums * padded + row - p.first;
+  float* to = p.sums + size_t(k_split) * kGuidedSums * padded + row - p.first;
   const auto meet = [&](float& max) { return raise(max, prim::warp_max<4, 1>(max)); };
   const auto write = [&](int field, float value) {
     if (writes) to[size_t(field) * padded] = value;

@@ -48,7 +48,7 @@ cudaError_t launch_forward_tiles(const GuidedParams& p, void* stream) {
   if (const cudaError_t error = cuda::device_limits(limits)) return error;
   if (const int stages = sm90::stages(p, limits, false)) return sm90::launch_forward(p, stages, stream);
   const Kernel kernel = p.z.is_half ? forward_kernel<__half>(p) : forward_kernel<__nv_bfloat16>(p);
-  const dim3 grid(row_blocks(p), p.splits);
+  const dim3 grid(row_blocks(p), p.k_splits);
   return launch(kernel, grid, kForwardThreads, shared_bytes<kGuidedForwardFields>(), p, stream);
 }
 
@@ -57,7 +57,7 @@ cudaError_t launch_backward_tiles(const GuidedParams& p, void* stream) {
   if (const cudaError_t error = cuda::device_limits(limits)) return error;
   if (const int stages = sm90::stages(p, limits, true)) return sm90::launch_backward(p, stages, stream);
   const Kernel kernel = p.z.is_half ? backward_kernel<__half>(p) : backward_kernel<__nv_bfloat16>(p);
-  const dim3 grid(row_blocks(p), p.splits * ceil_div(p.v.slices, kGuidedOutSlices));
+  const dim3 grid(row_blocks(p), p.k_splits * ceil_div(p.v.slices, kGuidedOutSlices));
   return launch(kernel, grid, kBackwardThreads, shared_bytes<kGuidedTileFields>(), p, stream);
 }
 
@@ -66,7 +66,7 @@ cudaError_t launch_backward_tiles(const GuidedParams& p, void* stream) {
 // At N = 4,096 there are 32 blocks of rows for 132 multiprocessors: four shares of the columns each, eight in the
 // forward pass, where two blocks fit (of the Hopper kernels the table's work_tiles). Sixteen bound the workspace; 512
 // rows of a rank are 4 blocks, of many columns, and take up to 64.
-extern "C" int ltood_guided_splits(int rows, int columns, int slices, int backward) {
+extern "C" int ltood_guided_k_splits(int rows, int columns, int slices, int backward) {
   const int most = rows == columns ? 16 : 64;
   cuda::DeviceLimits limits;
   if (const cudaError_t error = cuda::device_limits(limits)) return -error;

@@ -43,7 +43,7 @@ enum GuidedField : int {
   kGuidedFields
 };
 
-// What the tiles leave behind for every row and split of the columns.
+// What the tiles leave behind for every row and k_split of the columns.
 enum GuidedSum : int {
   kNegativeMax,
   kNegativeSum,
@@ -65,7 +65,7 @@ struct GuidedParams {
   int first;     // position of the first row: 0 of a square, `columns` up to a multiple of 128 of a partial problem
   int diagonal;  // of a partial problem: row i, from the first one on, is column i + diagonal
   int contrast, distill, backward;
-  int splits;  // of the columns, each its own block; ltood_guided_splits()
+  int k_splits;  // of the columns, each its own block; ltood_guided_k_splits()
   int weighted;
   float gamma;               // > 0
   float inv_tau;             // not read when temperature is given
@@ -95,7 +95,7 @@ struct GuidedParams {
   float* fields;            // [kGuidedFields, padded]
 
   // Forward.
-  float* sums;           // [splits, kGuidedSums, padded - first]
+  float* sums;           // [k_splits, kGuidedSums, padded - first]
   float *loss, *kl;      // [n] by row
   double *weight, *lse;  // [n] by row; of a partial problem weight may be null: lse alone, -inf where unmarked
   double *student_lse, *teacher_lse;      // [n] by row
@@ -103,7 +103,7 @@ struct GuidedParams {
 
   // Backward; gradients by row, null = 0. It reads weight and the lse above.
   const double *grad_loss, *grad_lse, *grad_kl, *grad_student_lse;  // [n]
-  float* gradient;        // [splits, n - first, 64 slices] by position, by unit rows
+  float* gradient;        // [k_splits, n - first, 64 slices] by position, by unit rows
   const float* inv_norm;  // [n] by position
   int normalize;
   int grad_type;  // ElementType of grad_z
@@ -119,8 +119,8 @@ constexpr int kGuidedRows = 128;     // of a block
 constexpr int kGuidedColumns = 64;   // of a tile
 constexpr int kGuidedOutSlices = 2;  // of the gradient that a block computes
 
-// Into how many parts the columns are cut so that a small problem fills the device; a negative cudaError_t on failure.
-extern "C" int ltood_guided_splits(int rows, int columns, int slices, int backward);
+// Into how many ranges the columns are cut so that a small problem fills the device; a negative cudaError_t on failure.
+extern "C" int ltood_guided_k_splits(int rows, int columns, int slices, int backward);
 
 // Each returns a cudaError_t.
 extern "C" int ltood_launch_guided_keys(const GuidedParams* params, void* stream);

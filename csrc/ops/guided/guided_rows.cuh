@@ -109,8 +109,8 @@ struct TileSums {
   const float* sums;
   int stride;
 
-  __device__ __forceinline__ TileSums(const GuidedParams& p, int split, int position)
-      : sums(p.sums + size_t(split) * kGuidedSums * (p.padded - p.first) + position - p.first),
+  __device__ __forceinline__ TileSums(const GuidedParams& p, int k_split, int position)
+      : sums(p.sums + size_t(k_split) * kGuidedSums * (p.padded - p.first) + position - p.first),
         stride(p.padded - p.first) {}
 
   __device__ __forceinline__ float of(GuidedSum field) const { return sums[size_t(field) * stride]; }
@@ -127,8 +127,8 @@ __device__ __forceinline__ ContrastSums contrast_sums(const GuidedParams& p, int
   const GuidedSpans spans = p.spans[position];
   const float scale = exponent_scale(p.inv_tau, p.temperature);
   ContrastSums sums;
-  for (int split = 0; split < p.splits; ++split) {
-    const TileSums tiles(p, split, position);
+  for (int k_split = 0; k_split < p.k_splits; ++k_split) {
+    const TileSums tiles(p, k_split, position);
     sums.total.add(tiles.of(kNegativeMax), tiles.of(kNegativeSum));
   }
   for_each_positive(p, position, [&](int j) {
@@ -157,8 +157,8 @@ struct DistillSums {
   float excess = 0, gap = 0;  // in units of 2^teacher.max
 
   __device__ __forceinline__ DistillSums(const GuidedParams& p, int position) {
-    for (int split = 0; split < p.splits; ++split) {
-      const TileSums tiles(p, split, position);
+    for (int k_split = 0; k_split < p.k_splits; ++k_split) {
+      const TileSums tiles(p, k_split, position);
       student.add(tiles.of(kStudentMax), tiles.of(kStudentSum));
       const float before = teacher.max, factor = teacher.add(tiles.of(kTeacherMax), tiles.of(kTeacherSum));
       const float grown = before == teacher.max ? 1.f : prim::exp2_fast(before - teacher.max);
@@ -242,8 +242,8 @@ __device__ __forceinline__ float* collect_gradient(const GuidedParams& p, int po
   float* gradient = p.gradient + int64_t(position - p.first) * width;
   for (int feature = threadIdx.x % 32 * 2; feature < width; feature += 64) {
     float2 sum{0, 0};
-    for (int split = 0; split < p.splits; ++split) {
-      const float2 part = pair_at(gradient + int64_t(split) * rows * width, feature);
+    for (int k_split = 0; k_split < p.k_splits; ++k_split) {
+      const float2 part = pair_at(gradient + int64_t(k_split) * rows * width, feature);
       sum = {sum.x + part.x, sum.y + part.y};
     }
     pair_at(gradient, feature) = sum;

@@ -18,9 +18,9 @@ using value_t = __nv_bfloat16;  // H spans more powers of two than float16 has
 
 // Which of the output a block computes: its features, and its share of the columns.
 struct Part {
-  int split, first_slice;
+  int k_split, first_slice;
   __device__ __forceinline__ explicit Part(const GuidedParams& p)
-      : split(blockIdx.y % p.splits), first_slice(blockIdx.y / p.splits * kGuidedOutSlices) {}
+      : split(blockIdx.y % p.k_splits), first_slice(blockIdx.y / p.k_splits * kGuidedOutSlices) {}
 };
 
 // The products of the first tile, then in turns the values of a tile and the products of the next one.

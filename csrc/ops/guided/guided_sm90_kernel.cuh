@@ -57,10 +57,10 @@ class RowPair {
     }
   }
 
-  __device__ __forceinline__ void write(int split) const {
+  __device__ __forceinline__ void write(int k_split) const {
 #pragma unroll
     for (int half = 0; half < 2; ++half) {
-      write_sums<kContrast, kDistill>(sums_[half], p_, split, row_ + 8 * half);
+      write_sums<kContrast, kDistill>(sums_[half], p_, k_split, row_ + 8 * half);
     }
   }
 

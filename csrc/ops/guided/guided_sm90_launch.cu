@@ -28,7 +28,7 @@ cudaError_t launch(Kernel kernel, const hopper::Tile& tile, const GuidedParams& 
   if (const cudaError_t error = warpgroups::make_map(&f.z_columns, p.z, kGuidedColumns)) return error;
   if (const cudaError_t error = warpgroups::make_map(&f.e_columns, p.e, kGuidedColumns)) return error;
   if (const cudaError_t error = warpgroups::make_map(&f.v_columns, p.v, kGuidedColumns)) return error;
-  const dim3 grid((p.padded - p.first) / kGuidedRows, p.splits * feature_tiles);
+  const dim3 grid((p.padded - p.first) / kGuidedRows, p.k_splits * feature_tiles);
   return cuda::launch(kernel, grid, warpgroups::kThreads, hopper::block_bytes(tile, resident_bytes(p), stages), f,
                       stream);
 }

@@ -60,13 +60,13 @@ struct Share {
   const uint32_t* words;
   int first, last;
 
-  __device__ __forceinline__ Share(const GuidedParams& p, int row_block, int split) {
+  __device__ __forceinline__ Share(const GuidedParams& p, int row_block, int k_split) {
     const int count = (p.padded / kGuidedColumns + 31) / 32;
     words = p.tiles + int64_t(row_block) * count;
     int tiles = 0;
     for (int w = 0; w < count; ++w) tiles += __popc(words[w]);
-    first = static_cast<int>(int64_t(tiles) * split / p.splits);
-    last = static_cast<int>(int64_t(tiles) * (split + 1) / p.splits);
+    first = static_cast<int>(int64_t(tiles) * k_split / p.k_splits);
+    last = static_cast<int>(int64_t(tiles) * (k_split + 1) / p.k_splits);
   }
 };
 

@@ -29,12 +29,12 @@ template <typename half_t, bool kResident>
 __global__ void __launch_bounds__(kThreads, 2) topk_kernel(TopkKernelParams params) {
   extern __shared__ __align__(128) char shared[];
   const TopkParams& p = params.topk;
-  const int row_block = blockIdx.x % params.row_blocks, split = blockIdx.x / params.row_blocks;
+  const int row_block = blockIdx.x % params.row_blocks, k_split = blockIdx.x / params.row_blocks;
   const int first_row = row_block * kBlockM + row_sweep::warp_row();
-  const int tile_count = (p.y.rows - 1) / kBlockN + 1, begin = split * params.split_tiles;
+  const int tile_count = (p.y.rows - 1) / kBlockN + 1, begin = k_split * params.k_split_tiles;
 
   Key* pending = reinterpret_cast<Key*>(shared) + row_sweep::warp_row() * kPending;
-  RowLists lists(p, pending, first_row + threadIdx.x % 32, params.keys + size_t(split) * p.x.rows * p.k);
+  RowLists lists(p, pending, first_row + threadIdx.x % 32, params.keys + size_t(k_split) * p.x.rows * p.k);
   float scale[kSlots];
 #pragma unroll
   for (int s = 0; s < kSlots; ++s) {
@@ -45,11 +45,12 @@ __global__ void __launch_bounds__(kThreads, 2) topk_kernel(TopkKernelParams para
     scale_products(c, scale, p.y, first_column);
     lists.offer(c, first_column);
   };
-  row_sweep::sweep<half_t, kResident>(p.x, p.y, row_block * kBlockM, begin, min(begin + params.split_tiles, tile_count),
+  row_sweep::sweep<half_t, kResident>(p.x, p.y, row_block * kBlockM, begin,
+                                      min(begin + params.k_split_tiles, tile_count),
                                       prim::shared_address(shared + kPendingBytes), use_tile);
 
   lists.finish();
-  if (params.splits == 1) write_lists(p, params.keys, first_row, first_row + 32);
+  if (params.k_splits == 1) write_lists(p, params.keys, first_row, first_row + 32);
 }
 
 // A warp combines the sorted lists of one row: lane l looks after the lists l, l + 32, ...
@@ -57,8 +58,8 @@ __global__ void __launch_bounds__(32 * kCombineWarps) combine_kernel(TopkKernelP
   const TopkParams& p = params.topk;
   const int row = blockIdx.x * kCombineWarps + threadIdx.x / 32, lane = threadIdx.x % 32;
   if (row >= p.x.rows) return;
-  const auto entry = [&](int split, int at) {
-    return split < params.splits && at < p.k ? params.keys[(size_t(split) * p.x.rows + row) * p.k + at] : kNoKey;
+  const auto entry = [&](int k_split, int at) {
+    return k_split < params.k_splits && at < p.k ? params.keys[(size_t(k_split) * p.x.rows + row) * p.k + at] : kNoKey;
   };
   constexpr int kLists = kMaxSplits / 32;
   int taken[kLists] = {};

@@ -33,9 +33,9 @@ __global__ void __launch_bounds__(warpgroups::kThreads, 1) topk_sm90_kernel(cons
   extern __shared__ __align__(1024) unsigned char memory[];
   const TopkKernelParams& params = f.params;
   const TopkParams& p = params.topk;
-  const int row_block = blockIdx.x % params.row_blocks, split = blockIdx.x / params.row_blocks;
-  const int first_row = row_block * sweep::kBlockM, begin = split * params.split_tiles;
-  const int end = min(begin + params.split_tiles, (p.y.rows - 1) / sweep::kBlockN + 1);
+  const int row_block = blockIdx.x % params.row_blocks, k_split = blockIdx.x / params.row_blocks;
+  const int first_row = row_block * sweep::kBlockM, begin = k_split * params.k_split_tiles;
+  const int end = min(begin + params.k_split_tiles, (p.y.rows - 1) / sweep::kBlockN + 1);
   unsigned char* const candidates =
       memory + 2 * p.x.parts * p.x.slices * sweep::kSliceBytes + f.stages * sweep::kSliceBytes;
   const uint32_t barriers = prim::shared_address(candidates + kPendingBytes);
@@ -47,7 +47,7 @@ __global__ void __launch_bounds__(warpgroups::kThreads, 1) topk_sm90_kernel(cons
     prim::take_registers<warpgroups::kConsumerRegisters>();
     Key* pending = reinterpret_cast<Key*>(candidates) + threadIdx.x / 32 * 32 * kPending;
     RowLists lists(p, pending, first_row + sweep::list_row(threadIdx.x % 32),
-                   params.keys + size_t(split) * p.x.rows * p.k);
+                   params.keys + size_t(k_split) * p.x.rows * p.k);
     float scale[kSlots];
 #pragma unroll
     for (int s = 0; s < kSlots; ++s) {
@@ -59,7 +59,7 @@ __global__ void __launch_bounds__(warpgroups::kThreads, 1) topk_sm90_kernel(cons
       lists.offer(c, first_column);
     });
     lists.finish();
-    for (int l = 0; l < 32 && params.splits == 1; l += 16) {
+    for (int l = 0; l < 32 && params.k_splits == 1; l += 16) {
       const int row = first_row + sweep::list_row(l);
       write_lists(p, params.keys, row, row + 16);
     }

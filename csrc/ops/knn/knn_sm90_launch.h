@@ -13,8 +13,8 @@ int stages(const Operand& x, const cuda::DeviceLimits& limits);
 
 constexpr hopper::Tile kTile = hopper::tile_of(hopper::kTopk, 0, 1);
 
-// keys, row_blocks, splits and split_tiles as in TopkKernelParams.
-cudaError_t launch(const TopkParams& p, int64_t* keys, int row_blocks, int splits, int split_tiles, int stages,
+// keys, row_blocks, k_splits and k_split_tiles as in TopkKernelParams.
+cudaError_t launch(const TopkParams& p, int64_t* keys, int row_blocks, int k_splits, int k_split_tiles, int stages,
                    void* stream);
 
 }  // namespace ltood::knn::sm90
