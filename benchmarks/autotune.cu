@@ -1,6 +1,6 @@
 // Times the sm_90a kernels of one table of tiles, csrc/cuda/hopper_tiles.h or a candidate before it on the include
 // path.
-//   autotune kernel parts slices rows [kernel parts slices rows ...]
+//   autotune kernel splits slices rows [kernel splits slices rows ...]
 // Prints for every problem the median of its launches in ms and the sum of what they computed: another table's must be
 // the same. Each launch finds the L2 cache overwritten.
 #include <algorithm>
@@ -49,13 +49,13 @@ std::vector<float> get(const float* from, size_t count) {
   return values;
 }
 
-// Random unit rows: bfloat16, or two parts of float16.
-Operand operand(int parts, int slices, int rows, int seed = 1) {
+// Random unit rows: bfloat16, or two splits of float16.
+Operand operand(int splits, int slices, int rows, int seed = 1) {
   std::mt19937 random(seed);
   std::normal_distribution<float> normal;
   std::vector<float> x(size_t(rows) * kSlice * slices);
   for (float& value : x) value = normal(random);
-  const Operand u{fresh<uint16_t>(parts * x.size()), fresh<float>(rows), rows, slices, parts, parts == 2};
+  const Operand u{fresh<uint16_t>(splits * x.size()), fresh<float>(rows), rows, slices, splits, splits == 2};
   PrepareParams p{put(x), kFloat32, rows, kSlice * slices, 1, u};
   must(ltood_launch_prepare_rows(&p, nullptr), "prepare_rows");
   return u;

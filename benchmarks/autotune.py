@@ -49,7 +49,7 @@ class Tile:
     """An entry of the table, as in the header."""
 
     kernel: str
-    parts: int
+    splits: int
     slices: int
     rows: int
     columns: int
@@ -114,11 +114,11 @@ def candidates(tiles: list[Tile]) -> list[list[Tile]]:
 
 
 def problems(tiles: list[Tile], at: int) -> list[tuple[int, int, int]]:
-    """(parts, slices, rows) on which entry `at` is timed: the widest that it takes, and half of that if it does. Slices
+    """(splits, slices, rows) on which entry `at` is timed: the widest that it takes, and half of that if it does. Slices
     are those of the table: student and guide have half each."""
     tile = tiles[at]
     if tile.kernel == "kLseBwd":
-        return [(tile.parts, tile.slices, ROWS)]
+        return [(tile.splits, tile.slices, ROWS)]
     of_kernel = [other for other in tiles if other.kernel == tile.kernel]
     widths = {tile.slices, tile.slices // 2}
     taken = [w for w in sorted(widths) if next(other for other in of_kernel if w <= other.slices) == tile]

@@ -40,8 +40,9 @@ enum Kernel {
 
 struct Tile {
   Kernel kernel;
-  int parts;   // of the operands; 0: any
-  int slices;  // up to so many: parts × slices of the resident rows (guided: both); kLseBwd: slices of a block's output
+  int splits;  // of the operands; 0: any
+  int slices;  // up to so many: splits × slices of the resident rows (guided: both); kLseBwd: slices of a block's
+               // output
   int rows, columns;
   int stage_slices;  // of the columns, in a stage of the ring
   int stages;        // of the ring; fewer where the rows leave less room
@@ -75,10 +76,10 @@ constexpr Tile kTiles[] = {
 constexpr int kPolynomialEighths = LTOOD_POLYNOMIAL_EIGHTHS;
 static_assert(0 <= kPolynomialEighths && kPolynomialEighths <= 8);
 
-// The entry for operands of so many parts and slices; rows = 0: none takes them.
-constexpr Tile tile_of(Kernel kernel, int parts, int slices) {
+// The entry for operands of so many splits and slices; rows = 0: none takes them.
+constexpr Tile tile_of(Kernel kernel, int splits, int slices) {
   for (const Tile& t : kTiles) {
-    if (t.kernel == kernel && (t.parts == 0 || t.parts == parts) && slices <= t.slices) return t;
+    if (t.kernel == kernel && (t.splits == 0 || t.splits == splits) && slices <= t.slices) return t;
   }
   return {};
 }
@@ -94,7 +95,7 @@ constexpr int registers_of(const Tile& t) {
     case kNeighbors:
       return products + 3 * 32;
     case kLseBwd:
-      return products + t.parts * products / 2 + t.rows * t.slices * 64 / kConsumerThreads;
+      return products + t.splits * products / 2 + t.rows * t.slices * 64 / kConsumerThreads;
     case kGuided:
       return 2 * products + 2 * 8;
     case kGuidedBwd:
@@ -116,7 +117,7 @@ constexpr int fixed_bytes(const Tile& t) {
     case kNeighbors:
       return rows + sums + (2 + warps + kMostColTiles) * 128 * 8;
     case kLseBwd:
-      return rows * t.parts;
+      return rows * t.splits;
     case kGuided:
     case kGuidedBwd:
       return rows;

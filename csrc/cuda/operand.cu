@@ -1,5 +1,5 @@
-// One warp a row: the largest element, the norm, and the row in 16-bit parts. Reads N D elements (three times, the
-// second and third from cache) and writes parts * N * D halves: bound by memory, nothing beside the N² work.
+// One warp a row: the largest element, the norm, and the row in 16-bit splits. Reads N D elements (three times, the
+// second and third from cache) and writes splits * N * D halves: bound by memory, nothing beside the N² work.
 #include "cuda/launch.cuh"
 #include "cuda/operand.h"
 #include "cuda/primitives/math.cuh"
@@ -50,7 +50,7 @@ __global__ void prepare_rows_kernel(PrepareParams p) {
   }
   const int width = kSlice * p.out.slices;
   half_t* high = static_cast<half_t*>(const_cast<void*>(p.out.data)) + size_t(row) * width;
-  half_t* low = p.out.parts == 2 ? high + size_t(p.rows) * width : nullptr;
+  half_t* low = p.out.splits == 2 ? high + size_t(p.rows) * width : nullptr;
   for (int j = lane; j < width; j += 32) {
     const float v = j < p.d ? element(p, x, j) * down : 0.f;
     high[j] = prim::from_float<half_t>(v);

@@ -1,10 +1,10 @@
 // The matrix that the tensor cores read, made once from the caller's rows. Torch-free.
 //
-// Row i is x_i = scale_i * (sum over the parts of data_i). Rows are divided by a power of two, 2^e > max |x_ij|, which
+// Row i is x_i = scale_i * (sum over the splits of data_i). Rows are divided by a power of two, 2^e > max |x_ij|, which
 // rounds nothing and keeps products in range; the scale puts it back, and with it 1 / |x_i| when rows are normalised.
-//   bfloat16, float16 rows: one part, exact.
-//   float32 rows: one part (rounded to bfloat16), or two, high + low, 16 bits of mantissa. Products of two parts take
-//   three passes, high high + high low + low high: relative error 2^-16 of |x_i| |x_j|. Two parts of float16 hold 22
+//   bfloat16, float16 rows: one split, exact.
+//   float32 rows: one split (rounded to bfloat16), or two, high + low, 16 bits of mantissa. Products of two splits take
+//   three passes, high high + high low + low high: relative error 2^-16 of |x_i| |x_j|. Two splits of float16 hold 22
 //   bits of the row's largest elements; weights that range over more than float16 does cannot be multiplied with them.
 #pragma once
 
@@ -15,9 +15,9 @@ namespace ltood {
 constexpr int kSlice = 64;  // features of a slice: 128 bytes, every shared-memory bank once
 
 struct Operand {
-  const void* data;    // [parts, rows, kSlice * slices] bfloat16 or float16, zeros beyond D
+  const void* data;    // [splits, rows, kSlice * slices] bfloat16 or float16, zeros beyond D
   const float* scale;  // [rows]
-  int rows, slices, parts;
+  int rows, slices, splits;
   int is_half;  // float16, else bfloat16
 };
 

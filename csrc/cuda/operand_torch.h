@@ -12,7 +12,7 @@ namespace ltood {
 // The tensors behind an Operand; they live as long as the launches that are enqueued with it need them.
 struct OperandTensors {
   at::Tensor x;         // the rows, contiguous
-  at::Tensor data;      // [parts, N, 64 * slices]
+  at::Tensor data;      // [splits, N, 64 * slices]
   at::Tensor scale;     // [N] float32
   at::Tensor inv_norm;  // [N] float32
   Operand view;
@@ -22,11 +22,11 @@ struct OperandTensors {
 ElementType element_type(const char* op, const char* argument, const at::Tensor& x);
 
 // Makes the rows [N, D] ready, on the current stream of their device. Precision: float16 and bfloat16 rows are taken as
-// they are; float32 rows in two parts unless torch.get_float32_matmul_precision() is "medium"; float16 rows that are
-// not normalised as two bfloat16 parts, as their products do not fit float16. half_parts: the two parts of float32 rows
-// are float16.
+// they are; float32 rows in two splits unless torch.get_float32_matmul_precision() is "medium"; float16 rows that are
+// not normalised as two bfloat16 splits, as their products do not fit float16. half_splits: the two splits of float32
+// rows are float16.
 OperandTensors prepare_rows(const char* op, const char* argument, const at::Tensor& x, bool normalize,
-                            bool half_parts = false);
+                            bool half_splits = false);
 
 // RuntimeError with the device's message when a launcher returned an error.
 void check_launch(const char* op, int error);

@@ -20,7 +20,8 @@ __host__ __device__ constexpr int stage_bytes(bool resident) {
 }
 
 inline int64_t shared_bytes(const Operand& x, bool resident) {
-  return kStages * stage_bytes(resident) + (resident ? int64_t(x.slices) * x.parts * tiles::slice_bytes<kBlockM>() : 0);
+  return kStages * stage_bytes(resident) +
+         (resident ? int64_t(x.slices) * x.splits * tiles::slice_bytes<kBlockM>() : 0);
 }
 
 __device__ __forceinline__ int warp_row() { return threadIdx.x / 32 * 32; }
@@ -46,14 +47,14 @@ struct Position {
 template <typename half_t, bool kResident, typename UseTile>
 __device__ __forceinline__ void sweep(const Operand& x, const Operand& y, int first_row, int begin, int end,
                                       uint32_t shared, UseTile use_tile) {
-  const tiles::Steps steps{x.slices, x.parts};
+  const tiles::Steps steps{x.slices, x.splits};
   const int per_tile = steps.count();
   const uint32_t rows = shared + kStages * stage_bytes(kResident);
   if constexpr (kResident) {
-    for (int part = 0; part < x.parts; ++part)
+    for (int split = 0; split < x.splits; ++split)
       for (int slice = 0; slice < x.slices; ++slice) {
-        const uint32_t to = rows + (part * x.slices + slice) * tiles::slice_bytes<kBlockM>();
-        tiles::load_slice<kBlockM, kThreads>(to, x, part, slice, first_row);
+        const uint32_t to = rows + (split * x.slices + slice) * tiles::slice_bytes<kBlockM>();
+        tiles::load_slice<kBlockM, kThreads>(to, x, split, slice, first_row);
       }
   }
   Fragments c;
@@ -61,17 +62,17 @@ __device__ __forceinline__ void sweep(const Operand& x, const Operand& y, int fi
   const auto load = [&](int, int stage) {
     const uint32_t to = shared + stage * stage_bytes(kResident);
     const int slice = steps.slice(ahead.step);
-    tiles::load_slice<kBlockN, kThreads>(to, y, steps.part_b(ahead.step), slice, ahead.tile * kBlockN);
+    tiles::load_slice<kBlockN, kThreads>(to, y, steps.split_b(ahead.step), slice, ahead.tile * kBlockN);
     if constexpr (!kResident) {
       const uint32_t x_to = to + tiles::slice_bytes<kBlockN>();
-      tiles::load_slice<kBlockM, kThreads>(x_to, x, steps.part_a(ahead.step), slice, first_row);
+      tiles::load_slice<kBlockM, kThreads>(x_to, x, steps.split_a(ahead.step), slice, first_row);
     }
     ahead.advance(per_tile);
   };
   const auto use = [&](int, int stage) {
     if (now.step == 0) tiles::clear(c);
     const uint32_t y_slice = shared + stage * stage_bytes(kResident);
-    const int resident = steps.part_a(now.step) * x.slices + steps.slice(now.step);
+    const int resident = steps.split_a(now.step) * x.slices + steps.slice(now.step);
     const uint32_t x_slice =
         kResident ? rows + resident * tiles::slice_bytes<kBlockM>() : y_slice + tiles::slice_bytes<kBlockN>();
     tiles::multiply_slice<half_t>(c, x_slice, y_slice, warp_row(), 0);

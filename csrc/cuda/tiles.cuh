@@ -24,26 +24,26 @@ __device__ __forceinline__ uint32_t chunk_offset(int row, int chunk) {
   return row * kRowBytes + ((chunk ^ (row & 7)) << 4);
 }
 
-// The order in which a product visits parts and slices: low × high and high × low before high × high, so that small
-// terms are added first. Both operands have the same slices and parts.
+// The order in which a product visits splits and slices: low × high and high × low before high × high, so that small
+// terms are added first. Both operands have the same slices and splits.
 struct Steps {
-  int slices, parts;
-  __device__ int count() const { return parts == 2 ? 3 * slices : slices; }
+  int slices, splits;
+  __device__ int count() const { return splits == 2 ? 3 * slices : slices; }
   __device__ int slice(int step) const { return step % slices; }
-  __device__ int part_a(int step) const { return parts == 2 && step < slices; }
-  __device__ int part_b(int step) const { return parts == 2 && step >= slices && step < 2 * slices; }
+  __device__ int split_a(int step) const { return splits == 2 && step < slices; }
+  __device__ int split_b(int step) const { return splits == 2 && step >= slices && step < 2 * slices; }
 };
 
 // Rows first_row ... of one slice, zeros beyond the last row. All kThreads threads take part.
 template <int kRows, int kThreads>
-__device__ __forceinline__ void load_slice(uint32_t shared, const Operand& x, int part, int slice, int first_row) {
+__device__ __forceinline__ void load_slice(uint32_t shared, const Operand& x, int split, int slice, int first_row) {
   static_assert(kRows * 8 % kThreads == 0);
   const char* data = static_cast<const char*>(x.data);
 #pragma unroll
   for (int i = 0; i < kRows * 8 / kThreads; ++i) {
     const int chunk = i * kThreads + threadIdx.x, row = chunk / 8;
     const bool inside = first_row + row < x.rows;
-    const size_t source = (size_t(part) * x.rows + (inside ? first_row + row : 0)) * x.slices + slice;
+    const size_t source = (size_t(split) * x.rows + (inside ? first_row + row : 0)) * x.slices + slice;
     prim::cp_async16(shared + chunk_offset(row, chunk % 8), data + source * kRowBytes + chunk % 8 * 16, inside);
   }
 }

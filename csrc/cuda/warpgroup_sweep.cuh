@@ -27,7 +27,7 @@ struct Maps {
   CUtensorMap x, y;  // in boxes of a slice of 128 rows
 };
 
-constexpr int resident_bytes(const Operand& x) { return 2 * x.parts * x.slices * kSliceBytes; }
+constexpr int resident_bytes(const Operand& x) { return 2 * x.splits * x.slices * kSliceBytes; }
 
 // A block's place in shared memory: resident rows, ring, barriers.
 struct Shared {
@@ -38,7 +38,7 @@ struct Shared {
   __device__ Shared(uint32_t memory, uint32_t barriers, const Operand& x, int stages)
       : resident(memory),
         resident_full(barriers + stages * warpgroups::kBarrierBytes),
-        ring{memory + 2 * x.parts * x.slices * kSliceBytes, barriers, stages, kSliceBytes} {
+        ring{memory + 2 * x.splits * x.slices * kSliceBytes, barriers, stages, kSliceBytes} {
     if (threadIdx.x == 0) {
       ring.init();
       prim::mbarrier_init(resident_full, 1);
@@ -51,19 +51,19 @@ struct Shared {
 // The producer's thread: column tiles begin ... end - 1.
 __device__ __forceinline__ void produce(const Maps& maps, const Operand& x, const Shared& shared, int first_row,
                                         int begin, int end) {
-  const tiles::Steps steps{x.slices, x.parts};
-  const int slices = x.parts * x.slices;
+  const tiles::Steps steps{x.slices, x.splits};
+  const int slices = x.splits * x.slices;
   prim::mbarrier_arrive_expect(shared.resident_full, 2 * slices * kSliceBytes);
   for (int s = 0; s < 2 * slices; ++s) {
-    const int row = first_row + s / slices * 128, part = s / x.slices % x.parts;
-    prim::tma_load(shared.resident + s * kSliceBytes, &maps.x, shared.resident_full, s % x.slices * kSlice, row, part);
+    const int row = first_row + s / slices * 128, split = s / x.slices % x.splits;
+    prim::tma_load(shared.resident + s * kSliceBytes, &maps.x, shared.resident_full, s % x.slices * kSlice, row, split);
   }
   Position at;
   for (int tile = begin; tile < end; ++tile) {
     for (int step = 0; step < steps.count(); ++step, at.advance(shared.ring.stages)) {
       shared.ring.claim(at, kSliceBytes);
       const int column = steps.slice(step) * kSlice;
-      prim::tma_load(shared.ring.at(at), &maps.y, shared.ring.full(at), column, tile * kBlockN, steps.part_b(step));
+      prim::tma_load(shared.ring.at(at), &maps.y, shared.ring.full(at), column, tile * kBlockN, steps.split_b(step));
     }
   }
 }
@@ -72,22 +72,22 @@ __device__ __forceinline__ void produce(const Maps& maps, const Operand& x, cons
 // the products of the operands' data: scales are left to it. It may overwrite c.
 template <typename half_t, typename UseTile>
 __device__ __forceinline__ void consume(const Operand& x, const Shared& shared, int begin, int end, UseTile use_tile) {
-  const tiles::Steps steps{x.slices, x.parts};
-  const uint32_t rows = shared.resident + warpgroups::consumer() * x.parts * x.slices * kSliceBytes;
+  const tiles::Steps steps{x.slices, x.splits};
+  const uint32_t rows = shared.resident + warpgroups::consumer() * x.splits * x.slices * kSliceBytes;
   Position at, left;
   warpgroups::begin_turns();
   prim::mbarrier_wait(shared.resident_full, 0);
   for (int tile = begin; tile < end; ++tile) {
     float products[kHalves][kBlockN / 2];
     warpgroups::multiply_tile<half_t>(products, steps.count(), shared.ring, at, left, [&](int step, uint32_t stage) {
-      return make_uint2(rows + (steps.part_a(step) * x.slices + steps.slice(step)) * kSliceBytes, stage);
+      return make_uint2(rows + (steps.split_a(step) * x.slices + steps.slice(step)) * kSliceBytes, stage);
     });
 #pragma unroll
-    for (int part = 0; part < 2; ++part) {
+    for (int split = 0; split < 2; ++split) {
       Fragments c;
 #pragma unroll
-      for (int i = 0; i < kBlockN / 2; ++i) c[i / 32][i % 32 / 4][i % 4] = products[i / 32][part * 32 + i % 32];
-      use_tile(c, tile * kBlockN + part * 64);
+      for (int i = 0; i < kBlockN / 2; ++i) c[i / 32][i % 32 / 4][i % 4] = products[i / 32][split * 32 + i % 32];
+      use_tile(c, tile * kBlockN + split * 64);
     }
   }
   warpgroups::end_turns();

@@ -40,9 +40,9 @@ __device__ __forceinline__ void end_turns() {
   if (consumer() == 0) prim::named_barrier_sync(2, kConsumerThreads);
 }
 
-// Map of an operand's parts in boxes of one slice of box_rows rows.
+// Map of an operand's splits in boxes of one slice of box_rows rows.
 inline cudaError_t make_map(CUtensorMap* map, const Operand& x, int box_rows) {
-  return prim::make_tensor_map(map, x.data, x.is_half, x.parts, x.rows, kSlice * x.slices, box_rows);
+  return prim::make_tensor_map(map, x.data, x.is_half, x.splits, x.rows, kSlice * x.slices, box_rows);
 }
 
 // One of a ring's stages, and the parity of the phase in which it is used.

@@ -33,9 +33,9 @@ def test_candidates_are_those_that_fit():
     wrong = [
         replace(tile, rows=256, slices=8),  # 256 KiB of rows
         replace(tile, stages=3),  # fewer than are in flight
-        replace(tile, kernel="kLseBwd", parts=2, rows=128, columns=128, stage_slices=2),  # 256 registers of 192
+        replace(tile, kernel="kLseBwd", splits=2, rows=128, columns=128, stage_slices=2),  # 256 registers of 192
         replace(tile, columns=96),
-        replace(tile, kernel="kLseBwd", parts=1, slices=1, rows=128, stage_slices=2),  # a stage of two slices for one
+        replace(tile, kernel="kLseBwd", splits=1, slices=1, rows=128, stage_slices=2),  # a stage of two slices for one
     ]
     assert autotune.fitting([*wrong, tile]) == [tile]
 
@@ -56,8 +56,8 @@ def test_problems_are_answered_by_the_entry_that_is_timed():
     for at, tile in enumerate(TILES):
         asked = autotune.problems(TILES, at)
         assert asked
-        for parts, slices, _ in asked:
-            taken = next(t for t in TILES if t.kernel == tile.kernel and t.parts in (0, parts) and slices <= t.slices)
+        for splits, slices, _ in asked:
+            taken = next(t for t in TILES if t.kernel == tile.kernel and t.splits in (0, splits) and slices <= t.slices)
             assert taken == tile
     assert autotune.kernel_number("kSums") == "0"
     assert autotune.kernel_number("kLseBwd") == "2"

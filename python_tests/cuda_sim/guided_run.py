@@ -51,7 +51,7 @@ class Problem:
     teacher_temperature: float | None = None
     device_temperature: bool = False
     normalize: bool = True
-    parts: int | None = None  # of a float32 operand: 1 as under matmul precision "medium"
+    splits: int | None = None  # of a float32 operand: 1 as under matmul precision "medium"
     k_splits: int | None = None  # of the columns; None: as many as the launchers choose
     columns: int | None = None  # of a partial problem, whose rows begin at the next multiple of 128; None: a square
     diagonal: int = 0
@@ -134,10 +134,10 @@ class GuidedRun:
         if p.contrast:
             self._order()
         kind = "float32" if x.kind == "float16" and not x.normalize else x.kind
-        half = kind == "float32" and x.parts is None
+        half = kind == "float32" and x.splits is None
         rows, guide = (values[self.order] for values in x.rounded())
-        z = prepare(self.dev, rows, kind, x.normalize, parts=x.parts, half=half)
-        e = prepare(self.dev, guide, kind, True, parts=x.parts, half=half)
+        z = prepare(self.dev, rows, kind, x.normalize, splits=x.splits, half=half)
+        e = prepare(self.dev, guide, kind, True, splits=x.splits, half=half)
         p.z, p.e, p.v = z.operand, e.operand, z.operand
         if half:
             p.v = prepare(self.dev, rows, kind, x.normalize).operand

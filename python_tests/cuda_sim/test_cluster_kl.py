@@ -37,7 +37,7 @@ class ClusterKlParams(ctypes.Structure):
 class ClusterKlBwdParams(ctypes.Structure):
     _fields_ = [
         ("inputs", ClusterDistances), ("grad_loss", c_void_p), ("mass", c_void_p), ("stats", c_void_p),
-        ("origin", c_void_p), ("z_parts", Operand), ("mu_parts", Operand), ("weight_parts", c_int),
+        ("origin", c_void_p), ("z_splits", Operand), ("mu_splits", Operand), ("weight_splits", c_int),
         ("grad_z", c_void_p), ("grad_mu", c_void_p), ("chunk_rows", c_int), ("workspace", c_void_p),
     ]  # fmt: skip
 
@@ -91,15 +91,15 @@ class Problem:
 
     def backward(self, grad_loss, chunk_rows=None, need_z=True, need_mu=True):
         dev, shape = self.dev, self.z.shape
-        z_parts, mu_parts = (self._operand(x, half=False, unscaled=True) for x in (self.z, self.mu))
+        z_splits, mu_splits = (self._operand(x, half=False, unscaled=True) for x in (self.z, self.mu))
         grad_z = dev.empty(shape, self.rows.given.dtype) if need_z else None
         grad_mu = dev.empty(self.mu.shape) if need_mu else None
-        parts = 2 if self.kind == "float32" else 1
+        splits = 2 if self.kind == "float32" else 1
         if chunk_rows is None:
-            chunk_rows = dev.call("ltood_cluster_kl_chunk_rows", shape[0], len(self.mu), parts)
+            chunk_rows = dev.call("ltood_cluster_kl_chunk_rows", shape[0], len(self.mu), splits)
         params = ClusterKlBwdParams(
             self.inputs, dev.put(grad_loss.astype(np.float32)).ptr, self.mass.ptr, self.stats.ptr,
-            self.origin and self.origin.ptr, z_parts.operand, mu_parts.operand, parts, grad_z and grad_z.ptr,
+            self.origin and self.origin.ptr, z_splits.operand, mu_splits.operand, splits, grad_z and grad_z.ptr,
             grad_mu and grad_mu.ptr, chunk_rows,
         )  # fmt: skip
         params.workspace = self._workspace("ltood_cluster_kl_bwd_workspace", params)
@@ -163,7 +163,7 @@ def inputs(n, k, d, scale=1.0, seed=0):
         ("float32", 260, 130, 17, 128),  # three blocks of rows, three tiles of centroids, three chunks
         ("float32", 40, 20, 257, None),  # rows do not fit: streamed
         ("bfloat16", 140, 140, 100, None),  # one chunk
-        ("float16", 140, 130, 64, 128),  # float16 rows are weighed in two bfloat16 parts
+        ("float16", 140, 130, 64, 128),  # float16 rows are weighed in two bfloat16 splits
         ("float32", 1, 1, 1, None),  # everything is one
     ],
 )

@@ -70,14 +70,14 @@ class PartialProblem:
             pointers = [a.ptr if a else None for a in arrays]
             factors.append((arrays, launch_factors(dev, operand, self.exponents, *pointers, largest and largest.ptr)))
         p = ContrastiveLseBwd(self.x.operand, self.y.operand, self.exponents, self.diagonal)
-        parts = launch_lse_bwd(dev, p, *(f for _, f in factors), **plan)
+        splits = launch_lse_bwd(dev, p, *(f for _, f in factors), **plan)
         out = dev.empty((len(self.s), self.d))
         run(
             dev,
             "ltood_launch_contrastive_lse_bwd_combine",
             ContrastiveLseBwdCombine(p, self.d, largest and largest.ptr, out.ptr),
         )
-        self.lse_bwd_launch = p, parts
+        self.lse_bwd_launch = p, splits
         return dev.get(out)
 
 

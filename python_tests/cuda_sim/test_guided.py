@@ -65,7 +65,7 @@ def compare(simulate, x: Problem, seed: int = 1) -> GuidedRun:
     outputs = run.forward()
     gradients = gradients_for(x)
     exact, exact_z, exact_tau = expected(x, gradients)
-    coarse = x.parts == 1
+    coarse = x.splits == 1
     dtype = torch.bfloat16 if coarse else getattr(torch, x.kind)
     for name, rows in exact.items():
         assert error(outputs[name], rows) <= LOSS[dtype], name
@@ -101,7 +101,7 @@ def test_a_single_cluster_is_its_own_farthest(simulate, options):
 
 
 def test_temperature_on_the_device_and_one_part(simulate):
-    compare(simulate, problem(n=130, distill=True, device_temperature=True, parts=1))
+    compare(simulate, problem(n=130, distill=True, device_temperature=True, splits=1))
 
 
 @pytest.mark.parametrize("kind", ["float32", "float16"])

@@ -79,14 +79,14 @@ def check_exact(dev, kind, x, y, k, **rules):
         ("bfloat16", 129, 180, 500, 3),  # 8 slices: rows do not fit, streamed
         ("float16", 150, 190, 100, 7),  # half a slice
         ("float16", 129, 130, 460, 1),  # streamed
-        ("float32", 300, 200, 17, 5),  # two parts, a third of a slice
-        ("float32", 129, 140, 128, 10),  # resident in two parts
-        ("float32", 129, 130, 200, 1),  # streamed in two parts
+        ("float32", 300, 200, 17, 5),  # two splits, a third of a slice
+        ("float32", 129, 140, 128, 10),  # resident in two splits
+        ("float32", 129, 130, 200, 1),  # streamed in two splits
         ("float32", 2, 1, 1, 1),  # the least
     ],
 )
 def test_random_rows(simulate, kind, n, q, d, k):
-    """float32 rows are given in two float16 parts, as knn does."""
+    """float32 rows are given in two float16 splits, as knn does."""
     rng = np.random.default_rng(0)
     dev = simulate(*SOURCES, seed=1, sm_count=1)
     half = kind == "float32"

@@ -12,7 +12,7 @@ SUMS = ("csrc/cuda/segment_sums.cu", "csrc/cuda/operand.cu")
 
 
 def rows_of(dev, prepared):
-    """What the operand's parts and scale say, in float64, and how the padding reads."""
+    """What the operand's splits and scale say, in float64, and how the padding reads."""
     data = dev.get(prepared.data)
     data = data.astype(np.float64) if data.dtype == np.float16 else bf16_values(data).astype(np.float64)
     d = prepared.rows.shape[1]

@@ -6,12 +6,12 @@
 //
 //   tile       128 × 64, 4 warps of 32 × 64; 64 terms of the sum a stage, 3 stages of 24 KiB. Rows of the result are
 //              rows of z, or centroids, for which the weights go through ldmatrix.trans
-//   FLOP       2 N K D for each gradient, times the products of parts, and an eighth more: sums of W come from a
+//   FLOP       2 N K D for each gradient, times the products of splits, and an eighth more: sums of W come from a
 //              product with ones, and so are sums of the very weights that were multiplied
 //   bytes      4 N K of weights, written and read D / 64 times, in chunks that fit L2; k_splits K D floats for grad_mu
 //   limiter    tensor cores for D >= 128, else L2
 //
-// float32 rows are multiplied in two bfloat16 parts: relative to |w| |mu| a gradient is good to 2^-16, which shows
+// float32 rows are multiplied in two bfloat16 splits: relative to |w| |mu| a gradient is good to 2^-16, which shows
 // where clusters are tight and far from each other.
 #pragma once
 
@@ -25,8 +25,8 @@ constexpr int kProductStage = tiles::slice_bytes<kBlockM>() + tiles::slice_bytes
 constexpr int kProductBytes = kProductStages * kProductStage;
 
 struct ProductParams {
-  Operand weights;           // [parts, rows of the chunk, width]
-  Operand other;             // [parts, K] centroids for grad_z, [parts, N] rows for grad_mu
+  Operand weights;           // [splits, rows of the chunk, width]
+  Operand other;             // [splits, K] centroids for grad_z, [splits, N] rows for grad_mu
   int other_row;             // of `other` that meets the first weight of the sum
   int k_split_steps, steps;  // of 64 terms: of a block, all
   const void* rows;          // [N, d] in the element type, for grad_z
@@ -39,12 +39,12 @@ struct ProductParams {
   int first_chunk;
 };
 
-// Which parts are multiplied, smallest product first.
+// Which splits are multiplied, smallest product first.
 struct Products {
-  int weight_parts, other_parts;
-  __device__ int count() const { return weight_parts + other_parts - 1; }
-  __device__ int weight_part(int product) const { return weight_parts == 2 && product == 0; }
-  __device__ int other_part(int product) const { return other_parts == 2 && product == weight_parts - 1; }
+  int weight_splits, other_splits;
+  __device__ int count() const { return weight_splits + other_splits - 1; }
+  __device__ int weight_split(int product) const { return weight_splits == 2 && product == 0; }
+  __device__ int other_split(int product) const { return other_splits == 2 && product == weight_splits - 1; }
 };
 
 // A fragments of the weights [64 rows, 128 columns] as two slices, transposed: rows of the fragment are columns.
@@ -132,30 +132,30 @@ template <bool kTransposed>
 __global__ void __launch_bounds__(kThreads, 2) product_kernel(ProductParams p) {
   extern __shared__ __align__(128) char shared[];
   const uint32_t stages = prim::shared_address(shared);
-  const Products products{p.weights.parts, p.other.parts};
+  const Products products{p.weights.splits, p.other.splits};
   const int begin = blockIdx.z * p.k_split_steps, steps = min(p.k_split_steps, p.steps - begin);
-  row_sweep::Position ahead{0, 0}, now{0, 0};  // a product of parts, and a step of it
+  row_sweep::Position ahead{0, 0}, now{0, 0};  // a product of splits, and a step of it
   Fragments c;
   float sums[row_sweep::kMI][4] = {};
   tiles::clear(c);
   const auto load = [&](int, int stage) {
-    const int part = products.weight_part(ahead.tile), step = begin + ahead.step;
+    const int split = products.weight_split(ahead.tile), step = begin + ahead.step;
     const uint32_t to = stages + stage * kProductStage;
     if constexpr (kTransposed) {
       for (int half = 0; half < 2; ++half) {
-        tiles::load_slice<kSlice, kThreads>(to + half * tiles::slice_bytes<kSlice>(), p.weights, part,
+        tiles::load_slice<kSlice, kThreads>(to + half * tiles::slice_bytes<kSlice>(), p.weights, split,
                                             blockIdx.x * 2 + half, step * kSlice);
       }
     } else {
-      tiles::load_slice<kBlockM, kThreads>(to, p.weights, part, step, blockIdx.x * kBlockM);
+      tiles::load_slice<kBlockM, kThreads>(to, p.weights, split, step, blockIdx.x * kBlockM);
     }
-    tiles::load_slice<kSlice, kThreads>(to + tiles::slice_bytes<kBlockM>(), p.other, products.other_part(ahead.tile),
+    tiles::load_slice<kSlice, kThreads>(to + tiles::slice_bytes<kBlockM>(), p.other, products.other_split(ahead.tile),
                                         blockIdx.y, p.other_row + step * kSlice);
     ahead.advance(steps);
   };
   const auto use = [&](int, int stage) {
     const uint32_t weights = stages + stage * kProductStage;
-    multiply<kTransposed>(c, sums, weights, weights + tiles::slice_bytes<kBlockM>(), !products.other_part(now.tile));
+    multiply<kTransposed>(c, sums, weights, weights + tiles::slice_bytes<kBlockM>(), !products.other_split(now.tile));
     now.advance(steps);
   };
   tiles::pipeline<kProductStages>(products.count() * steps, load, use);

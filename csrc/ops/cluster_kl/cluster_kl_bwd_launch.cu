@@ -19,13 +19,13 @@ struct Plan {
   Plan(const ClusterKlBwdParams& p, const cuda::DeviceLimits& limits) {
     const int blocks = 2 * limits.multiprocessors, tiles = padded_width(p.in.mu.rows) / kBlockN;
     width = tiles * kBlockN;
-    feature_slices = p.z_parts.slices;
+    feature_slices = p.z_splits.slices;
     const int ranges = std::clamp(cuda::ceil_div(blocks, p.chunk_rows / kBlockM), 1, tiles);
     range_tiles = cuda::ceil_div(tiles, ranges);
     const int steps = p.chunk_rows / kSlice, wanted = cuda::ceil_div(blocks, width / kBlockM * feature_slices);
     k_split_steps = cuda::ceil_div(steps, std::clamp(wanted, 1, std::max(steps / 4, 1)));
     k_splits = cuda::ceil_div(steps, k_split_steps);
-    weight_bytes = int64_t(p.weight_parts) * p.chunk_rows * width * 2;
+    weight_bytes = int64_t(p.weight_splits) * p.chunk_rows * width * 2;
   }
 };
 
@@ -34,7 +34,7 @@ cudaError_t launch_grad_z(const ClusterKlBwdParams& params, const Plan& plan, co
   const size_t offset = size_t(pass.first_row) * params.in.d * element_bytes;
   ProductParams p{};
   p.weights = pass.weights;
-  p.other = params.mu_parts;
+  p.other = params.mu_splits;
   p.steps = p.k_split_steps = plan.width / kSlice;
   p.rows = static_cast<const char*>(params.in.z_rows) + offset;
   p.origin = params.origin;
@@ -50,7 +50,7 @@ cudaError_t launch_partial_mu(const ClusterKlBwdParams& params, const Plan& plan
                               const GradMuParams& mu, void* stream) {
   ProductParams p{};
   p.weights = pass.weights;
-  p.other = params.z_parts;
+  p.other = params.z_splits;
   p.other_row = pass.first_row;
   p.steps = params.chunk_rows / kSlice;
   p.k_split_steps = plan.k_split_steps;
@@ -89,8 +89,8 @@ cudaError_t launch_chunk(const ClusterKlBwdParams& params, const Plan& plan, con
 
 }  // namespace
 
-extern "C" int ltood_cluster_kl_chunk_rows(int64_t n, int64_t k, int weight_parts) {
-  const int64_t fit = kChunkBytes / (int64_t(weight_parts) * 2 * padded_width(static_cast<int>(k)));
+extern "C" int ltood_cluster_kl_chunk_rows(int64_t n, int64_t k, int weight_splits) {
+  const int64_t fit = kChunkBytes / (int64_t(weight_splits) * 2 * padded_width(static_cast<int>(k)));
   const int64_t blocks = std::min(std::max<int64_t>(fit / kBlockM, 1), cuda::ceil_div<int64_t>(n, kBlockM));
   return static_cast<int>(blocks * kBlockM);
 }
@@ -118,8 +118,8 @@ extern "C" int ltood_launch_cluster_kl_bwd(const ClusterKlBwdParams* params, voi
   for (int64_t first = 0; first < n; first += params->chunk_rows) {
     pass.first_row = static_cast<int>(first);
     pass.end_row = static_cast<int>(std::min<int64_t>(first + params->chunk_rows, n));
-    pass.weights = {params->workspace,    nullptr, pass.end_row - pass.first_row, plan.width / kSlice,
-                    params->weight_parts, 0};
+    pass.weights = {params->workspace,     nullptr, pass.end_row - pass.first_row, plan.width / kSlice,
+                    params->weight_splits, 0};
     if (const cudaError_t error = launch_chunk(*params, plan, pass, mu, limits, stream)) return error;
   }
   return params->grad_mu ? cuda::launch(grad_mu_kernel, mu.k, kGradMuThreads, 0, mu, stream) : cudaSuccess;

@@ -23,17 +23,17 @@ struct Matrix {
   Operand view;
 };
 
-// float16 parts for distances; bfloat16 parts, unscaled, for products with weights.
-Matrix prepare(const at::Tensor& x, const std::optional<at::Tensor>& origin, int parts, bool is_half) {
+// float16 splits for distances; bfloat16 splits, unscaled, for products with weights.
+Matrix prepare(const at::Tensor& x, const std::optional<at::Tensor>& origin, int splits, bool is_half) {
   LTOOD_CHECK_VALUE(x.size(0) <= std::numeric_limits<int>::max(), kOp, "z", "of fewer than 2^31 rows", x.size(0));
   const int n = static_cast<int>(x.size(0)), d = static_cast<int>(x.size(1)), slices = (d + kSlice - 1) / kSlice;
   const at::TensorOptions wide = x.options().dtype(at::kFloat);
   Matrix m{x,
-           at::empty({parts, n, int64_t(kSlice) * slices}, x.options().dtype(is_half ? at::kHalf : at::kBFloat16)),
+           at::empty({splits, n, int64_t(kSlice) * slices}, x.options().dtype(is_half ? at::kHalf : at::kBFloat16)),
            at::empty({n}, wide),
            at::empty({n}, wide),
            {}};
-  m.view = {m.data.data_ptr(), m.scale.const_data_ptr<float>(), n, slices, parts, is_half};
+  m.view = {m.data.data_ptr(), m.scale.const_data_ptr<float>(), n, slices, splits, is_half};
   PrepareParams params{};
   params.x = x.const_data_ptr();
   params.type = element_type(kOp, "z", x);
@@ -48,7 +48,7 @@ Matrix prepare(const at::Tensor& x, const std::optional<at::Tensor>& origin, int
 }
 
 // The inputs in one type: their own, or float32 where they differ. float32 rows are taken around the median centroid,
-// so that a common offset costs no precision; the parts of 16-bit rows are exact as they are.
+// so that a common offset costs no precision; the splits of 16-bit rows are exact as they are.
 struct Problem {
   at::Tensor z, centroids;
   bool rounded;  // float32 inputs, bfloat16-grade products
@@ -65,11 +65,11 @@ struct Problem {
     centroids = centroids_given.detach().to(type).contiguous();
     rounded = at::globalContext().float32MatmulPrecision() == at::Float32MatmulPrecision::MEDIUM;
     if (is_wide()) origin = std::get<0>(at::median(centroids, 0)).contiguous();
-    const int parts = two_parts() ? 2 : 1;
-    rows = prepare(z, origin, parts, true);
-    mu = prepare(centroids, origin, parts, true);
-    // The rounding of a product, against what may be lost of nu + distance: 2^-21, 2^-11 and (exact parts) 2^-23.
-    const float share = two_parts() ? 1.f / 8 : is_wide() ? 1.f / 16 : 1.f / 1024;
+    const int splits = two_splits() ? 2 : 1;
+    rows = prepare(z, origin, splits, true);
+    mu = prepare(centroids, origin, splits, true);
+    // The rounding of a product, against what may be lost of nu + distance: 2^-21, 2^-11 and (exact splits) 2^-23.
+    const float share = two_splits() ? 1.f / 8 : is_wide() ? 1.f / 16 : 1.f / 1024;
     distances = {rows.view,
                  mu.view,
                  rows.squares.const_data_ptr<float>(),
@@ -83,11 +83,11 @@ struct Problem {
   }
 
   bool is_wide() const { return z.scalar_type() == at::kFloat; }
-  bool two_parts() const { return is_wide() && !rounded; }
-  // bfloat16 holds bfloat16 rows in one part, all others in two.
+  bool two_splits() const { return is_wide() && !rounded; }
+  // bfloat16 holds bfloat16 rows in one split, all others in two.
   Matrix weighed(const at::Tensor& x) const {
-    const bool one_part = x.scalar_type() == at::kBFloat16 || (is_wide() && rounded);
-    return prepare(x, origin, one_part ? 1 : 2, false);
+    const bool one_split = x.scalar_type() == at::kBFloat16 || (is_wide() && rounded);
+    return prepare(x, origin, one_split ? 1 : 2, false);
   }
 };
 
@@ -132,7 +132,7 @@ std::tuple<at::Tensor, at::Tensor> cluster_kl_bwd_cuda(const at::Tensor& grad_lo
   LTOOD_CHECK_TYPE(mass.scalar_type() == at::kFloat, kOp, "mass", "float32 on CUDA", mass.scalar_type());
   const c10::DeviceGuard guard(z.device());
   const Problem problem(z, centroids, nu);
-  const Matrix z_parts = problem.weighed(problem.z), mu_parts = problem.weighed(problem.centroids);
+  const Matrix z_splits = problem.weighed(problem.z), mu_splits = problem.weighed(problem.centroids);
   const at::Tensor grad = grad_loss.detach().to(at::kFloat).contiguous();
   at::Tensor grad_z = at::empty({need_z ? sizes.n : 0, sizes.d}, problem.z.options());
   at::Tensor grad_mu = at::empty({need_centroids ? sizes.k : 0, sizes.d}, mass.options());
@@ -142,12 +142,12 @@ std::tuple<at::Tensor, at::Tensor> cluster_kl_bwd_cuda(const at::Tensor& grad_lo
   params.mass = mass.const_data_ptr<float>();
   params.stats = stats.const_data_ptr<float>();
   params.origin = problem.origin ? problem.origin->const_data_ptr<float>() : nullptr;
-  params.z_parts = z_parts.view;
-  params.mu_parts = mu_parts.view;
-  params.weight_parts = problem.two_parts() ? 2 : 1;
+  params.z_splits = z_splits.view;
+  params.mu_splits = mu_splits.view;
+  params.weight_splits = problem.two_splits() ? 2 : 1;
   params.grad_z = need_z ? grad_z.mutable_data_ptr() : nullptr;
   params.grad_mu = need_centroids ? grad_mu.mutable_data_ptr<float>() : nullptr;
-  params.chunk_rows = ltood_cluster_kl_chunk_rows(sizes.n, sizes.k, params.weight_parts);
+  params.chunk_rows = ltood_cluster_kl_chunk_rows(sizes.n, sizes.k, params.weight_splits);
   const at::Tensor space = workspace(ltood_cluster_kl_bwd_workspace(&params), z);
   params.workspace = space.mutable_data_ptr();
   check_launch(kOp, ltood_launch_cluster_kl_bwd(&params, current_stream(z)));

@@ -18,11 +18,11 @@
 //   Assign    m_i, sum_j e_ij (online), a           4 a row
 //   Mass      f_j: sums of columns, a warp at a time, persistent blocks, then added in a fixed order
 //   Loss      t_i, l_i, q on request                4 a row
-//   Weights   -2 grad_i dl_i/dd_ij in bfloat16 parts, the backward's operand; dl/dd = (p - q) h / (nu + d)
+//   Weights   -2 grad_i dl_i/dd_ij in bfloat16 splits, the backward's operand; dl/dd = (p - q) h / (nu + d)
 //
-//   FLOP      2 N K D a pass (three times that in two parts), and 20 to 60 an element for the kernel
+//   FLOP      2 N K D a pass (three times that in two splits), and 20 to 60 an element for the kernel
 //   bytes     N D (K / 64 slices of mu through L2) a pass; Mass 4 (blocks) K floats
-//   limiter   tensor cores in two parts from D = 128 on; else the kernel's divisions and logarithms
+//   limiter   tensor cores in two splits from D = 128 on; else the kernel's divisions and logarithms
 //
 // d = |z|² + |mu|² - 2 <z, mu> cancels where a row is near its centroid and both are far from the origin: such
 // distances are summed again from the rows' differences, one at a time by the whole warp.
@@ -58,7 +58,7 @@ struct PassParams {
   int first_row, end_row;  // rows of the pass
   int tiles, range_tiles;  // of columns: all, and those of a block
   const float* grad_loss;
-  Operand weights;  // [parts, end_row - first_row, width]
+  Operand weights;  // [splits, end_row - first_row, width]
 };
 
 template <typename Body>
@@ -401,7 +401,7 @@ struct Weights {
     uint32_t* to = static_cast<uint32_t*>(const_cast<void*>(p.weights.data)) + (size_t(row) * p.width + column) / 2;
     const uint32_t high = prim::pack<__nv_bfloat16>(w0, w1);
     *to = high;
-    if (p.weights.parts == 1) return;
+    if (p.weights.splits == 1) return;
     const __nv_bfloat16* halves = reinterpret_cast<const __nv_bfloat16*>(&high);
     to[size_t(p.weights.rows) * p.width / 2] =
         prim::pack<__nv_bfloat16>(w0 - prim::to_float(halves[0]), w1 - prim::to_float(halves[1]));

@@ -7,7 +7,7 @@
 
 namespace ltood {
 
-// Everything that squared distances are made of. Operands are float16, two parts for float32, and hold the rows less
+// Everything that squared distances are made of. Operands are float16, two splits for float32, and hold the rows less
 // the origin, if there is one.
 struct ClusterDistances {
   Operand z, mu;            // [N], [K]
@@ -35,16 +35,16 @@ struct ClusterKlParams {
 
 struct ClusterKlBwdParams {
   ClusterDistances in;
-  const float* grad_loss;     // [N]
-  const float* mass;          // [K]
-  const float* stats;         // [4, N]
-  const float* origin;        // [d] or null
-  Operand z_parts, mu_parts;  // bfloat16, scale 1: what the weights are multiplied with
-  int weight_parts;           // 2: weights keep 16 bits of mantissa, 1: 8
-  void* grad_z;               // [N, d] in the element type, or null
-  float* grad_mu;             // [K, d] or null
-  int chunk_rows;             // rows whose weights are in the workspace at a time, a multiple of 128
-  void* workspace;            // ltood_cluster_kl_bwd_workspace() bytes
+  const float* grad_loss;       // [N]
+  const float* mass;            // [K]
+  const float* stats;           // [4, N]
+  const float* origin;          // [d] or null
+  Operand z_splits, mu_splits;  // bfloat16, scale 1: what the weights are multiplied with
+  int weight_splits;            // 2: weights keep 16 bits of mantissa, 1: 8
+  void* grad_z;                 // [N, d] in the element type, or null
+  float* grad_mu;               // [K, d] or null
+  int chunk_rows;               // rows whose weights are in the workspace at a time, a multiple of 128
+  void* workspace;              // ltood_cluster_kl_bwd_workspace() bytes
 };
 
 // Bytes on the current device, a negative cudaError_t on failure.
@@ -52,7 +52,7 @@ extern "C" int64_t ltood_cluster_kl_workspace(const ClusterKlParams* params);
 extern "C" int64_t ltood_cluster_kl_bwd_workspace(const ClusterKlBwdParams* params);
 
 // chunk_rows for weights of about 64 MiB.
-extern "C" int ltood_cluster_kl_chunk_rows(int64_t n, int64_t k, int weight_parts);
+extern "C" int ltood_cluster_kl_chunk_rows(int64_t n, int64_t k, int weight_splits);
 
 // They return a cudaError_t.
 extern "C" int ltood_launch_cluster_kl(const ClusterKlParams* params, void* stream);

@@ -12,7 +12,7 @@
 // cost      N = M: 2 N² D multiply-adds for D <= 128 (S once, G U once; times 3 for float32); S again for every further
 //           128 features of the output; N² exponentials (2 N² online)
 // limiter   tensor cores by mma.sync. G never leaves the registers: it is rounded to 16 bits (float32: high and low
-//           part) and is the A operand of the second product. Not yet verified on hardware.
+//           split) and is the A operand of the second product. Not yet verified on hardware.
 #pragma once
 
 #include "cuda/tiles.cuh"
@@ -27,11 +27,11 @@ constexpr int kTileM = 128;
 constexpr int kStages = 3;
 constexpr int kRowSliceBytes = tiles::slice_bytes<kTileM>();
 
-// Tiles for operands of one or two parts and an output of one or two slices a block.
-template <int kParts, int kOut>
+// Tiles for operands of one or two splits and an output of one or two slices a block.
+template <int kSplits, int kOut>
 struct Shape {
-  static constexpr int kTileN = kParts == 1 && kOut == 2 ? 32 : 64;
-  static constexpr int kMI = kParts == 2 ? 1 : 2;  // 16-row fragments of a warp
+  static constexpr int kTileN = kSplits == 1 && kOut == 2 ? 32 : 64;
+  static constexpr int kMI = kSplits == 2 ? 1 : 2;  // 16-row fragments of a warp
   static constexpr int kNI = kTileN / 8;
   static constexpr int kThreads = kTileM / (16 * kMI) * 32;
   static constexpr int kColSliceBytes = tiles::slice_bytes<kTileN>();
@@ -90,10 +90,11 @@ __device__ __forceinline__ void weight_tile(float (&c)[kMI][kNI][4], const Contr
   }
 }
 
-template <typename half_t, int kParts, int kOut, bool kOnline>
-__global__ void __launch_bounds__(Shape<kParts, kOut>::kThreads) contrastive_lse_bwd_kernel(const ContrastiveLseBwd p) {
+template <typename half_t, int kSplits, int kOut, bool kOnline>
+__global__ void __launch_bounds__(Shape<kSplits, kOut>::kThreads)
+    contrastive_lse_bwd_kernel(const ContrastiveLseBwd p) {
   extern __shared__ __align__(128) unsigned char memory[];
-  using S = Shape<kParts, kOut>;
+  using S = Shape<kSplits, kOut>;
   constexpr int kMI = S::kMI, kNI = S::kNI, kTileN = S::kTileN, kThreads = S::kThreads;
   constexpr int kColSliceBytes = S::kColSliceBytes;
   const int warp_row = threadIdx.x / 32 * 16 * kMI, n = p.rows.rows, m = p.cols.rows;
@@ -101,15 +102,15 @@ __global__ void __launch_bounds__(Shape<kParts, kOut>::kThreads) contrastive_lse
   const int n_out = min(kOut, p.rows.slices - first_slice);
   const int col_tiles = (m + kTileN - 1) / kTileN, per_split = (col_tiles + p.k_splits - 1) / p.k_splits;
   const int from = min(int(blockIdx.z) * per_split, col_tiles), to = min(from + per_split, col_tiles);
-  const tiles::Steps steps{p.rows.slices, kParts};
-  const int products = steps.count(), per_tile = products + kParts;
+  const tiles::Steps steps{p.rows.slices, kSplits};
+  const int products = steps.count(), per_tile = products + kSplits;
   const uint32_t rows_at = prim::shared_address(memory);
-  const uint32_t stages_at = rows_at + (p.resident ? kParts * p.rows.slices * kRowSliceBytes : 0);
+  const uint32_t stages_at = rows_at + (p.resident ? kSplits * p.rows.slices * kRowSliceBytes : 0);
   const int bytes = p.resident ? S::kResidentStage : S::kStreamedStage;
   const float scale = tiles::exponent_scale(p.exponents.inv_tau, p.exponents.temperature);
 
   if (p.resident) {
-    for (int s = 0; s < kParts * p.rows.slices; ++s) {
+    for (int s = 0; s < kSplits * p.rows.slices; ++s) {
       const uint32_t at = rows_at + s * kRowSliceBytes;
       tiles::load_slice<kTileM, kThreads>(at, p.rows, s / p.rows.slices, s % p.rows.slices, first_row);
     }
@@ -121,7 +122,7 @@ __global__ void __launch_bounds__(Shape<kParts, kOut>::kThreads) contrastive_lse
   const auto load = [&](int t, int stage) {
     const int step = t % per_tile, first_col = (from + t / per_tile) * kTileN;
     const uint32_t at = stages_at + stage * bytes;
-    if (step >= products) {  // V: the high part, then the low one
+    if (step >= products) {  // V: the high split, then the low one
 #pragma unroll
       for (int o = 0; o < kOut; ++o) {
         if (o >= n_out) continue;
@@ -130,9 +131,9 @@ __global__ void __launch_bounds__(Shape<kParts, kOut>::kThreads) contrastive_lse
       }
       return;
     }
-    tiles::load_slice<kTileN, kThreads>(at, p.cols, steps.part_b(step), steps.slice(step), first_col);
+    tiles::load_slice<kTileN, kThreads>(at, p.cols, steps.split_b(step), steps.slice(step), first_col);
     if (p.resident) return;
-    tiles::load_slice<kTileM, kThreads>(at + kColSliceBytes, p.rows, steps.part_a(step), steps.slice(step), first_row);
+    tiles::load_slice<kTileM, kThreads>(at + kColSliceBytes, p.rows, steps.split_a(step), steps.slice(step), first_row);
   };
   // Step by step of a kind, so that S and the packed weights are never alive together (but while one becomes the
   // other).
@@ -142,7 +143,7 @@ __global__ void __launch_bounds__(Shape<kParts, kOut>::kThreads) contrastive_lse
     tiles::clear(c);
     for (int step = 0; step < products; ++step) {
       const uint32_t at = stages_at + stages.next() * bytes;
-      const uint32_t resident = rows_at + (steps.part_a(step) * p.rows.slices + steps.slice(step)) * kRowSliceBytes;
+      const uint32_t resident = rows_at + (steps.split_a(step) * p.rows.slices + steps.slice(step)) * kRowSliceBytes;
       tiles::multiply_slice<half_t>(c, p.resident ? resident : at + kColSliceBytes, at, warp_row, 0);
     }
     const int row0 = first_row + warp_row, col0 = tile * kTileN, same = row0 + p.diagonal;
@@ -151,20 +152,20 @@ __global__ void __launch_bounds__(Shape<kParts, kOut>::kThreads) contrastive_lse
     } else {
       weight_tile<false, kOnline>(c, p, row0, col0, scale);
     }
-    uint32_t high[kMI][kNI / 2][4], low[kMI][kNI / 2][4];  // low: of two parts only
+    uint32_t high[kMI][kNI / 2][4], low[kMI][kNI / 2][4];  // low: of two splits only
     tiles::pack_weights<half_t>(high, c);
-    if (kParts == 2) {
+    if (kSplits == 2) {
       tiles::subtract_packed<half_t>(c, high);
       tiles::pack_weights<half_t>(low, c);
     }
 #pragma unroll
-    for (int part = 0; part < kParts; ++part) {
+    for (int split = 0; split < kSplits; ++split) {
       const uint32_t at = stages_at + stages.next() * bytes;
 #pragma unroll
       for (int o = 0; o < kOut; ++o) {
         if (o >= n_out) continue;
         tiles::multiply_weights<half_t>(out[o], high, at + o * kColSliceBytes);
-        if (kParts == 2 && part == 0) tiles::multiply_weights<half_t>(out[o], low, at + o * kColSliceBytes);
+        if (kSplits == 2 && split == 0) tiles::multiply_weights<half_t>(out[o], low, at + o * kColSliceBytes);
       }
     }
   }

@@ -86,12 +86,12 @@ struct SegmentTensors {
   }
 };
 
-// Rows of z or of the bank as an operand. Rows of two types are taken as float32, so that both have the same parts.
-// Parts of float32 rows are float16, 22 bits together; but not of rows as they are, whose weights would leave its
+// Rows of z or of the bank as an operand. Rows of two types are taken as float32, so that both have the same splits.
+// Splits of float32 rows are float16, 22 bits together; but not of rows as they are, whose weights would leave its
 // range.
 OperandTensors operand(const char* argument, const at::Tensor& x, const OptionalTensor& other, bool normalize) {
   const bool mixed = other && other->scalar_type() != x.scalar_type();
-  return prepare_rows(kOp, argument, mixed ? x.to(at::kFloat) : x, normalize, /*half_parts=*/normalize);
+  return prepare_rows(kOp, argument, mixed ? x.to(at::kFloat) : x, normalize, /*half_splits=*/normalize);
 }
 
 struct Slots {
@@ -249,7 +249,7 @@ at::Tensor launch_factors(const OperandTensors& u, const Exponents& exponents, c
   return factors;
 }
 
-// The N² part; returns [k_splits, rows, D padded to slices].
+// The N² work; returns [k_splits, rows, D padded to slices].
 at::Tensor launch_lse_bwd(ContrastiveLseBwd& lse_bwd, const at::Tensor& row_factors, const at::Tensor& col_factors) {
   check_launch(kOp, ltood_plan_contrastive_lse_bwd(&lse_bwd));
   lse_bwd.row_factors = reinterpret_cast<const RowFactors*>(row_factors.const_data_ptr<float>());
@@ -351,8 +351,8 @@ struct PartialOperands {
 
   PartialOperands(const char* op, const PartialInputs& in)
       : guard(in.x.device()),
-        x(prepare_rows(op, "x", in.x, in.normalize, /*half_parts=*/in.normalize)),
-        y(prepare_rows(op, "y", in.y, in.normalize, /*half_parts=*/in.normalize)),
+        x(prepare_rows(op, "x", in.x, in.normalize, /*half_splits=*/in.normalize)),
+        y(prepare_rows(op, "y", in.y, in.normalize, /*half_splits=*/in.normalize)),
         tau(in.temperature, in.temperature_tensor, in.normalize),
         diagonal(static_cast<int>(bounded_diagonal(in))) {}
 };
@@ -387,9 +387,9 @@ std::tuple<at::Tensor, at::Tensor, at::Tensor> contrastive_partial_cuda(
   const auto floats = operands.x.scale.options();
   ContrastivePartialSums sums{operands.x.view, operands.y.view, operands.tau.exponents, operands.diagonal};
   check_launch(op, ltood_plan_contrastive_partial(&sums));
-  const at::Tensor parts = at::empty({1 + operands.tau.exponents.online, sums.k_splits, n}, floats);
+  const at::Tensor range_sums = at::empty({1 + operands.tau.exponents.online, sums.k_splits, n}, floats);
   const at::Tensor lse = at::empty({n}, floats.dtype(at::kDouble));
-  sums.sums = parts.mutable_data_ptr<float>();
+  sums.sums = range_sums.mutable_data_ptr<float>();
   sums.maxima = sums.sums + (operands.tau.exponents.online ? sums.k_splits * n : 0);
   sums.lse = lse.mutable_data_ptr<double>();
   check_launch(op, ltood_launch_contrastive_partial(&sums, current_stream(x)));

@@ -3,7 +3,7 @@
 //   lse_i = log sum_{j != i} exp(s_ij);   s_ij = s_ji, so a tile of the upper triangle feeds its rows and its columns.
 //
 // tile      128 × 128, a block of 8 warps (2 × 4), a warp 64 × 32: 64 accumulators a thread
-// slices    64 features, 3 stages in flight; the rows of a tile stay in shared memory when parts * D <= 256
+// slices    64 features, 3 stages in flight; the rows of a tile stay in shared memory when splits * D <= 256
 // shared    D = 128, bf16: 32 KiB rows + 48 KiB columns + 1 KiB of sums a tile of the work tile: two blocks on an SM of
 //           228 KiB
 // cost      N² D / 2 multiply-adds (times 3 for float32), N² / 2 exponentials (N² online), N D halves from memory; of
@@ -321,10 +321,10 @@ __device__ void sweep(const ContrastiveForward& p, const ColumnSlots& cols, unsi
   const int warp_row = threadIdx.x / 32 / kWarpsN * (kTile / kWarpsM);
   const int warp_col = threadIdx.x / 32 % kWarpsN * (kTile / kWarpsN);
   const int first_row = row_tile * kTile;
-  const tiles::Steps steps{p.u.slices, p.u.parts};
+  const tiles::Steps steps{p.u.slices, p.u.splits};
   const int per_tile = steps.count();
   const uint32_t rows_at = prim::shared_address(memory);
-  const uint32_t stages_at = rows_at + (p.plan.resident ? p.u.parts * p.u.slices * kSliceBytes : 0);
+  const uint32_t stages_at = rows_at + (p.plan.resident ? p.u.splits * p.u.slices * kSliceBytes : 0);
   const int stage_bytes = p.plan.resident ? kSliceBytes : 2 * kSliceBytes;
   const float scale = tiles::exponent_scale(p.exponents.inv_tau, p.exponents.temperature);
   const float shift = kOnline ? 0.f : scale;
@@ -342,7 +342,7 @@ __device__ void sweep(const ContrastiveForward& p, const ColumnSlots& cols, unsi
     }
   }
   if (p.plan.resident) {
-    for (int s = 0; s < p.u.parts * p.u.slices; ++s) {
+    for (int s = 0; s < p.u.splits * p.u.slices; ++s) {
       const uint32_t at = rows_at + s * kSliceBytes;
       tiles::load_slice<kTile, kThreads>(at, p.u, s / p.u.slices, s % p.u.slices, first_row);
     }
@@ -351,14 +351,14 @@ __device__ void sweep(const ContrastiveForward& p, const ColumnSlots& cols, unsi
   const auto load = [&](int t, int stage) {
     const int step = t % per_tile, first_col = (from + t / per_tile) * kTile;
     const uint32_t at = stages_at + stage * stage_bytes;
-    tiles::load_slice<kTile, kThreads>(at, p.u, steps.part_b(step), steps.slice(step), first_col);
+    tiles::load_slice<kTile, kThreads>(at, p.u, steps.split_b(step), steps.slice(step), first_col);
     if (p.plan.resident) return;
-    tiles::load_slice<kTile, kThreads>(at + kSliceBytes, p.u, steps.part_a(step), steps.slice(step), first_row);
+    tiles::load_slice<kTile, kThreads>(at + kSliceBytes, p.u, steps.split_a(step), steps.slice(step), first_row);
   };
   const auto use = [&](int t, int stage) {
     const int step = t % per_tile, col_tile = from + t / per_tile;
     const uint32_t at = stages_at + stage * stage_bytes;
-    const uint32_t resident = rows_at + (steps.part_a(step) * p.u.slices + steps.slice(step)) * kSliceBytes;
+    const uint32_t resident = rows_at + (steps.split_a(step) * p.u.slices + steps.slice(step)) * kSliceBytes;
     if (step == 0) tiles::clear(c);
     tiles::multiply_slice<half_t>(c, p.plan.resident ? resident : at + kSliceBytes, at, warp_row, warp_col);
     if (step + 1 < per_tile) return;
@@ -401,7 +401,7 @@ __global__ void __launch_bounds__(kThreads, kOnline || kNearest ? 1 : 2)
   extern __shared__ __align__(128) unsigned char memory[];
   const TrianglePlan& plan = p.plan;
   const int stage_bytes = plan.resident ? kSliceBytes : 2 * kSliceBytes;
-  const int tiles_bytes = (plan.resident ? p.u.parts * p.u.slices * kSliceBytes : 0) + kStages * stage_bytes;
+  const int tiles_bytes = (plan.resident ? p.u.splits * p.u.slices * kSliceBytes : 0) + kStages * stage_bytes;
   ColumnSlots cols;
   cols.width = plan.col_tiles * kTile;
   cols.sum = reinterpret_cast<float*>(memory + tiles_bytes);

@@ -34,12 +34,12 @@ TilesKernel tiles_kernel(const ContrastiveForward& p) {
 // of them, eight a block, so that the last round wastes little, while the rows are loaded for every fourth tile only.
 void plan_triangle(ContrastiveForward& p, const cuda::DeviceLimits& limits) {
   TrianglePlan& plan = p.plan;
-  const int rows = p.u.parts * p.u.slices * contrastive::kSliceBytes;
+  const int rows = p.u.splits * p.u.slices * contrastive::kSliceBytes;
   const int stages = contrastive::kStages * contrastive::kSliceBytes;
   const auto column_tile = [&] {
     return ((p.exponents.online ? 8 : 4) + (p.nearest ? 8 : 0)) * contrastive::kWarpsM * contrastive::kTile;
   };
-  plan.resident = p.u.parts * p.u.slices <= 4 && rows + stages + column_tile() <= limits.shared_bytes;
+  plan.resident = p.u.splits * p.u.slices <= 4 && rows + stages + column_tile() <= limits.shared_bytes;
   const int tile_bytes = plan.resident ? rows + stages : 2 * stages;
   if (tile_bytes + column_tile() > limits.shared_bytes) p.nearest = 0;
   const int most = std::clamp((limits.shared_bytes - tile_bytes) / column_tile(), 1, 16);
@@ -52,26 +52,26 @@ struct LseBwdLaunch {
   int threads, tile_cols, resident_stage, streamed_stage;
 };
 
-// Two bfloat16 parts are those of rows as they are: always online.
-template <typename half_t, int kParts, int kOut>
+// Two bfloat16 splits are those of rows as they are: always online.
+template <typename half_t, int kSplits, int kOut>
 LseBwdLaunch lse_bwd_launch(bool online) {
-  using S = contrastive::bwd::Shape<kParts, kOut>;
-  auto kernel = contrastive::bwd::contrastive_lse_bwd_kernel<half_t, kParts, kOut, true>;
-  if constexpr (std::is_same_v<half_t, __half> || kParts == 1) {
-    if (!online) kernel = contrastive::bwd::contrastive_lse_bwd_kernel<half_t, kParts, kOut, false>;
+  using S = contrastive::bwd::Shape<kSplits, kOut>;
+  auto kernel = contrastive::bwd::contrastive_lse_bwd_kernel<half_t, kSplits, kOut, true>;
+  if constexpr (std::is_same_v<half_t, __half> || kSplits == 1) {
+    if (!online) kernel = contrastive::bwd::contrastive_lse_bwd_kernel<half_t, kSplits, kOut, false>;
   }
   return {kernel, S::kThreads, S::kTileN, S::kResidentStage, S::kStreamedStage};
 }
 
-template <typename half_t, int kParts>
+template <typename half_t, int kSplits>
 LseBwdLaunch lse_bwd_launch(const ContrastiveLseBwd& p) {
   const bool online = p.exponents.online;
-  return p.rows.slices > 1 ? lse_bwd_launch<half_t, kParts, 2>(online) : lse_bwd_launch<half_t, kParts, 1>(online);
+  return p.rows.slices > 1 ? lse_bwd_launch<half_t, kSplits, 2>(online) : lse_bwd_launch<half_t, kSplits, 1>(online);
 }
 
 LseBwdLaunch lse_bwd_launch(const ContrastiveLseBwd& p) {
-  if (p.rows.is_half) return p.rows.parts == 2 ? lse_bwd_launch<__half, 2>(p) : lse_bwd_launch<__half, 1>(p);
-  return p.rows.parts == 2 ? lse_bwd_launch<__nv_bfloat16, 2>(p) : lse_bwd_launch<__nv_bfloat16, 1>(p);
+  if (p.rows.is_half) return p.rows.splits == 2 ? lse_bwd_launch<__half, 2>(p) : lse_bwd_launch<__half, 1>(p);
+  return p.rows.splits == 2 ? lse_bwd_launch<__nv_bfloat16, 2>(p) : lse_bwd_launch<__nv_bfloat16, 1>(p);
 }
 
 template <typename half_t>
@@ -135,9 +135,9 @@ int ltood_plan_contrastive_lse_bwd(ContrastiveLseBwd* params) {
   ContrastiveLseBwd& p = *params;
   if (contrastive::sm90::plan_lse_bwd(p, limits)) return cudaSuccess;
   const LseBwdLaunch lse_bwd = lse_bwd_launch(p);
-  const int rows = p.rows.parts * p.rows.slices * kRowSliceBytes;
+  const int rows = p.rows.splits * p.rows.slices * kRowSliceBytes;
   p.shared_bytes = rows + kStages * lse_bwd.resident_stage;
-  p.resident = p.rows.parts * p.rows.slices <= 4 && p.shared_bytes <= limits.shared_bytes;
+  p.resident = p.rows.splits * p.rows.slices <= 4 && p.shared_bytes <= limits.shared_bytes;
   if (!p.resident) p.shared_bytes = kStages * lse_bwd.streamed_stage;
   const int row_blocks = ceil_div(p.rows.rows, kTileM) * ceil_div(p.rows.slices, 2);
   const int wanted = 2 * limits.multiprocessors / row_blocks, most = 8 * ceil_div(p.cols.rows, p.rows.rows);

@@ -7,9 +7,9 @@
 // is not fixed) stays in the registers of the four lanes that hold the row. Nothing is symmetric: no column is summed.
 //
 // tile      128 × 64, 4 warps of 32 × 64, slices of 64 features, 3 stages: the loop of row_sweep.cuh
-// shared    24 KiB of stages and the block's rows, 16 KiB a slice and part, where they fit; else they are streamed
+// shared    24 KiB of stages and the block's rows, 16 KiB a slice and split, where they fit; else they are streamed
 //           beside the columns, 16 KiB more a stage
-// FLOP      2 n M D (three times that in two parts), n M exponentials
+// FLOP      2 n M D (three times that in two splits), n M exponentials
 // bytes     (n / 128) M D halves of y through L2, n k_splits floats (twice that with maxima)
 // limiter   tensor cores by mma.sync, with exponentials (16 a clock and SM) close behind at D = 128
 #pragma once

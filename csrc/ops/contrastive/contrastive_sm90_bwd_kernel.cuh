@@ -2,7 +2,7 @@
 //
 //   grad_u_i = sum_j G_ij u_j,   G_ij = (a_i + a_j) 2^(t_ij - shift),   a = w 2^(shift - lse2),   G_ii = 0
 //
-// tile      128 rows, 64 of a consumer warpgroup, × 128 columns (one part, D <= 128) or 64; a block owns 128 rows, up
+// tile      128 rows, 64 of a consumer warpgroup, × 128 columns (one split, D <= 128) or 64; a block owns 128 rows, up
 //           to 256 features of the output, a range of columns
 // operands  rows stay in shared memory; columns pass through a ring of stages of two slices, 16 to 32 KiB. Both are
 //           read with K along the rows for S; the same stage then serves as V, read the other way, where it holds all
@@ -35,10 +35,10 @@ struct LseBwd {
 constexpr int kLseBwdRows = 128;
 constexpr int kLseBwdRowSlice = tiles::slice_bytes<kLseBwdRows>();
 
-// For operands of one or two parts and an output of 1, 2 or 4 slices a block.
-template <int kParts, int kOut>
+// For operands of one or two splits and an output of 1, 2 or 4 slices a block.
+template <int kSplits, int kOut>
 struct LseBwdShape {
-  static constexpr hopper::Tile kChoice = hopper::tile_of(hopper::kLseBwd, kParts, kOut);
+  static constexpr hopper::Tile kChoice = hopper::tile_of(hopper::kLseBwd, kSplits, kOut);
   static_assert(kChoice.rows == kLseBwdRows && kChoice.slices == kOut, "no entry in hopper::kTiles");
   static constexpr int kTileN = kChoice.columns;
   static constexpr int kChunk = kChoice.stage_slices;
@@ -47,46 +47,46 @@ struct LseBwdShape {
   static constexpr int kStageBytes = kChunk * kSliceBytes;
 };
 
-// How the columns pass: per tile `chunks` × parts stages for S; these serve as V too (`shared`), or V follows.
-template <int kParts, int kOut>
+// How the columns pass: per tile `chunks` × splits stages for S; these serve as V too (`shared`), or V follows.
+template <int kSplits, int kOut>
 struct Schedule {
   int slices, chunks, from, to;  // tiles
   bool shared;
 
   __device__ explicit Schedule(const ContrastiveLseBwd& p) {
-    using P = LseBwdShape<kParts, kOut>;
+    using P = LseBwdShape<kSplits, kOut>;
     slices = p.rows.slices;
     chunks = (slices + P::kChunk - 1) / P::kChunk;
-    shared = chunks <= P::kOutChunks && 2 * chunks * kParts <= p.stages;
+    shared = chunks <= P::kOutChunks && 2 * chunks * kSplits <= p.stages;
     const int tiles = (p.cols.rows + P::kTileN - 1) / P::kTileN, per_split = (tiles + p.k_splits - 1) / p.k_splits;
     from = min(int(blockIdx.z) * per_split, tiles);
     to = min(from + per_split, tiles);
   }
   // Stages that a turn needs before the other warpgroup gives any back.
   __device__ int of_turn() const {
-    return (shared ? 2 * chunks : chunks + LseBwdShape<kParts, kOut>::kOutChunks) * kParts;
+    return (shared ? 2 * chunks : chunks + LseBwdShape<kSplits, kOut>::kOutChunks) * kSplits;
   }
 };
 
-template <int kParts, int kOut>
+template <int kSplits, int kOut>
 __device__ __forceinline__ void produce_columns(const LseBwd& f, const warpgroups::Ring& ring, uint32_t resident,
                                                 uint32_t resident_full) {
-  using P = LseBwdShape<kParts, kOut>;
-  const Schedule<kParts, kOut> plan(f.p);
-  prim::mbarrier_arrive_expect(resident_full, kParts * plan.slices * kLseBwdRowSlice);
-  for (int s = 0; s < kParts * plan.slices; ++s) {
+  using P = LseBwdShape<kSplits, kOut>;
+  const Schedule<kSplits, kOut> plan(f.p);
+  prim::mbarrier_arrive_expect(resident_full, kSplits * plan.slices * kLseBwdRowSlice);
+  for (int s = 0; s < kSplits * plan.slices; ++s) {
     const int column = s % plan.slices * kSlice, row = blockIdx.x * kLseBwdRows;
     prim::tma_load(resident + s * kLseBwdRowSlice, &f.row_map, resident_full, column, row, s / plan.slices);
   }
   warpgroups::Position at;
   const auto load = [&](int tile, int first_slice, int chunks) {
-    for (int stage = 0; stage < chunks * kParts; ++stage, at.advance(ring.stages)) {
+    for (int stage = 0; stage < chunks * kSplits; ++stage, at.advance(ring.stages)) {
       ring.claim(at, P::kStageBytes);
 #pragma unroll
       for (int i = 0; i < P::kChunk; ++i) {
-        const int column = (first_slice + stage / kParts * P::kChunk + i) * kSlice;
+        const int column = (first_slice + stage / kSplits * P::kChunk + i) * kSlice;
         const uint32_t to = ring.at(at) + i * P::kSliceBytes;
-        prim::tma_load(to, &f.col_map, ring.full(at), column, tile * P::kTileN, stage % kParts);
+        prim::tma_load(to, &f.col_map, ring.full(at), column, tile * P::kTileN, stage % kSplits);
       }
     }
   };
@@ -122,9 +122,9 @@ __device__ __forceinline__ void weight_scores(float (&s)[kSize], const float2 (&
 }
 
 // What a consumer warpgroup does with its 64 rows.
-template <typename half_t, int kParts, int kOut>
+template <typename half_t, int kSplits, int kOut>
 class Consumer {
-  using P = LseBwdShape<kParts, kOut>;
+  using P = LseBwdShape<kSplits, kOut>;
   using Position = warpgroups::Position;
 
  public:
@@ -166,7 +166,7 @@ class Consumer {
       multiply_values();
       if (tile + 1 < plan_.to) multiply_scores();
       if (turns) warpgroups::end_turn();
-      settle(plan_.shared ? plan_.chunks * kParts : 0);
+      settle(plan_.shared ? plan_.chunks * kSplits : 0);
     }
     warpgroups::end_turns();
     store();
@@ -176,15 +176,15 @@ class Consumer {
   // S of the ring's next stages: low × high and high × low before high × high, so that small terms are added first.
   __device__ __forceinline__ void multiply_scores() {
     for (int chunk = 0; chunk < plan_.chunks; ++chunk) {
-      Position parts[kParts];
-      take(parts);
+      Position splits[kSplits];
+      take(splits);
       const int slices = min(P::kChunk, plan_.slices - chunk * P::kChunk);
       prim::wgmma_fence();
 #pragma unroll
-      for (int pass = 0; pass < 2 * kParts - 1; ++pass) {
-        const int low_row = kParts == 2 && pass == 0, low_col = kParts == 2 && pass == 1;
+      for (int pass = 0; pass < 2 * kSplits - 1; ++pass) {
+        const int low_row = kSplits == 2 && pass == 0, low_col = kSplits == 2 && pass == 1;
         const uint32_t rows = rows_ + (low_row * plan_.slices + chunk * P::kChunk) * kLseBwdRowSlice;
-        const uint32_t cols = ring_.at(parts[low_col]);
+        const uint32_t cols = ring_.at(splits[low_col]);
         for (int i = 0; i < slices; ++i) {
 #pragma unroll
           for (int k = 0; k < kSlice / 16; ++k) {
@@ -204,20 +204,20 @@ class Consumer {
 #pragma unroll
     for (int o = 0; o < P::kOutChunks; ++o) {
       if (plan_.shared && o >= plan_.chunks) continue;
-      Position parts[kParts];
+      Position splits[kSplits];
       if (plan_.shared) {
-        for (Position& part : parts) {
-          part = oldest;
+        for (Position& split : splits) {
+          split = oldest;
           oldest.advance(ring_.stages);
         }
       } else {
-        take(parts);
+        take(splits);
       }
       prim::wgmma_fence();
 #pragma unroll
-      for (int pass = 0; pass < 2 * kParts - 1; ++pass) {
-        const int low_weight = kParts == 2 && pass == 0, low_value = kParts == 2 && pass == 1;
-        const uint32_t values = ring_.at(parts[low_value]);
+      for (int pass = 0; pass < 2 * kSplits - 1; ++pass) {
+        const int low_weight = kSplits == 2 && pass == 0, low_value = kSplits == 2 && pass == 1;
+        const uint32_t values = ring_.at(splits[low_value]);
 #pragma unroll
         for (int k = 0; k < P::kTileN / 16; ++k) {
           prim::wgmma_registers<half_t>(out_[o], g_[low_weight][k],
@@ -229,10 +229,10 @@ class Consumer {
     }
   }
 
-  __device__ __forceinline__ void take(Position (&parts)[kParts]) {
+  __device__ __forceinline__ void take(Position (&splits)[kSplits]) {
 #pragma unroll
-    for (Position& part : parts) {
-      part = at_;
+    for (Position& split : splits) {
+      split = at_;
       ring_.wait(at_);
       at_.advance(ring_.stages);
     }
@@ -245,7 +245,7 @@ class Consumer {
     if (!last_use) return;
     if (flying_ == 1) {
       prim::wgmma_wait<1>();
-      release(kParts);
+      release(kSplits);
     } else {
       flying_ = 1;
     }
@@ -254,7 +254,7 @@ class Consumer {
   // All products have ended; gives back what flew and `stages` more.
   __device__ __forceinline__ void settle(int stages) {
     prim::wgmma_wait<0>();
-    release(stages + flying_ * kParts);
+    release(stages + flying_ * kSplits);
     flying_ = 0;
   }
 
@@ -262,15 +262,15 @@ class Consumer {
     for (int i = 0; i < stages; ++i, left_.advance(ring_.stages)) ring_.release(left_);
   }
 
-  // G as the A operand, in parts: what rounding takes from the first is in the second.
+  // G as the A operand, in splits: what rounding takes from the first is in the second.
   __device__ __forceinline__ void pack_scores() {
 #pragma unroll
     for (int i = 0; i < P::kTileN / 4; ++i) {
       uint32_t& high = g_[0][i / 4][i % 4];
       high = prim::pack<half_t>(s_[2 * i], s_[2 * i + 1]);
-      if (kParts == 1) continue;
+      if (kSplits == 1) continue;
       const half_t* halves = reinterpret_cast<const half_t*>(&high);
-      g_[kParts - 1][i / 4][i % 4] =
+      g_[kSplits - 1][i / 4][i % 4] =
           prim::pack<half_t>(s_[2 * i] - prim::to_float(halves[0]), s_[2 * i + 1] - prim::to_float(halves[1]));
     }
   }
@@ -295,23 +295,23 @@ class Consumer {
 
   const ContrastiveLseBwd& p_;
   const warpgroups::Ring& ring_;
-  const Schedule<kParts, kOut> plan_;
+  const Schedule<kSplits, kOut> plan_;
   const uint32_t rows_;
   const int row_;  // the thread's first
   Position at_, left_;
   int flying_ = 0;  // segments whose stages are to be given back
   float s_[P::kTileN / 2], out_[P::kOutChunks][32 * P::kChunk];
-  uint32_t g_[kParts][P::kTileN / 16][4];
+  uint32_t g_[kSplits][P::kTileN / 16][4];
 };
 
-template <typename half_t, int kParts, int kOut>
+template <typename half_t, int kSplits, int kOut>
 __global__ void __launch_bounds__(warpgroups::kThreads, 1)
     contrastive_lse_bwd_sm90_kernel(const __grid_constant__ LseBwd f) {
 #ifdef __CUDA_ARCH_FEAT_SM90_ALL  // empty in a compilation for anything else
-  using P = LseBwdShape<kParts, kOut>;
+  using P = LseBwdShape<kSplits, kOut>;
   extern __shared__ __align__(1024) unsigned char memory[];
   const uint32_t resident = prim::shared_address(memory);
-  const uint32_t stages_at = resident + kParts * f.p.rows.slices * kLseBwdRowSlice;
+  const uint32_t stages_at = resident + kSplits * f.p.rows.slices * kLseBwdRowSlice;
   const uint32_t barriers = stages_at + f.p.stages * P::kStageBytes;
   const warpgroups::Ring ring{stages_at, barriers, f.p.stages, P::kStageBytes};
   const uint32_t resident_full = barriers + f.p.stages * warpgroups::kBarrierBytes;
@@ -324,11 +324,11 @@ __global__ void __launch_bounds__(warpgroups::kThreads, 1)
   if (warpgroups::is_producer()) {
     prim::give_registers<warpgroups::kProducerRegisters>();
     if (threadIdx.x == warpgroups::kConsumerThreads) {
-      produce_columns<kParts, kOut>(f, ring, resident, resident_full);
+      produce_columns<kSplits, kOut>(f, ring, resident, resident_full);
     }
   } else {
     prim::take_registers<warpgroups::kConsumerRegisters>();
-    Consumer<half_t, kParts, kOut>(f.p, ring, resident).run(resident_full);
+    Consumer<half_t, kSplits, kOut>(f.p, ring, resident).run(resident_full);
   }
 #endif
 }

@@ -1,8 +1,9 @@
 // Forward of the contrastive losses on Hopper: what contrastive_kernel.cuh computes with the fixed shift, by wgmma and
 // the copy engine. lse_i = log sum_{j != i} exp(s_ij), a tile of the upper triangle feeds its rows and its columns.
 //
-// tile      wide (parts * D <= 256): 128 columns × 256 rows, a consumer warpgroup 128 × 128 of them, 128 accumulators a
-//           thread; narrow (parts * D <= 512, or with neighbours): 128 × 128, a warpgroup 64 × 128
+// tile      wide (splits * D <= 256): 128 columns × 256 rows, a consumer warpgroup 128 × 128 of them, 128 accumulators
+// a
+//           thread; narrow (splits * D <= 512, or with neighbours): 128 × 128, a warpgroup 64 × 128
 // operands  columns are the A of a product and pass through a ring of slices of 64 features, 16 KiB each; rows are B
 //           and stay: D = 128, bf16, wide: 64 KiB rows + 6 stages
 // sums      a thread's rows are the N of its products: it keeps 32 row sums (and nearest columns) in registers while
@@ -51,7 +52,7 @@ struct Tail {
 };
 
 __host__ __device__ constexpr int resident_bytes(const Operand& u, bool wide) {
-  return (wide ? 2 : 1) * u.parts * u.slices * kSliceBytes;
+  return (wide ? 2 : 1) * u.splits * u.slices * kSliceBytes;
 }
 __host__ __device__ constexpr int tail_bytes(bool wide, bool nearest, int col_tiles) {
   const int row_tiles = wide ? 2 : 1, warps = warpgroups::kConsumerWarps;
@@ -104,8 +105,8 @@ __device__ __forceinline__ void for_each_sweep(const TrianglePlan& plan, Begin b
 template <bool kWide>
 __device__ __forceinline__ void produce(const Forward& f, const Ring& ring, uint32_t resident, uint32_t resident_full) {
   const Operand& u = f.p.u;
-  const tiles::Steps steps{u.slices, u.parts};
-  const int slices = u.parts * u.slices;
+  const tiles::Steps steps{u.slices, u.splits};
+  const int slices = u.splits * u.slices;
   const uint32_t resident_empty = resident_full + 8;
   Position at;
   uint32_t phase = 0;
@@ -117,8 +118,8 @@ __device__ __forceinline__ void produce(const Forward& f, const Ring& ring, uint
           prim::mbarrier_wait(resident_empty, phase ^ 1);
           prim::mbarrier_arrive_expect(resident_full, Shape<kWide>::kRowTiles * slices * kSliceBytes);
           for (int s = 0; s < Shape<kWide>::kRowTiles * slices; ++s) {
-            const int part = s / u.slices % u.parts, row = (first + s / slices) * kTile;
-            prim::tma_load(resident + s * kSliceBytes, &f.map, resident_full, s % u.slices * kSlice, row, part);
+            const int split = s / u.slices % u.splits, row = (first + s / slices) * kTile;
+            prim::tma_load(resident + s * kSliceBytes, &f.map, resident_full, s % u.slices * kSlice, row, split);
           }
           phase ^= 1;
           held = first;
@@ -127,7 +128,7 @@ __device__ __forceinline__ void produce(const Forward& f, const Ring& ring, uint
           for (int step = 0; step < steps.count(); ++step, at.advance(ring.stages)) {
             ring.claim(at, kSliceBytes);
             const int column = steps.slice(step) * kSlice;
-            prim::tma_load(ring.at(at), &f.map, ring.full(at), column, tile * kTile, steps.part_b(step));
+            prim::tma_load(ring.at(at), &f.map, ring.full(at), column, tile * kTile, steps.split_b(step));
           }
         }
       },
@@ -234,8 +235,8 @@ class TileConsumer {
         n_(f.p.u.rows),
         tail_(tail),
         ring_(ring),
-        steps_{f.p.u.slices, f.p.u.parts},
-        rows_(resident + own() * f.p.u.parts * f.p.u.slices * kSliceBytes),
+        steps_{f.p.u.slices, f.p.u.splits},
+        rows_(resident + own() * f.p.u.splits * f.p.u.slices * kSliceBytes),
         own_col_((kWide ? 0 : warpgroups::consumer() * 64) + threadIdx.x / 32 % 4 * 16 + threadIdx.x % 32 / 4),
         scale_(tiles::exponent_scale(f.p.exponents.inv_tau, f.p.exponents.temperature)) {}
 
@@ -297,7 +298,7 @@ class TileConsumer {
       float c[kHalves][kTile / 2];
       warpgroups::multiply_tile<half_t>(c, steps_.count(), ring_, at_, left_, [&](int step, uint32_t stage) {
         const uint32_t cols = stage + (kWide ? 0 : warpgroups::consumer() * kSliceBytes / 2);
-        return make_uint2(cols, rows_ + (steps_.part_a(step) * steps_.slices + steps_.slice(step)) * kSliceBytes);
+        return make_uint2(cols, rows_ + (steps_.split_a(step) * steps_.slices + steps_.slice(step)) * kSliceBytes);
       });
       if (tile < row_tile) continue;  // the second row tile's share of the diagonal's left neighbour
       const float* factors = tail_.factors + own() * kTile;

@@ -11,7 +11,7 @@ namespace {
 using cuda::ceil_div;
 
 hopper::Tile tile_of(const ContrastiveForward& p) {
-  return hopper::tile_of(p.nearest ? hopper::kNeighbors : hopper::kSums, p.u.parts, p.u.parts * p.u.slices);
+  return hopper::tile_of(p.nearest ? hopper::kNeighbors : hopper::kSums, p.u.splits, p.u.splits * p.u.slices);
 }
 
 bool is_wide(const hopper::Tile& tile) { return tile.rows == 2 * kTile; }
@@ -41,21 +41,21 @@ struct LseBwdLaunch {
   hopper::Tile tile;
 };
 
-template <typename half_t, int kParts, int kOut>
+template <typename half_t, int kSplits, int kOut>
 LseBwdLaunch lse_bwd_launch() {
-  return {contrastive_lse_bwd_sm90_kernel<half_t, kParts, kOut>, LseBwdShape<kParts, kOut>::kChoice};
+  return {contrastive_lse_bwd_sm90_kernel<half_t, kSplits, kOut>, LseBwdShape<kSplits, kOut>::kChoice};
 }
 
-template <typename half_t, int kParts>
+template <typename half_t, int kSplits>
 LseBwdLaunch lse_bwd_launch(int slices) {
-  if (slices == 1) return lse_bwd_launch<half_t, kParts, 1>();
-  return slices == 2 ? lse_bwd_launch<half_t, kParts, 2>() : lse_bwd_launch<half_t, kParts, 4>();
+  if (slices == 1) return lse_bwd_launch<half_t, kSplits, 1>();
+  return slices == 2 ? lse_bwd_launch<half_t, kSplits, 2>() : lse_bwd_launch<half_t, kSplits, 4>();
 }
 
-// Two parts of bfloat16 are rows as they are, which take the online form.
+// Two splits of bfloat16 are rows as they are, which take the online form.
 LseBwdLaunch lse_bwd_launch(const Operand& u) {
   if (!u.is_half) return lse_bwd_launch<__nv_bfloat16, 1>(u.slices);
-  return u.parts == 2 ? lse_bwd_launch<__half, 2>(u.slices) : lse_bwd_launch<__half, 1>(u.slices);
+  return u.splits == 2 ? lse_bwd_launch<__half, 2>(u.slices) : lse_bwd_launch<__half, 1>(u.slices);
 }
 
 }  // namespace
@@ -79,9 +79,9 @@ bool plan_tiles(ContrastiveForward& p, const cuda::DeviceLimits& limits) {
 // N = 4,096 is 32 blocks of rows for 132 multiprocessors: four ranges of columns.
 bool plan_lse_bwd(ContrastiveLseBwd& p, const cuda::DeviceLimits& limits) {
   p.stages = 0;
-  if (!cuda::take_sm90() || p.exponents.online || (p.rows.parts == 2 && !p.rows.is_half)) return false;
+  if (!cuda::take_sm90() || p.exponents.online || (p.rows.splits == 2 && !p.rows.is_half)) return false;
   const hopper::Tile tile = lse_bwd_launch(p.rows).tile;
-  const int rows = p.rows.parts * p.rows.slices * kLseBwdRowSlice;
+  const int rows = p.rows.splits * p.rows.slices * kLseBwdRowSlice;
   p.stages = hopper::stages_beside(tile, rows, limits.shared_bytes);
   if (p.stages == 0) return false;
   p.resident = 1;

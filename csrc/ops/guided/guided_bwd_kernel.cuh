@@ -9,7 +9,7 @@
 //   all    128 × 64         8       16 × 64, twice   128 a block       3 × (24 + 2.25 KiB) = 78.8 KiB   1
 //
 // FLOP: 2 (D + Dg) ceil(D / 128) + 2 D a pair and pass: the products are formed again for every 128 output features
-// (3 passes for float32, of H too: high and low parts). Exponentials: 4 a pair for distillation, 2 for the negatives.
+// (3 passes for float32, of H too: high and low splits). Exponentials: 4 a pair for distillation, 2 for the negatives.
 // Expected limiter: exponentials at D = Dg = 128 with both parts, the products beyond. Not yet verified on hardware.
 #pragma once
 
@@ -97,7 +97,7 @@ __global__ void __launch_bounds__(kBackwardThreads) guided_backward_kernel(Guide
   const ProductSteps steps(p);
   const Share share(p, blockIdx.x, k_split);
   TileList tiles(share.words, share.first);
-  Turn load_at(steps.all + out_slices * p.v.parts), use_at = load_at;
+  Turn load_at(steps.all + out_slices * p.v.splits), use_at = load_at;
 
   RowFields rows[2];
   int self[2];
@@ -135,13 +135,13 @@ __global__ void __launch_bounds__(kBackwardThreads) guided_backward_kernel(Guide
       }
     }
     pack_weights<value_t>(high, s);
-    if (p.v.parts == 2) {
+    if (p.v.splits == 2) {
       subtract_packed<value_t>(s, high);
       pack_weights<value_t>(low, s);
     }
   };
-  // Step `step` of the second product: low parts of the columns first.
-  const auto value_part = [&](int step) { return p.v.parts == 2 && step % 2 == 0; };
+  // Step `step` of the second product: low splits of the columns first.
+  const auto value_split = [&](int step) { return p.v.splits == 2 && step % 2 == 0; };
   int load_column = 0;
   const auto load = [&](int, int stage) {
     const uint32_t to = stages + stage * kStageBytes;
@@ -154,8 +154,8 @@ __global__ void __launch_bounds__(kBackwardThreads) guided_backward_kernel(Guide
       load_product<kBackwardThreads>(to, p, steps, load_at.step, first_row, load_column);
     } else {
       const int step = load_at.step - steps.all;
-      load_slice<kGuidedColumns, kBackwardThreads>(to + kRowSlice, p.v, value_part(step),
-                                                   first_slice + step / p.v.parts, load_column);
+      load_slice<kGuidedColumns, kBackwardThreads>(to + kRowSlice, p.v, value_split(step),
+                                                   first_slice + step / p.v.splits, load_column);
     }
   };
   pipeline<kStages>((share.last - share.first) * load_at.steps, load, [&](int, int stage) {
@@ -169,8 +169,8 @@ __global__ void __launch_bounds__(kBackwardThreads) guided_backward_kernel(Guide
     } else if (use_at.step < steps.all) {
       multiply_slice<half_t>(c, row_slice, column_slice, warp_row, 0);
     } else {
-      const int step = use_at.step - steps.all, slice = step / p.v.parts;
-      const bool with_low = p.v.parts == 2 && !value_part(step);
+      const int step = use_at.step - steps.all, slice = step / p.v.splits;
+      const bool with_low = p.v.splits == 2 && !value_split(step);
 #pragma unroll
       for (int to = 0; to < kGuidedOutSlices; ++to) {
         if (to != slice) continue;

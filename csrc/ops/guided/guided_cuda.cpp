@@ -174,25 +174,25 @@ class GuidedCall {
     p.neighbors = neighbors.mutable_data_ptr<int64_t>(), p.neighbor_at = neighbor_at_.mutable_data_ptr<int64_t>();
   }
 
-  // Rows in the order of the plan. Student and guide are multiplied in one type, bfloat16 if one of them is: two parts
-  // of it hold a float16. Float32 rows are two parts of float16, 22 bits, for the products that exponents are made of.
+  // Rows in the order of the plan. Student and guide are multiplied in one type, bfloat16 if one of them is: two splits
+  // of it hold a float16. Float32 rows are two splits of float16, 22 bits, for the products that exponents are made of.
   void prepare_operands() {
     const auto is = [&](const at::Tensor& x, at::ScalarType type) { return x.scalar_type() == type; };
-    const bool one_part = in_.normalize && is(in_.z, at::kHalf) && is(in_.guide, at::kHalf);
-    const bool half_parts = !is(in_.z, at::kBFloat16) && !is(in_.guide, at::kBFloat16);
+    const bool one_split = in_.normalize && is(in_.z, at::kHalf) && is(in_.guide, at::kHalf);
+    const bool half_splits = !is(in_.z, at::kBFloat16) && !is(in_.guide, at::kBFloat16);
     const auto ordered = [&](const at::Tensor& x, const MaybeTensor& more) {
       const at::Tensor all = numbered(x, more), rows = order_.defined() ? at::index_select(all, 0, order_) : all;
-      return one_part || is(x, at::kBFloat16) ? rows : rows.to(at::kFloat);
+      return one_split || is(x, at::kBFloat16) ? rows : rows.to(at::kFloat);
     };
     element_type(kOp, "z", in_.z);
     const MaybeTensor more_z = in_.rows.has_value() ? MaybeTensor(in_.rows->z) : std::nullopt;
     const MaybeTensor more_guide = in_.rows.has_value() ? MaybeTensor(in_.rows->guide) : std::nullopt;
     const at::Tensor z = ordered(in_.z, more_z);
-    z_ = prepare_rows(kOp, "z", z, in_.normalize, half_parts);
-    e_ = prepare_rows(kOp, "guide", ordered(in_.guide, more_guide), true, half_parts);
+    z_ = prepare_rows(kOp, "z", z, in_.normalize, half_splits);
+    e_ = prepare_rows(kOp, "guide", ordered(in_.guide, more_guide), true, half_splits);
     p.z = p.v = z_.view, p.e = e_.view, p.inv_norm = z_.inv_norm.const_data_ptr<float>();
     if (!z_.view.is_half) return;
-    values_ = one_part ? z_.data.to(at::kBFloat16) : prepare_rows(kOp, "z", z, in_.normalize).data;
+    values_ = one_split ? z_.data.to(at::kBFloat16) : prepare_rows(kOp, "z", z, in_.normalize).data;
     p.v.data = values_.data_ptr(), p.v.is_half = 0;  // the scales are the same
   }
 

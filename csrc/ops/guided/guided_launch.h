@@ -43,7 +43,7 @@ enum GuidedField : int {
   kGuidedFields
 };
 
-// What the tiles leave behind for every row and k_split of the columns.
+// What the tiles leave behind for every row and range of the columns.
 enum GuidedSum : int {
   kNegativeMax,
   kNegativeSum,

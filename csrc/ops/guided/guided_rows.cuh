@@ -22,7 +22,7 @@ __device__ __forceinline__ float2 feature_pair(const Operand& x, int64_t row, in
   const int width = kSlice * x.slices;
   const half_t* at = static_cast<const half_t*>(x.data) + row * width + feature;
   float2 pair = to_floats(*reinterpret_cast<const pair_t*>(at));
-  if (x.parts == 2) {
+  if (x.splits == 2) {
     const float2 low = to_floats(*reinterpret_cast<const pair_t*>(at + int64_t(x.rows) * width));
     pair.x += low.x;
     pair.y += low.y;
@@ -57,7 +57,7 @@ __device__ __forceinline__ PositivePair positive_pair(const GuidedParams& p, int
 }
 
 // The share of exp(s_ij) that the tiles have left out of row i's sum: all of it, or, where j lies among the negatives
-// and was added with its repulsion, the rest. Both parts are positive: nothing cancels.
+// and was added with its repulsion, the rest. Both splits are positive: nothing cancels.
 __device__ __forceinline__ float missing_share(bool among_negatives, const PositivePair& pair) {
   return among_negatives ? 1.f - pair.repel : 1.f;
 }

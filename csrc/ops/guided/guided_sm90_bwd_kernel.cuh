@@ -1,4 +1,4 @@
-// Backward tiles of the guided family on Hopper: what guided_bwd_kernel.cuh computes, for operands of one part. H is
+// Backward tiles of the guided family on Hopper: what guided_bwd_kernel.cuh computes, for operands of one split. H is
 // formed from both products in registers, rounded to bfloat16, and is A of the second product, which reads it there.
 //
 //   tile       128 rows × 64 columns, 64 × 64 of a consumer warpgroup; 128 features of the output a block
@@ -78,7 +78,7 @@ class Consumer {
 #pragma unroll
     for (int half = 0; half < 2; ++half) {
       if (position(half) >= p_.n) continue;
-      float* to = gradient_at(p_, part.split, position(half));
+      float* to = gradient_at(p_, part.k_split, position(half));
 #pragma unroll
       for (int j = 0; j < kGuidedOutSlices * kSlice / 8; ++j) {
         const int feature = part.first_slice * kSlice + fragment_col(j, 0);
@@ -162,7 +162,7 @@ __global__ void __launch_bounds__(warpgroups::kThreads, 1) guided_backward_sm90_
   extern __shared__ __align__(1024) unsigned char memory[];
   const int first_row = f.p.first + blockIdx.x * kGuidedRows;
   const Part part(f.p);
-  const Share share(f.p, blockIdx.x, part.split);
+  const Share share(f.p, blockIdx.x, part.k_split);
   const Block block(memory, f);
   if (warpgroups::is_producer()) {
     prim::give_registers<warpgroups::kProducerRegisters>();

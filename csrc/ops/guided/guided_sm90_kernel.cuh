@@ -1,5 +1,5 @@
-// Forward tiles of the guided family on Hopper: what guided_kernel.cuh computes, for operands of one part, its products
-// by wgmma and the copy engine.
+// Forward tiles of the guided family on Hopper: what guided_kernel.cuh computes, for operands of one split, its
+// products by wgmma and the copy engine.
 //
 //   tile       128 rows × 64 columns, 64 × 64 of a consumer warpgroup: 32 accumulators a thread for the student, 32 for
 //              the guide; the rows of both stay in shared memory, columns pass in stages of 64 × 128 features

@@ -36,7 +36,7 @@ cudaError_t launch(Kernel kernel, const hopper::Tile& tile, const GuidedParams& 
 }  // namespace
 
 int stages(const GuidedParams& p, const cuda::DeviceLimits& limits, bool backward) {
-  if (!cuda::take_sm90() || p.z.parts != 1 || p.e.parts != 1) return 0;
+  if (!cuda::take_sm90() || p.z.splits != 1 || p.e.splits != 1) return 0;
   if (p.z.slices + guide_slices(p) > tile(backward).slices) return 0;
   return hopper::stages_beside(tile(backward), resident_bytes(p), limits.shared_bytes);
 }

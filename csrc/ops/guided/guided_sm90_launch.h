@@ -12,7 +12,7 @@ constexpr hopper::Tile tile(bool backward) {
   return hopper::tile_of(backward ? hopper::kGuidedBwd : hopper::kGuided, 1, 1);
 }
 
-// Stages of the ring; 0: they do not take the problem (not asked for, two parts, rows that do not fit).
+// Stages of the ring; 0: they do not take the problem (not asked for, two splits, rows that do not fit).
 int stages(const GuidedParams& p, const cuda::DeviceLimits& limits, bool backward);
 
 cudaError_t launch_forward(const GuidedParams& p, int stages, void* stream);

@@ -76,8 +76,8 @@ struct ProductSteps {
   int student, all;
 
   __device__ __forceinline__ explicit ProductSteps(const GuidedParams& p)
-      : z{p.z.slices, p.z.parts},
-        e{p.e.slices, p.e.parts},
+      : z{p.z.slices, p.z.splits},
+        e{p.e.slices, p.e.splits},
         student(z.count()),
         all(student + (p.distill || p.weighted ? e.count() : 0)) {}
 };
@@ -87,12 +87,12 @@ template <int kThreads>
 __device__ __forceinline__ void load_product(uint32_t stage, const GuidedParams& p, const ProductSteps& steps, int step,
                                              int first_row, int column) {
   if (step < steps.student) {
-    load_slice<kGuidedRows, kThreads>(stage, p.z, steps.z.part_a(step), steps.z.slice(step), first_row);
-    load_slice<kGuidedColumns, kThreads>(stage + kRowSlice, p.z, steps.z.part_b(step), steps.z.slice(step), column);
+    load_slice<kGuidedRows, kThreads>(stage, p.z, steps.z.split_a(step), steps.z.slice(step), first_row);
+    load_slice<kGuidedColumns, kThreads>(stage + kRowSlice, p.z, steps.z.split_b(step), steps.z.slice(step), column);
   } else {
     step -= steps.student;
-    load_slice<kGuidedRows, kThreads>(stage, p.e, steps.e.part_a(step), steps.e.slice(step), first_row);
-    load_slice<kGuidedColumns, kThreads>(stage + kRowSlice, p.e, steps.e.part_b(step), steps.e.slice(step), column);
+    load_slice<kGuidedRows, kThreads>(stage, p.e, steps.e.split_a(step), steps.e.slice(step), first_row);
+    load_slice<kGuidedColumns, kThreads>(stage + kRowSlice, p.e, steps.e.split_b(step), steps.e.slice(step), column);
   }
 }
 

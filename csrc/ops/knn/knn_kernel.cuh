@@ -6,9 +6,9 @@
 // every tile, so that no list is shared between warps.
 //
 //   tile       128 × 64, 4 warps of 32 × 64, slices of 64 features, 3 stages
-//   shared     24 KiB of stages, 16 KiB of candidates, and the block's rows of x, 16 KiB a slice and part, where they
+//   shared     24 KiB of stages, 16 KiB of candidates, and the block's rows of x, 16 KiB a slice and split, where they
 //              fit; else they are streamed beside y, 16 KiB more a stage
-//   FLOP       2 N Q D (three times that in two parts)
+//   FLOP       2 N Q D (three times that in two splits)
 //   bytes      (N / 128) Q D halves of y through L2, N k keys
 //   limiter    tensor cores from D = 128 on; below, the filter: three instructions an element
 #pragma once

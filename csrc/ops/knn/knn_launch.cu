@@ -9,7 +9,7 @@ namespace {
 
 using knn::TopkKernelParams;
 
-// Columns are k_split so that two blocks a multiprocessor (one of the Hopper kernel's) find work: 16,384 rows are 128
+// Columns are split so that two blocks a multiprocessor (one of the Hopper kernel's) find work: 16,384 rows are 128
 // blocks, which a device of 132 takes three times each. A share below 8 tiles spends more on filling its lists than on
 // products.
 TopkKernelParams plan(const TopkParams& p, const cuda::DeviceLimits& limits) {
