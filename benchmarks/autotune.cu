@@ -1,6 +1,6 @@
 // Times the sm_90a kernels of one table of tiles, csrc/cuda/hopper_tiles.h or a candidate before it on the include
 // path.
-//   autotune kernel splits slices rows [kernel splits slices rows ...]
+//   autotune kernel splits k_tiles rows [kernel splits k_tiles rows ...]
 // Prints for every problem the median of its launches in ms and the sum of what they computed: another table's must be
 // the same. Each launch finds the L2 cache overwritten.
 #include <algorithm>
@@ -50,13 +50,13 @@ std::vector<float> get(const float* from, size_t count) {
 }
 
 // Random unit rows: bfloat16, or two splits of float16.
-Operand operand(int splits, int slices, int rows, int seed = 1) {
+Operand operand(int splits, int k_tiles, int rows, int seed = 1) {
   std::mt19937 random(seed);
   std::normal_distribution<float> normal;
-  std::vector<float> x(size_t(rows) * kSlice * slices);
+  std::vector<float> x(size_t(rows) * kKTile * k_tiles);
   for (float& value : x) value = normal(random);
-  const Operand u{fresh<uint16_t>(splits * x.size()), fresh<float>(rows), rows, slices, splits, splits == 2};
-  PrepareParams p{put(x), kFloat32, rows, kSlice * slices, 1, u};
+  const Operand u{fresh<uint16_t>(splits * x.size()), fresh<float>(rows), rows, k_tiles, splits, splits == 2};
+  PrepareParams p{put(x), kFloat32, rows, kKTile * k_tiles, 1, u};
   must(ltood_launch_prepare_rows(&p, nullptr), "prepare_rows");
   return u;
 }
@@ -109,7 +109,7 @@ Problem lse_bwd(const Operand& u, const cuda::DeviceLimits& limits) {
   ContrastiveLseBwd p{u, u, {kInvTau, nullptr, 0}, 0};
   p.row_factors = p.col_factors = put(factors);
   must(contrastive::sm90::plan_lse_bwd(p, limits) ? 0 : cudaErrorNotSupported, "plan_lse_bwd");
-  const size_t count = size_t(u.rows) * kSlice * u.slices;
+  const size_t count = size_t(u.rows) * kKTile * u.k_tiles;
   p.out = fresh<float>(p.k_splits * count);
   return {[=] { return contrastive::sm90::launch_lse_bwd(p, nullptr); },
           [=] {
@@ -136,10 +136,10 @@ Problem topk(const Operand& u, const cuda::DeviceLimits& limits) {
           [=] { return sum_of(p.values, count); }};
 }
 
-// Distillation, student and guide with half of the slices each: every tile is read.
-Problem distillation(bool backward, int slices, int rows, const cuda::DeviceLimits& limits) {
+// Distillation, student and guide with half of the k_tiles each: every tile is read.
+Problem distillation(bool backward, int k_tiles, int rows, const cuda::DeviceLimits& limits) {
   GuidedParams p{};
-  p.z = p.v = operand(1, slices / 2, rows), p.e = operand(1, slices / 2, rows, 2);
+  p.z = p.v = operand(1, k_tiles / 2, rows), p.e = operand(1, k_tiles / 2, rows, 2);
   p.n = p.columns = rows, p.padded = cuda::ceil_div(rows, kGuidedRows) * kGuidedRows;
   p.distill = 1, p.weighted = 1, p.k_splits = 1;
   p.backward = backward, p.gamma = 1, p.inv_tau = kInvTau;
@@ -153,7 +153,7 @@ Problem distillation(bool backward, int slices, int rows, const cuda::DeviceLimi
   std::copy(z.begin(), z.end(), fields.begin() + size_t(kScaleZ) * p.padded);
   std::copy(e.begin(), e.end(), fields.begin() + size_t(kScaleE) * p.padded);
   p.fields = put(fields);
-  const size_t of_sums = size_t(kGuidedSums) * p.padded, of_gradient = size_t(rows) * kSlice * p.z.slices;
+  const size_t of_sums = size_t(kGuidedSums) * p.padded, of_gradient = size_t(rows) * kKTile * p.z.k_tiles;
   p.sums = fresh<float>(of_sums), p.gradient = fresh<float>(of_gradient);
   const int stages = guided::sm90::stages(p, limits, backward);
   must(stages ? 0 : cudaErrorNotSupported, "guided");
@@ -187,10 +187,10 @@ int main(int count, char** arguments) {
   must(cuda::device_limits(limits), "the device");
   for (int i = 1; i + 3 < count; i += 4) {
     const auto number = [&](int at) { return std::atoi(arguments[i + at]); };
-    const int kernel = number(0), slices = number(2), rows = number(3);
+    const int kernel = number(0), k_tiles = number(2), rows = number(3);
     const bool both = kernel == hopper::kGuided || kernel == hopper::kGuidedBwd;
-    const Problem timed = both ? distillation(kernel == hopper::kGuidedBwd, slices, rows, limits)
-                               : problem(kernel, operand(number(1), slices, rows), limits);
+    const Problem timed = both ? distillation(kernel == hopper::kGuidedBwd, k_tiles, rows, limits)
+                               : problem(kernel, operand(number(1), k_tiles, rows), limits);
     const double ms = median_ms(timed.launch);
     std::printf("%.5f %.9g\n", ms, timed.sum());
   }

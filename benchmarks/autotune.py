@@ -31,7 +31,7 @@ RING = {"stages": (4, 6, 8)}
 CHOICES = {
     "kSums": RING | {"rows": (128, 256), "work_tiles": (4, 8, 16)},
     "kNeighbors": RING | {"work_tiles": (4, 8, 16)},
-    "kLseBwd": RING | {"columns": (64, 128), "stage_slices": (1, 2), "work_tiles": (1, 2)},
+    "kLseBwd": RING | {"columns": (64, 128), "stage_k_tiles": (1, 2), "work_tiles": (1, 2)},
     "kTopk": RING,
     "kGuided": RING,
     "kGuidedBwd": RING,
@@ -50,10 +50,10 @@ class Tile:
 
     kernel: str
     splits: int
-    slices: int
+    k_tiles: int
     rows: int
     columns: int
-    stage_slices: int
+    stage_k_tiles: int
     stages: int
     work_tiles: int
 
@@ -114,14 +114,14 @@ def candidates(tiles: list[Tile]) -> list[list[Tile]]:
 
 
 def problems(tiles: list[Tile], at: int) -> list[tuple[int, int, int]]:
-    """(splits, slices, rows) on which entry `at` is timed: the widest that it takes, and half of that if it does. Slices
+    """(splits, k_tiles, rows) on which entry `at` is timed: the widest that it takes, and half of that if it does. K tiles
     are those of the table: student and guide have half each."""
     tile = tiles[at]
     if tile.kernel == "kLseBwd":
-        return [(tile.splits, tile.slices, ROWS)]
+        return [(tile.splits, tile.k_tiles, ROWS)]
     of_kernel = [other for other in tiles if other.kernel == tile.kernel]
-    widths = {tile.slices, tile.slices // 2}
-    taken = [w for w in sorted(widths) if next(other for other in of_kernel if w <= other.slices) == tile]
+    widths = {tile.k_tiles, tile.k_tiles // 2}
+    taken = [w for w in sorted(widths) if next(other for other in of_kernel if w <= other.k_tiles) == tile]
     return [(1, width, ROWS) for width in taken]
 
 
@@ -171,8 +171,8 @@ def note(tiles: list[Tile], at: int, timed: list[list[Timed]], chosen: int) -> s
     """The medians of what was chosen, and of the entry that it replaces."""
     width = 32 if tiles[at].kernel.startswith("kGuided") else 64
     medians = ", ".join(
-        f"{case.ms:.3f} ms at D = {width * slices}"
-        for case, (_, slices, _) in zip(timed[chosen], problems(tiles, at), strict=True)
+        f"{case.ms:.3f} ms at D = {width * k_tiles}"
+        for case, (_, k_tiles, _) in zip(timed[chosen], problems(tiles, at), strict=True)
     )
     return medians if chosen == 0 else f"{medians} ({', '.join(f'{case.ms:.3f}' for case in timed[0])} before)"
 

@@ -4,14 +4,14 @@
 //
 // rows × columns  256 consumer threads share a tile: rows * columns / 256 accumulators each, of 240 registers. Only
 //                 columns come from L2, once for all rows: 256 rows ask for half as many bytes as 128
-// stages          two slices may be in use by products in flight, the others are on their way. A multiprocessor does
-//                 2,048 multiply-adds a clock: a slice of 128 columns (16 KiB) lasts 1,024 clocks against 256 rows and
+// stages          two k_tiles may be in use by products in flight, the others are on their way. A multiprocessor does
+//                 2,048 multiply-adds a clock: a k_tile of 128 columns (16 KiB) lasts 1,024 clocks against 256 rows and
 //                 512 against 128, and takes some 1,000 to come: four stages are the fewest, six leave a margin of two
 // work_tiles      pieces of work for every multiprocessor: with eight the last round wastes an eighth at most, but each
 //                 piece begins with its rows. The others give every block of rows to one multiprocessor, and cut the
 //                 columns only where blocks are too few
 //
-// Worked: log-sum-exps at N = 16,384, D = 128, bfloat16, 132 multiprocessors. Two slices of rows: the first entry, 256
+// Worked: log-sum-exps at N = 16,384, D = 128, bfloat16, 132 multiprocessors. Two k_tiles of rows: the first entry, 256
 // × 128. 64 KiB of rows, six stages of 16 KiB and 13 KiB of sums are 173 of 227 KiB; 128 accumulators and 32 sums are
 // 160 of 192 registers. 8,256 tiles for 1,056 wanted work tiles: eight tiles each, 16 bytes a clock and multiprocessor
 // from L2.
@@ -25,7 +25,7 @@ constexpr int kConsumerThreads = 256;     // two warpgroups; a third loads
 constexpr int kConsumerRegisters = 240, kProducerRegisters = 24;
 constexpr int kOtherRegisters = 48;  // of a consumer thread: addresses, counters, factors
 constexpr int kBarrierBytes = 16;    // of a stage, and of the rows
-constexpr int kInFlight = 2;         // slices whose products may be unfinished while the next one's are issued
+constexpr int kInFlight = 2;         // k_tiles whose products may be unfinished while the next one's are issued
 constexpr int kFewestStages = kInFlight + 2;
 constexpr int kMostColTiles = 8;  // of a work tile of the upper triangle: their sums stay in shared memory
 
@@ -40,13 +40,13 @@ enum Kernel {
 
 struct Tile {
   Kernel kernel;
-  int splits;  // of the operands; 0: any
-  int slices;  // up to so many: splits × slices of the resident rows (guided: both); kLseBwd: slices of a block's
-               // output
+  int splits;   // of the operands; 0: any
+  int k_tiles;  // up to so many: splits × k_tiles of the resident rows (guided: both); kLseBwd: k_tiles of a block's
+                // output
   int rows, columns;
-  int stage_slices;  // of the columns, in a stage of the ring
-  int stages;        // of the ring; fewer where the rows leave less room
-  int work_tiles;    // pieces of work a multiprocessor
+  int stage_k_tiles;  // of the columns, in a stage of the ring
+  int stages;         // of the ring; fewer where the rows leave less room
+  int work_tiles;     // pieces of work a multiprocessor
 };
 
 // clang-format off
@@ -76,10 +76,10 @@ constexpr Tile kTiles[] = {
 constexpr int kPolynomialEighths = LTOOD_POLYNOMIAL_EIGHTHS;
 static_assert(0 <= kPolynomialEighths && kPolynomialEighths <= 8);
 
-// The entry for operands of so many splits and slices; rows = 0: none takes them.
-constexpr Tile tile_of(Kernel kernel, int splits, int slices) {
+// The entry for operands of so many splits and k_tiles; rows = 0: none takes them.
+constexpr Tile tile_of(Kernel kernel, int splits, int k_tiles) {
   for (const Tile& t : kTiles) {
-    if (t.kernel == kernel && (t.splits == 0 || t.splits == splits) && slices <= t.slices) return t;
+    if (t.kernel == kernel && (t.splits == 0 || t.splits == splits) && k_tiles <= t.k_tiles) return t;
   }
   return {};
 }
@@ -95,7 +95,7 @@ constexpr int registers_of(const Tile& t) {
     case kNeighbors:
       return products + 3 * 32;
     case kLseBwd:
-      return products + t.splits * products / 2 + t.rows * t.slices * 64 / kConsumerThreads;
+      return products + t.splits * products / 2 + t.rows * t.k_tiles * 64 / kConsumerThreads;
     case kGuided:
       return 2 * products + 2 * 8;
     case kGuidedBwd:
@@ -105,11 +105,11 @@ constexpr int registers_of(const Tile& t) {
   }
 }
 
-constexpr int stage_bytes(const Tile& t) { return t.stage_slices * t.columns * 128; }
+constexpr int stage_bytes(const Tile& t) { return t.stage_k_tiles * t.columns * 128; }
 
 // Shared memory at the widest rows that an entry takes, but for ring and barriers.
 constexpr int fixed_bytes(const Tile& t) {
-  const int rows = t.rows * 128 * t.slices, row_tiles = t.rows / 128, warps = kConsumerThreads / 32;
+  const int rows = t.rows * 128 * t.k_tiles, row_tiles = t.rows / 128, warps = kConsumerThreads / 32;
   const int sums = (row_tiles + warps + row_tiles * kMostColTiles) * 128 * 4;
   switch (t.kernel) {
     case kSums:
@@ -139,7 +139,7 @@ constexpr int block_bytes(const Tile& t, int bytes, int stages) {
 // wgmma is issued for 64 or 128 columns, and for 64 or 128 features of an output.
 constexpr bool fits(const Tile& t) {
   const bool shape = (t.rows == 128 || t.rows == 256) && (t.columns == 64 || t.columns == 128) &&
-                     (t.stage_slices == 1 || t.stage_slices == 2) && t.slices % t.stage_slices == 0;
+                     (t.stage_k_tiles == 1 || t.stage_k_tiles == 2) && t.k_tiles % t.stage_k_tiles == 0;
   return shape && t.work_tiles >= 1 && t.stages >= kFewestStages && stages_beside(t, fixed_bytes(t)) > 0 &&
          registers_of(t) <= kConsumerRegisters - kOtherRegisters;
 }

@@ -48,7 +48,7 @@ __global__ void prepare_rows_kernel(PrepareParams p) {
     }
     if (p.inv_norm) p.inv_norm[row] = p.normalize ? scale * down : 1.f;
   }
-  const int width = kSlice * p.out.slices;
+  const int width = kKTile * p.out.k_tiles;
   half_t* high = static_cast<half_t*>(const_cast<void*>(p.out.data)) + size_t(row) * width;
   half_t* low = p.out.splits == 2 ? high + size_t(p.rows) * width : nullptr;
   for (int j = lane; j < width; j += 32) {

@@ -12,12 +12,12 @@
 
 namespace ltood {
 
-constexpr int kSlice = 64;  // features of a slice: 128 bytes, every shared-memory bank once
+constexpr int kKTile = 64;  // features of a k_tile: 128 bytes, every shared-memory bank once
 
 struct Operand {
-  const void* data;    // [splits, rows, kSlice * slices] bfloat16 or float16, zeros beyond D
+  const void* data;    // [splits, rows, kKTile * k_tiles] bfloat16 or float16, zeros beyond D
   const float* scale;  // [rows]
-  int rows, slices, splits;
+  int rows, k_tiles, splits;
   int is_half;  // float16, else bfloat16
 };
 

@@ -31,14 +31,14 @@ OperandTensors prepare_rows(const char* op, const char* argument, const at::Tens
   const bool rounded = at::globalContext().float32MatmulPrecision() == at::Float32MatmulPrecision::MEDIUM;
   const bool is_half = (type == kFloat16 && normalize) || (type == kFloat32 && half_splits && !rounded);
   const bool two_splits = (type == kFloat32 && !rounded) || (type == kFloat16 && !normalize);
-  const int slices = (d + kSlice - 1) / kSlice, splits = two_splits ? 2 : 1;
+  const int k_tiles = (d + kKTile - 1) / kKTile, splits = two_splits ? 2 : 1;
   OperandTensors tensors;
   tensors.x = x.contiguous();
   tensors.data =
-      at::empty({splits, n, int64_t(kSlice) * slices}, x.options().dtype(is_half ? at::kHalf : at::kBFloat16));
+      at::empty({splits, n, int64_t(kKTile) * k_tiles}, x.options().dtype(is_half ? at::kHalf : at::kBFloat16));
   tensors.scale = at::empty({n}, x.options().dtype(at::kFloat));
   tensors.inv_norm = at::empty({n}, x.options().dtype(at::kFloat));
-  tensors.view = {tensors.data.data_ptr(), tensors.scale.const_data_ptr<float>(), n, slices, splits, is_half};
+  tensors.view = {tensors.data.data_ptr(), tensors.scale.const_data_ptr<float>(), n, k_tiles, splits, is_half};
   const PrepareParams params{
       tensors.x.const_data_ptr(), type, n, d, normalize, tensors.view, tensors.inv_norm.mutable_data_ptr<float>()};
   check_launch(op, ltood_launch_prepare_rows(&params, current_stream(x)));

@@ -12,7 +12,7 @@ namespace ltood {
 // The tensors behind an Operand; they live as long as the launches that are enqueued with it need them.
 struct OperandTensors {
   at::Tensor x;         // the rows, contiguous
-  at::Tensor data;      // [splits, N, 64 * slices]
+  at::Tensor data;      // [splits, N, 64 * k_tiles]
   at::Tensor scale;     // [N] float32
   at::Tensor inv_norm;  // [N] float32
   Operand view;

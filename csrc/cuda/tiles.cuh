@@ -1,8 +1,8 @@
-// Tiles of products of two operands: how a block brings slices of them into shared memory and multiplies them.
+// Tiles of products of two operands: how a block brings k_tiles of them into shared memory and multiplies them.
 //
-// A slice is 64 features of some rows: 128 bytes a row, 16-byte chunks XOR-ed with the row so that ldmatrix, which
+// A k_tile is 64 features of some rows: 128 bytes a row, 16-byte chunks XOR-ed with the row so that ldmatrix, which
 // takes a chunk of eight rows at a time, meets every bank once. A tile of <x_i, y_j> is summed over `steps()` pairs of
-// slices. A warp holds MI fragments of 16 rows and NI of 8 columns; lane / 4 and lane % 4 give its place in them
+// k_tiles. A warp holds MI fragments of 16 rows and NI of 8 columns; lane / 4 and lane % 4 give its place in them
 // (mma.cuh).
 #pragma once
 
@@ -13,10 +13,10 @@
 
 namespace ltood::tiles {
 
-constexpr int kRowBytes = kSlice * 2;
+constexpr int kRowBytes = kKTile * 2;
 
 template <int kRows>
-__host__ __device__ constexpr int slice_bytes() {
+__host__ __device__ constexpr int k_tile_bytes() {
   return kRows * kRowBytes;
 }
 
@@ -24,26 +24,26 @@ __device__ __forceinline__ uint32_t chunk_offset(int row, int chunk) {
   return row * kRowBytes + ((chunk ^ (row & 7)) << 4);
 }
 
-// The order in which a product visits splits and slices: low × high and high × low before high × high, so that small
-// terms are added first. Both operands have the same slices and splits.
+// The order in which a product visits splits and k_tiles: low × high and high × low before high × high, so that small
+// terms are added first. Both operands have the same k_tiles and splits.
 struct Steps {
-  int slices, splits;
-  __device__ int count() const { return splits == 2 ? 3 * slices : slices; }
-  __device__ int slice(int step) const { return step % slices; }
-  __device__ int split_a(int step) const { return splits == 2 && step < slices; }
-  __device__ int split_b(int step) const { return splits == 2 && step >= slices && step < 2 * slices; }
+  int k_tiles, splits;
+  __device__ int count() const { return splits == 2 ? 3 * k_tiles : k_tiles; }
+  __device__ int k_tile(int step) const { return step % k_tiles; }
+  __device__ int split_a(int step) const { return splits == 2 && step < k_tiles; }
+  __device__ int split_b(int step) const { return splits == 2 && step >= k_tiles && step < 2 * k_tiles; }
 };
 
-// Rows first_row ... of one slice, zeros beyond the last row. All kThreads threads take part.
+// Rows first_row ... of one k_tile, zeros beyond the last row. All kThreads threads take part.
 template <int kRows, int kThreads>
-__device__ __forceinline__ void load_slice(uint32_t shared, const Operand& x, int split, int slice, int first_row) {
+__device__ __forceinline__ void load_k_tile(uint32_t shared, const Operand& x, int split, int k_tile, int first_row) {
   static_assert(kRows * 8 % kThreads == 0);
   const char* data = static_cast<const char*>(x.data);
 #pragma unroll
   for (int i = 0; i < kRows * 8 / kThreads; ++i) {
     const int chunk = i * kThreads + threadIdx.x, row = chunk / 8;
     const bool inside = first_row + row < x.rows;
-    const size_t source = (size_t(split) * x.rows + (inside ? first_row + row : 0)) * x.slices + slice;
+    const size_t source = (size_t(split) * x.rows + (inside ? first_row + row : 0)) * x.k_tiles + k_tile;
     prim::cp_async16(shared + chunk_offset(row, chunk % 8), data + source * kRowBytes + chunk % 8 * 16, inside);
   }
 }
@@ -103,23 +103,23 @@ __device__ __forceinline__ void clear(float (&c)[MI][NI][4]) {
       for (int e = 0; e < 4; ++e) c[i][j][e] = 0;
 }
 
-// c += A B' over one slice: A rows warp_row ..., B rows (columns of the tile) warp_col ....
+// c += A B' over one k_tile: A rows warp_row ..., B rows (columns of the tile) warp_col ....
 template <typename half_t, int MI, int NI>
-__device__ __forceinline__ void multiply_slice(float (&c)[MI][NI][4], uint32_t a_slice, uint32_t b_slice, int warp_row,
-                                               int warp_col) {
+__device__ __forceinline__ void multiply_k_tile(float (&c)[MI][NI][4], uint32_t a_k_tile, uint32_t b_k_tile,
+                                                int warp_row, int warp_col) {
   const int lane = threadIdx.x % 32;
 #pragma unroll
-  for (int k = 0; k < kSlice / 16; ++k) {
+  for (int k = 0; k < kKTile / 16; ++k) {
     uint32_t a[MI][4];
 #pragma unroll
     for (int i = 0; i < MI; ++i) {
-      prim::ldmatrix_x4(a[i], a_slice + chunk_offset(warp_row + i * 16 + lane % 16, k * 2 + lane / 16));
+      prim::ldmatrix_x4(a[i], a_k_tile + chunk_offset(warp_row + i * 16 + lane % 16, k * 2 + lane / 16));
     }
 #pragma unroll
     for (int j = 0; j < NI / 2; ++j) {
       uint32_t b[4];
       const int row = warp_col + j * 16 + lane % 8 + lane / 16 * 8;
-      prim::ldmatrix_x4(b, b_slice + chunk_offset(row, k * 2 + lane / 8 % 2));
+      prim::ldmatrix_x4(b, b_k_tile + chunk_offset(row, k * 2 + lane / 8 % 2));
 #pragma unroll
       for (int i = 0; i < MI; ++i) {
         prim::mma_m16n8k16<half_t>(c[i][2 * j], a[i], b[0], b[1]);
@@ -159,17 +159,17 @@ __device__ __forceinline__ void subtract_packed(float (&c)[MI][NI][4], const uin
       }
 }
 
-// c += W V: W [MI * 16, KI * 16] from registers, V's slice [KI * 16 rows, 64 features] from shared memory.
+// c += W V: W [MI * 16, KI * 16] from registers, V's k_tile [KI * 16 rows, 64 features] from shared memory.
 template <typename half_t, int MI, int KI>
-__device__ __forceinline__ void multiply_weights(float (&c)[MI][kSlice / 8][4], const uint32_t (&weights)[MI][KI][4],
-                                                 uint32_t v_slice) {
+__device__ __forceinline__ void multiply_weights(float (&c)[MI][kKTile / 8][4], const uint32_t (&weights)[MI][KI][4],
+                                                 uint32_t v_k_tile) {
   const int lane = threadIdx.x % 32;
 #pragma unroll
   for (int k = 0; k < KI; ++k) {
 #pragma unroll
-    for (int j = 0; j < kSlice / 16; ++j) {
+    for (int j = 0; j < kKTile / 16; ++j) {
       uint32_t b[4];
-      prim::ldmatrix_x4_trans(b, v_slice + chunk_offset(k * 16 + lane % 16, j * 2 + lane / 16));
+      prim::ldmatrix_x4_trans(b, v_k_tile + chunk_offset(k * 16 + lane % 16, j * 2 + lane / 16));
 #pragma unroll
       for (int i = 0; i < MI; ++i) {
         prim::mma_m16n8k16<half_t>(c[i][2 * j], weights[i][k], b[0], b[1]);

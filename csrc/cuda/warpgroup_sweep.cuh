@@ -1,5 +1,5 @@
 // The loop of row_sweep.cuh on Hopper: a block owns 256 rows of x, 128 of each consumer warpgroup, and goes through the
-// rows of y, its columns, tile by tile of 128. The block's rows stay in shared memory, slices of columns pass through
+// rows of y, its columns, tile by tile of 128. The block's rows stay in shared memory, k_tiles of columns pass through
 // the ring. A warp owns 16 rows of either half of its warpgroup's, so that nothing about a row is shared between warps;
 // a tile is used in two halves of 64 columns, with the fragments of row_sweep.cuh.
 #pragma once
@@ -14,7 +14,7 @@ using warpgroups::Ring;
 
 constexpr int kBlockM = 256, kBlockN = 128;
 constexpr int kHalves = 2;  // of a warpgroup's rows
-constexpr int kSliceBytes = tiles::slice_bytes<128>();
+constexpr int kKTileBytes = tiles::k_tile_bytes<128>();
 
 // Rows of a warp's list l: 16 of either half. A lane holds four of them, slot s is list row_sweep::slot_row(s).
 __device__ __forceinline__ int list_row(int l) {
@@ -24,10 +24,10 @@ __device__ __forceinline__ int list_row(int l) {
 using row_sweep::Fragments;
 
 struct Maps {
-  CUtensorMap x, y;  // in boxes of a slice of 128 rows
+  CUtensorMap x, y;  // in boxes of a k_tile of 128 rows
 };
 
-constexpr int resident_bytes(const Operand& x) { return 2 * x.splits * x.slices * kSliceBytes; }
+constexpr int resident_bytes(const Operand& x) { return 2 * x.splits * x.k_tiles * kKTileBytes; }
 
 // A block's place in shared memory: resident rows, ring, barriers.
 struct Shared {
@@ -38,7 +38,7 @@ struct Shared {
   __device__ Shared(uint32_t memory, uint32_t barriers, const Operand& x, int stages)
       : resident(memory),
         resident_full(barriers + stages * warpgroups::kBarrierBytes),
-        ring{memory + 2 * x.splits * x.slices * kSliceBytes, barriers, stages, kSliceBytes} {
+        ring{memory + 2 * x.splits * x.k_tiles * kKTileBytes, barriers, stages, kKTileBytes} {
     if (threadIdx.x == 0) {
       ring.init();
       prim::mbarrier_init(resident_full, 1);
@@ -51,18 +51,19 @@ struct Shared {
 // The producer's thread: column tiles begin ... end - 1.
 __device__ __forceinline__ void produce(const Maps& maps, const Operand& x, const Shared& shared, int first_row,
                                         int begin, int end) {
-  const tiles::Steps steps{x.slices, x.splits};
-  const int slices = x.splits * x.slices;
-  prim::mbarrier_arrive_expect(shared.resident_full, 2 * slices * kSliceBytes);
-  for (int s = 0; s < 2 * slices; ++s) {
-    const int row = first_row + s / slices * 128, split = s / x.slices % x.splits;
-    prim::tma_load(shared.resident + s * kSliceBytes, &maps.x, shared.resident_full, s % x.slices * kSlice, row, split);
+  const tiles::Steps steps{x.k_tiles, x.splits};
+  const int k_tiles = x.splits * x.k_tiles;
+  prim::mbarrier_arrive_expect(shared.resident_full, 2 * k_tiles * kKTileBytes);
+  for (int s = 0; s < 2 * k_tiles; ++s) {
+    const int row = first_row + s / k_tiles * 128, split = s / x.k_tiles % x.splits;
+    prim::tma_load(shared.resident + s * kKTileBytes, &maps.x, shared.resident_full, s % x.k_tiles * kKTile, row,
+                   split);
   }
   Position at;
   for (int tile = begin; tile < end; ++tile) {
     for (int step = 0; step < steps.count(); ++step, at.advance(shared.ring.stages)) {
-      shared.ring.claim(at, kSliceBytes);
-      const int column = steps.slice(step) * kSlice;
+      shared.ring.claim(at, kKTileBytes);
+      const int column = steps.k_tile(step) * kKTile;
       prim::tma_load(shared.ring.at(at), &maps.y, shared.ring.full(at), column, tile * kBlockN, steps.split_b(step));
     }
   }
@@ -72,15 +73,15 @@ __device__ __forceinline__ void produce(const Maps& maps, const Operand& x, cons
 // the products of the operands' data: scales are left to it. It may overwrite c.
 template <typename half_t, typename UseTile>
 __device__ __forceinline__ void consume(const Operand& x, const Shared& shared, int begin, int end, UseTile use_tile) {
-  const tiles::Steps steps{x.slices, x.splits};
-  const uint32_t rows = shared.resident + warpgroups::consumer() * x.splits * x.slices * kSliceBytes;
+  const tiles::Steps steps{x.k_tiles, x.splits};
+  const uint32_t rows = shared.resident + warpgroups::consumer() * x.splits * x.k_tiles * kKTileBytes;
   Position at, left;
   warpgroups::begin_turns();
   prim::mbarrier_wait(shared.resident_full, 0);
   for (int tile = begin; tile < end; ++tile) {
     float products[kHalves][kBlockN / 2];
     warpgroups::multiply_tile<half_t>(products, steps.count(), shared.ring, at, left, [&](int step, uint32_t stage) {
-      return make_uint2(rows + (steps.split_a(step) * x.slices + steps.slice(step)) * kSliceBytes, stage);
+      return make_uint2(rows + (steps.split_a(step) * x.k_tiles + steps.k_tile(step)) * kKTileBytes, stage);
     });
 #pragma unroll
     for (int split = 0; split < 2; ++split) {

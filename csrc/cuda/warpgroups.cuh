@@ -40,9 +40,9 @@ __device__ __forceinline__ void end_turns() {
   if (consumer() == 0) prim::named_barrier_sync(2, kConsumerThreads);
 }
 
-// Map of an operand's splits in boxes of one slice of box_rows rows.
+// Map of an operand's splits in boxes of one k_tile of box_rows rows.
 inline cudaError_t make_map(CUtensorMap* map, const Operand& x, int box_rows) {
-  return prim::make_tensor_map(map, x.data, x.is_half, x.splits, x.rows, kSlice * x.slices, box_rows);
+  return prim::make_tensor_map(map, x.data, x.is_half, x.splits, x.rows, kKTile * x.k_tiles, box_rows);
 }
 
 // One of a ring's stages, and the parity of the phase in which it is used.
@@ -86,8 +86,8 @@ struct Ring {
   }
 };
 
-// c = the products of a tile: 64 kHalves rows of A with 2 kSize of B, a slice a step from the ring's next stages, which
-// are given back. operands(step, stage) gives the addresses of both slices.
+// c = the products of a tile: 64 kHalves rows of A with 2 kSize of B, a k_tile a step from the ring's next stages,
+// which are given back. operands(step, stage) gives the addresses of both k_tiles.
 template <typename half_t, int kHalves, int kSize, typename Operands>
 __device__ __forceinline__ void multiply_tile(float (&c)[kHalves][kSize], int steps, const Ring& ring, Position& at,
                                               Position& left, Operands operands) {
@@ -96,14 +96,14 @@ __device__ __forceinline__ void multiply_tile(float (&c)[kHalves][kSize], int st
   if (turns) wait_for_turn();
   for (int step = 0; step < steps; ++step, at.advance(ring.stages)) {
     ring.wait(at);
-    const uint2 slices = operands(step, ring.at(at));
+    const uint2 k_tiles = operands(step, ring.at(at));
     prim::wgmma_fence();
 #pragma unroll
-    for (int k = 0; k < kSlice / 16; ++k) {
+    for (int k = 0; k < kKTile / 16; ++k) {
 #pragma unroll
       for (int half = 0; half < kHalves; ++half) {
-        prim::wgmma_shared<half_t>(c[half], prim::matrix_descriptor(slices.x + half * 64 * tiles::kRowBytes + k * 32),
-                                   prim::matrix_descriptor(slices.y + k * 32), step > 0 || k > 0);
+        prim::wgmma_shared<half_t>(c[half], prim::matrix_descriptor(k_tiles.x + half * 64 * tiles::kRowBytes + k * 32),
+                                   prim::matrix_descriptor(k_tiles.y + k * 32), step > 0 || k > 0);
       }
     }
     prim::wgmma_commit();

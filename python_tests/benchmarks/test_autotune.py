@@ -31,11 +31,13 @@ def test_candidates_are_those_that_fit():
         assert autotune.fitting(of_entry) == of_entry
     tile = next(tile for tile in TILES if tile.kernel == "kSums")
     wrong = [
-        replace(tile, rows=256, slices=8),  # 256 KiB of rows
+        replace(tile, rows=256, k_tiles=8),  # 256 KiB of rows
         replace(tile, stages=3),  # fewer than are in flight
-        replace(tile, kernel="kLseBwd", splits=2, rows=128, columns=128, stage_slices=2),  # 256 registers of 192
+        replace(tile, kernel="kLseBwd", splits=2, rows=128, columns=128, stage_k_tiles=2),  # 256 registers of 192
         replace(tile, columns=96),
-        replace(tile, kernel="kLseBwd", splits=1, slices=1, rows=128, stage_slices=2),  # a stage of two slices for one
+        replace(
+            tile, kernel="kLseBwd", splits=1, k_tiles=1, rows=128, stage_k_tiles=2
+        ),  # a stage of two k_tiles for one
     ]
     assert autotune.fitting([*wrong, tile]) == [tile]
 
@@ -47,7 +49,7 @@ def test_an_entry_that_does_not_fit_does_not_compile(tmp_path):
         return subprocess.run(["g++", "-std=c++17", "-fsyntax-only", header], capture_output=True, text=True)
 
     assert compiles(TILES).returncode == 0
-    refused = compiles([replace(TILES[0], rows=256, slices=6), *TILES[1:]])
+    refused = compiles([replace(TILES[0], rows=256, k_tiles=6), *TILES[1:]])
     assert refused.returncode != 0
     assert "an entry of kTiles exceeds" in refused.stderr
 
@@ -56,8 +58,10 @@ def test_problems_are_answered_by_the_entry_that_is_timed():
     for at, tile in enumerate(TILES):
         asked = autotune.problems(TILES, at)
         assert asked
-        for splits, slices, _ in asked:
-            taken = next(t for t in TILES if t.kernel == tile.kernel and t.splits in (0, splits) and slices <= t.slices)
+        for splits, k_tiles, _ in asked:
+            taken = next(
+                t for t in TILES if t.kernel == tile.kernel and t.splits in (0, splits) and k_tiles <= t.k_tiles
+            )
             assert taken == tile
     assert autotune.kernel_number("kSums") == "0"
     assert autotune.kernel_number("kLseBwd") == "2"

@@ -103,7 +103,7 @@ def launch_lse_bwd(dev, lse_bwd, row_factors, col_factors, **plan):
     for name, value in plan.items():
         setattr(lse_bwd, name, value)
     lse_bwd.row_factors, lse_bwd.col_factors = row_factors.ptr, col_factors.ptr
-    out = dev.empty((lse_bwd.k_splits, lse_bwd.rows.rows, 64 * lse_bwd.rows.slices), np.float32)
+    out = dev.empty((lse_bwd.k_splits, lse_bwd.rows.rows, 64 * lse_bwd.rows.k_tiles), np.float32)
     lse_bwd.out = out.ptr
     run(dev, "ltood_launch_contrastive_lse_bwd", lse_bwd)
     return out

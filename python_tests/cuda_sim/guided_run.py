@@ -143,7 +143,7 @@ class GuidedRun:
             p.v = prepare(self.dev, rows, kind, x.normalize).operand
         elif z.operand.is_half:
             self.values = self.dev.put(bf16_bits(self.dev.get(z.data)))
-            p.v = Operand(self.values.ptr, z.operand.scale, x.n, z.operand.slices, 1, 0)
+            p.v = Operand(self.values.ptr, z.operand.scale, x.n, z.operand.k_tiles, 1, 0)
         p.inv_norm, p.normalize, p.grad_type = z.inv_norm.ptr, x.normalize, KINDS.index(x.kind)
         self._plan(backward=False)
         self._splits(backward=False)
@@ -156,7 +156,7 @@ class GuidedRun:
     def _splits(self, backward: bool):
         x, p = self.problem, self.params
         p.k_splits = x.k_splits or self.dev.call(
-            "ltood_guided_k_splits", x.n - p.first, p.columns, p.z.slices, backward
+            "ltood_guided_k_splits", x.n - p.first, p.columns, p.z.k_tiles, backward
         )
 
     def _sums(self, *names: str) -> dict[str, np.ndarray]:
@@ -179,7 +179,7 @@ class GuidedRun:
         self._plan(backward=True)
         self._splits(backward=True)
         x, p = self.problem, self.params
-        self.fresh(gradient=((p.k_splits, x.n - p.first, COLUMNS * p.z.slices), np.float32),
+        self.fresh(gradient=((p.k_splits, x.n - p.first, COLUMNS * p.z.k_tiles), np.float32),
                    grad_unit=((x.n - p.first, p.d), np.float32))  # fmt: skip
         self.launch("backward")
         return self.get("grad_unit")
@@ -195,7 +195,7 @@ class GuidedRun:
             self.put(reverse_keys=entries[reverse], reverse_order=reverse)
         self._splits(backward=True)
         storage = {"float32": np.float32, "bfloat16": np.uint16, "float16": np.float16}[x.kind]
-        self.fresh(gradient=((p.k_splits, x.n, COLUMNS * p.z.slices), np.float32), grad_z=(x.z.shape, storage),
+        self.fresh(gradient=((p.k_splits, x.n, COLUMNS * p.z.k_tiles), np.float32), grad_z=(x.z.shape, storage),
                    along=(x.n, np.float32))  # fmt: skip
         self.launch("backward")
         grad_z = self.get("grad_z")

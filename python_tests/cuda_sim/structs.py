@@ -6,13 +6,13 @@ from dataclasses import dataclass
 
 import numpy as np
 
-SLICE = 64
+K_TILE = 64
 ELEMENT_TYPES = {np.dtype(np.float32): 0, np.dtype(np.uint16): 1, np.dtype(np.float16): 2}  # uint16: bfloat16 bits
 
 
 class Operand(ctypes.Structure):
     _fields_ = [
-        ("data", c_void_p), ("scale", c_void_p), ("rows", c_int), ("slices", c_int), ("splits", c_int),
+        ("data", c_void_p), ("scale", c_void_p), ("rows", c_int), ("k_tiles", c_int), ("splits", c_int),
         ("is_half", c_int),
     ]  # fmt: skip
 
@@ -86,12 +86,12 @@ def prepare(
     """Rows [N, D] through ltood_launch_prepare_rows, in splits as the torch glue chooses them. half: float16 splits."""
     storage, values = as_type(x, kind)
     n, d = x.shape
-    slices = -(-d // SLICE)
+    k_tiles = -(-d // K_TILE)
     is_half = half or (kind == "float16" and normalize)
     splits = splits or (2 if kind == "float32" or (kind == "float16" and not is_half) else 1)
-    data = dev.empty((splits, n, SLICE * slices), np.float16 if is_half else np.uint16)
+    data = dev.empty((splits, n, K_TILE * k_tiles), np.float16 if is_half else np.uint16)
     scale, inv_norm, squares, given = dev.empty(n), dev.empty(n), dev.empty(n), dev.put(storage)
-    operand = Operand(data.ptr, scale.ptr, n, slices, splits, is_half)
+    operand = Operand(data.ptr, scale.ptr, n, k_tiles, splits, is_half)
     params = PrepareParams(
         given.ptr, ELEMENT_TYPES[storage.dtype], n, d, normalize, operand, inv_norm.ptr,
         None if origin is None else origin.ptr, squares.ptr, unscaled,

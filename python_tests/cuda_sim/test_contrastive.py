@@ -77,7 +77,7 @@ def rows(rng, n, d):
     return rng.standard_normal((n, d)).astype(np.float32)
 
 
-# Three tiles each way, none of them full. D: a slice and a bit; one slice; rows that do not stay in shared memory.
+# Three tiles each way, none of them full. D: a k_tile and a bit; one k_tile; rows that do not stay in shared memory.
 @pytest.mark.parametrize(("kind", "n", "d"), [("bfloat16", 300, 100), ("float16", 270, 64), ("float32", 258, 160)])
 def test_nt_xent(device, kind, n, d):
     rng = np.random.default_rng(0)

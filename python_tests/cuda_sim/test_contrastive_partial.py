@@ -115,16 +115,16 @@ def draw(rng, n, m, d):
 STREAMED = {"resident": 0, "shared_bytes": 3 * (64 + 128) * 128}
 
 # (kind, n, M, D, diagonal, options). Three tiles of rows (128) and of columns (32 or 64), none of them full; D of one
-# slice, of two, and rows that are streamed; every type in both forms where both are shipped.
+# k_tile, of two, and rows that are streamed; every type in both forms where both are shipped.
 CASES = {
-    "bfloat16, one slice": ("bfloat16", 270, 140, 40, 30, {}),
-    "bfloat16, two slices, online": ("bfloat16", 130, 200, 100, 69, {"online": True}),
+    "bfloat16, one k_tile": ("bfloat16", 270, 140, 40, 30, {}),
+    "bfloat16, two k_tiles, online": ("bfloat16", 130, 200, 100, 69, {"online": True}),
     "bfloat16, streamed": ("bfloat16", 130, 140, 150, -60, {}),
     "bfloat16 as it is": ("bfloat16", 130, 140, 40, 9, {"normalize": False}),
-    "float16, one slice": ("float16", 130, 140, 64, -20, {}),
+    "float16, one k_tile": ("float16", 130, 140, 64, -20, {}),
     "float16, streamed, online": ("float16", 40, 140, 80, 5, {"online": True}),
     "float16 as it is": ("float16", 130, 140, 30, 139, {"normalize": False}),
-    "float32, one slice": ("float32", 140, 200, 20, 100, {}),
+    "float32, one k_tile": ("float32", 140, 200, 20, 100, {}),
     "float32, online": ("float32", 130, 140, 24, 4, {"online": True}),
     "float32, streamed": ("float32", 258, 140, 160, -129, {}),
     "float32, as it is, streamed": ("float32", 130, 140, 136, 2, {"normalize": False}),

@@ -19,8 +19,8 @@ def kernels(device):
     return {name.split("sm9029")[-1].split("sm9028")[-1].split("EvNS")[0] for name in device.launches if "sm90" in name}
 
 
-# Every kernel of the backward: type, splits, and one, two or four slices; then S in four chunks, V on its own. The
-# forward is wide, and narrow where rows have more than four slices.
+# Every kernel of the backward: type, splits, and one, two or four k_tiles; then S in four chunks, V on its own. The
+# forward is wide, and narrow where rows have more than four k_tiles.
 @pytest.mark.parametrize(
     ("kind", "n", "d"),
     [

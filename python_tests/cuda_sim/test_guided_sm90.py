@@ -39,7 +39,7 @@ def test_losses_and_gradients(simulate, kind, options):
 
 
 def test_the_widest_rows_fill_the_ring(simulate):
-    """Four slices of each operand: a turn holds five of six stages. One of four k_splits has no tile."""
+    """Four k_tiles of each operand: a turn holds five of six stages. One of four k_splits has no tile."""
     run = compare(simulate, problem(n=130, d=250, dg=256, kind="bfloat16", distill=True, k_splits=4))
     assert len(hopper_kernels(run)) == 2
 

@@ -75,11 +75,11 @@ def check_exact(dev, kind, x, y, k, **rules):
 @pytest.mark.parametrize(
     ("kind", "n", "q", "d", "k"),
     [
-        ("bfloat16", 300, 200, 64, 5),  # three row blocks, four column tiles, whole slices
-        ("bfloat16", 129, 180, 500, 3),  # 8 slices: rows do not fit, streamed
-        ("float16", 150, 190, 100, 7),  # half a slice
+        ("bfloat16", 300, 200, 64, 5),  # three row blocks, four column tiles, whole k_tiles
+        ("bfloat16", 129, 180, 500, 3),  # 8 k_tiles: rows do not fit, streamed
+        ("float16", 150, 190, 100, 7),  # half a k_tile
         ("float16", 129, 130, 460, 1),  # streamed
-        ("float32", 300, 200, 17, 5),  # two splits, a third of a slice
+        ("float32", 300, 200, 17, 5),  # two splits, a third of a k_tile
         ("float32", 129, 140, 128, 10),  # resident in two splits
         ("float32", 129, 130, 200, 1),  # streamed in two splits
         ("float32", 2, 1, 1, 1),  # the least

@@ -40,8 +40,8 @@ def is_hopper(dev):
 @pytest.mark.parametrize(
     ("kind", "n", "q", "d", "k"),
     [
-        ("bfloat16", 530, 400, 100, 5),  # three row blocks, four column tiles, two slices
-        ("bfloat16", 260, 650, 220, 3),  # four slices: a tile is as long as the ring
+        ("bfloat16", 530, 400, 100, 5),  # three row blocks, four column tiles, two k_tiles
+        ("bfloat16", 260, 650, 220, 3),  # four k_tiles: a tile is as long as the ring
         ("float16", 150, 390, 64, 7),
         ("float32", 300, 400, 17, 5),  # two splits
         ("float32", 129, 300, 128, 10),  # six steps a tile: no turns

@@ -21,7 +21,7 @@
 namespace ltood::cluster_kl {
 
 constexpr int kProductStages = 3;
-constexpr int kProductStage = tiles::slice_bytes<kBlockM>() + tiles::slice_bytes<kBlockN>();
+constexpr int kProductStage = tiles::k_tile_bytes<kBlockM>() + tiles::k_tile_bytes<kBlockN>();
 constexpr int kProductBytes = kProductStages * kProductStage;
 
 struct ProductParams {
@@ -47,12 +47,12 @@ struct Products {
   __device__ int other_split(int product) const { return other_splits == 2 && product == weight_splits - 1; }
 };
 
-// A fragments of the weights [64 rows, 128 columns] as two slices, transposed: rows of the fragment are columns.
-__device__ __forceinline__ void load_transposed(uint32_t (&a)[4], uint32_t slices, int k, int column) {
+// A fragments of the weights [64 rows, 128 columns] as two k_tiles, transposed: rows of the fragment are columns.
+__device__ __forceinline__ void load_transposed(uint32_t (&a)[4], uint32_t k_tiles, int k, int column) {
   const int lane = threadIdx.x % 32;
   const int from = column + lane / 8 % 2 * 8, row = k * 16 + lane / 16 * 8 + lane % 8;
-  const uint32_t slice = slices + from / kSlice * tiles::slice_bytes<kSlice>();
-  prim::ldmatrix_x4_trans(a, slice + tiles::chunk_offset(row, from % kSlice / 8));
+  const uint32_t k_tile = k_tiles + from / kKTile * tiles::k_tile_bytes<kKTile>();
+  prim::ldmatrix_x4_trans(a, k_tile + tiles::chunk_offset(row, from % kKTile / 8));
 }
 
 template <bool kTransposed>
@@ -61,7 +61,7 @@ __device__ __forceinline__ void multiply(Fragments& c, float (&sums)[row_sweep::
   constexpr uint32_t kOnes = 0x3f803f80;  // bfloat16
   const int lane = threadIdx.x % 32;
 #pragma unroll
-  for (int k = 0; k < kSlice / 16; ++k) {
+  for (int k = 0; k < kKTile / 16; ++k) {
     uint32_t a[row_sweep::kMI][4];
 #pragma unroll
     for (int i = 0; i < row_sweep::kMI; ++i) {
@@ -114,7 +114,7 @@ __device__ __forceinline__ void finish_product(const ProductParams& p, const Fra
     for (int j = 0; j < kNI; ++j)
 #pragma unroll
       for (int e = 0; e < 2; ++e) {
-        const int feature = blockIdx.y * kSlice + tiles::fragment_col(j, e);
+        const int feature = blockIdx.y * kKTile + tiles::fragment_col(j, e);
         if (feature >= p.d) continue;
         const float value = c[s / 2][j][s % 2 * 2 + e];
         const size_t at = out_row * p.d + feature;
@@ -143,19 +143,19 @@ __global__ void __launch_bounds__(kThreads, 2) product_kernel(ProductParams p) {
     const uint32_t to = stages + stage * kProductStage;
     if constexpr (kTransposed) {
       for (int half = 0; half < 2; ++half) {
-        tiles::load_slice<kSlice, kThreads>(to + half * tiles::slice_bytes<kSlice>(), p.weights, split,
-                                            blockIdx.x * 2 + half, step * kSlice);
+        tiles::load_k_tile<kKTile, kThreads>(to + half * tiles::k_tile_bytes<kKTile>(), p.weights, split,
+                                             blockIdx.x * 2 + half, step * kKTile);
       }
     } else {
-      tiles::load_slice<kBlockM, kThreads>(to, p.weights, split, step, blockIdx.x * kBlockM);
+      tiles::load_k_tile<kBlockM, kThreads>(to, p.weights, split, step, blockIdx.x * kBlockM);
     }
-    tiles::load_slice<kSlice, kThreads>(to + tiles::slice_bytes<kBlockM>(), p.other, products.other_split(ahead.tile),
-                                        blockIdx.y, p.other_row + step * kSlice);
+    tiles::load_k_tile<kKTile, kThreads>(to + tiles::k_tile_bytes<kBlockM>(), p.other, products.other_split(ahead.tile),
+                                         blockIdx.y, p.other_row + step * kKTile);
     ahead.advance(steps);
   };
   const auto use = [&](int, int stage) {
     const uint32_t weights = stages + stage * kProductStage;
-    multiply<kTransposed>(c, sums, weights, weights + tiles::slice_bytes<kBlockM>(), !products.other_split(now.tile));
+    multiply<kTransposed>(c, sums, weights, weights + tiles::k_tile_bytes<kBlockM>(), !products.other_split(now.tile));
     now.advance(steps);
   };
   tiles::pipeline<kProductStages>(products.count() * steps, load, use);

@@ -13,16 +13,16 @@ constexpr int64_t kChunkBytes = 64 << 20;  // of weights: they are read again fr
 // What the launches share. Two blocks a multiprocessor are to find work: the columns of the weights are cut in groups
 // of tiles, and the rows of a chunk in k_splits for grad_mu, when there are few tiles.
 struct Plan {
-  int width, feature_slices, range_tiles, k_splits, k_split_steps;
+  int width, feature_k_tiles, range_tiles, k_splits, k_split_steps;
   int64_t weight_bytes;
 
   Plan(const ClusterKlBwdParams& p, const cuda::DeviceLimits& limits) {
     const int blocks = 2 * limits.multiprocessors, tiles = padded_width(p.in.mu.rows) / kBlockN;
     width = tiles * kBlockN;
-    feature_slices = p.z_splits.slices;
+    feature_k_tiles = p.z_splits.k_tiles;
     const int ranges = std::clamp(cuda::ceil_div(blocks, p.chunk_rows / kBlockM), 1, tiles);
     range_tiles = cuda::ceil_div(tiles, ranges);
-    const int steps = p.chunk_rows / kSlice, wanted = cuda::ceil_div(blocks, width / kBlockM * feature_slices);
+    const int steps = p.chunk_rows / kKTile, wanted = cuda::ceil_div(blocks, width / kBlockM * feature_k_tiles);
     k_split_steps = cuda::ceil_div(steps, std::clamp(wanted, 1, std::max(steps / 4, 1)));
     k_splits = cuda::ceil_div(steps, k_split_steps);
     weight_bytes = int64_t(p.weight_splits) * p.chunk_rows * width * 2;
@@ -35,13 +35,13 @@ cudaError_t launch_grad_z(const ClusterKlBwdParams& params, const Plan& plan, co
   ProductParams p{};
   p.weights = pass.weights;
   p.other = params.mu_splits;
-  p.steps = p.k_split_steps = plan.width / kSlice;
+  p.steps = p.k_split_steps = plan.width / kKTile;
   p.rows = static_cast<const char*>(params.in.z_rows) + offset;
   p.origin = params.origin;
   p.type = params.in.type;
   p.d = params.in.d;
   p.grad_z = static_cast<char*>(params.grad_z) + offset;
-  const dim3 grid(cuda::ceil_div(pass.weights.rows, kBlockM), plan.feature_slices);
+  const dim3 grid(cuda::ceil_div(pass.weights.rows, kBlockM), plan.feature_k_tiles);
   return cuda::launch(product_kernel<false>, grid, kThreads, kProductBytes, p, stream);
 }
 
@@ -52,14 +52,14 @@ cudaError_t launch_partial_mu(const ClusterKlBwdParams& params, const Plan& plan
   p.weights = pass.weights;
   p.other = params.z_splits;
   p.other_row = pass.first_row;
-  p.steps = params.chunk_rows / kSlice;
+  p.steps = params.chunk_rows / kKTile;
   p.k_split_steps = plan.k_split_steps;
   p.d = params.in.d;
   p.partial = const_cast<float*>(mu.partial);
   p.partial_sums = const_cast<float*>(mu.partial_sums);
   p.k = params.in.mu.rows;
   p.first_chunk = pass.first_row == 0;
-  const dim3 grid(plan.width / kBlockM, plan.feature_slices, plan.k_splits);
+  const dim3 grid(plan.width / kBlockM, plan.feature_k_tiles, plan.k_splits);
   return cuda::launch(product_kernel<true>, grid, kThreads, kProductBytes, p, stream);
 }
 
@@ -118,7 +118,7 @@ extern "C" int ltood_launch_cluster_kl_bwd(const ClusterKlBwdParams* params, voi
   for (int64_t first = 0; first < n; first += params->chunk_rows) {
     pass.first_row = static_cast<int>(first);
     pass.end_row = static_cast<int>(std::min<int64_t>(first + params->chunk_rows, n));
-    pass.weights = {params->workspace,     nullptr, pass.end_row - pass.first_row, plan.width / kSlice,
+    pass.weights = {params->workspace,     nullptr, pass.end_row - pass.first_row, plan.width / kKTile,
                     params->weight_splits, 0};
     if (const cudaError_t error = launch_chunk(*params, plan, pass, mu, limits, stream)) return error;
   }

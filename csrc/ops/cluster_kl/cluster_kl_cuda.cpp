@@ -26,14 +26,14 @@ struct Matrix {
 // float16 splits for distances; bfloat16 splits, unscaled, for products with weights.
 Matrix prepare(const at::Tensor& x, const std::optional<at::Tensor>& origin, int splits, bool is_half) {
   LTOOD_CHECK_VALUE(x.size(0) <= std::numeric_limits<int>::max(), kOp, "z", "of fewer than 2^31 rows", x.size(0));
-  const int n = static_cast<int>(x.size(0)), d = static_cast<int>(x.size(1)), slices = (d + kSlice - 1) / kSlice;
+  const int n = static_cast<int>(x.size(0)), d = static_cast<int>(x.size(1)), k_tiles = (d + kKTile - 1) / kKTile;
   const at::TensorOptions wide = x.options().dtype(at::kFloat);
   Matrix m{x,
-           at::empty({splits, n, int64_t(kSlice) * slices}, x.options().dtype(is_half ? at::kHalf : at::kBFloat16)),
+           at::empty({splits, n, int64_t(kKTile) * k_tiles}, x.options().dtype(is_half ? at::kHalf : at::kBFloat16)),
            at::empty({n}, wide),
            at::empty({n}, wide),
            {}};
-  m.view = {m.data.data_ptr(), m.scale.const_data_ptr<float>(), n, slices, splits, is_half};
+  m.view = {m.data.data_ptr(), m.scale.const_data_ptr<float>(), n, k_tiles, splits, is_half};
   PrepareParams params{};
   params.x = x.const_data_ptr();
   params.type = element_type(kOp, "z", x);

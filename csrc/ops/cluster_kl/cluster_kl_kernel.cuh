@@ -21,7 +21,7 @@
 //   Weights   -2 grad_i dl_i/dd_ij in bfloat16 splits, the backward's operand; dl/dd = (p - q) h / (nu + d)
 //
 //   FLOP      2 N K D a pass (three times that in two splits), and 20 to 60 an element for the kernel
-//   bytes     N D (K / 64 slices of mu through L2) a pass; Mass 4 (blocks) K floats
+//   bytes     N D (K / 64 k_tiles of mu through L2) a pass; Mass 4 (blocks) K floats
 //   limiter   tensor cores in two splits from D = 128 on; else the kernel's divisions and logarithms
 //
 // d = |z|² + |mu|² - 2 <z, mu> cancels where a row is near its centroid and both are far from the origin: such

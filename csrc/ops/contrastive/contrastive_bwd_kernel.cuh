@@ -7,7 +7,7 @@
 // tile      128 rows × 32 or 64 columns; a block owns 128 rows, up to 128 features of the output, a range of columns
 // warps     16-bit rows: 4, each 32 rows, 160 accumulators (S and 128 features) with 32 columns, as many fit; float32
 //           rows: 8, each 16 rows, 64 columns, as G then takes twice the registers
-// slices    64 features, 3 stages; S needs the slices of the columns, then the output takes them again (from L2) as V
+// k_tiles    64 features, 3 stages; S needs the k_tiles of the columns, then the output takes them again (from L2) as V
 // shared    D = 128, bf16: 32 KiB rows + 24 KiB columns: two blocks (of 255 registers) on an SM
 // cost      N = M: 2 N² D multiply-adds for D <= 128 (S once, G U once; times 3 for float32); S again for every further
 //           128 features of the output; N² exponentials (2 N² online)
@@ -25,22 +25,22 @@ using tiles::fragment_row;
 
 constexpr int kTileM = 128;
 constexpr int kStages = 3;
-constexpr int kRowSliceBytes = tiles::slice_bytes<kTileM>();
+constexpr int kRowKTileBytes = tiles::k_tile_bytes<kTileM>();
 
-// Tiles for operands of one or two splits and an output of one or two slices a block.
+// Tiles for operands of one or two splits and an output of one or two k_tiles a block.
 template <int kSplits, int kOut>
 struct Shape {
   static constexpr int kTileN = kSplits == 1 && kOut == 2 ? 32 : 64;
   static constexpr int kMI = kSplits == 2 ? 1 : 2;  // 16-row fragments of a warp
   static constexpr int kNI = kTileN / 8;
   static constexpr int kThreads = kTileM / (16 * kMI) * 32;
-  static constexpr int kColSliceBytes = tiles::slice_bytes<kTileN>();
-  static constexpr int kRegisters = 4 * kMI * kNI + kOut * kMI * (kSlice / 8) * 4;  // of accumulators
+  static constexpr int kColKTileBytes = tiles::k_tile_bytes<kTileN>();
+  static constexpr int kRegisters = 4 * kMI * kNI + kOut * kMI * (kKTile / 8) * 4;  // of accumulators
   static_assert(kRegisters <= 160, "a thread has 255 registers");
 
-  // A stage holds columns and, unless they are resident, rows of a slice; or the columns of the output's slices.
-  static constexpr int kResidentStage = kOut * kColSliceBytes;
-  static constexpr int kStreamedStage = kColSliceBytes + kRowSliceBytes;
+  // A stage holds columns and, unless they are resident, rows of a k_tile; or the columns of the output's k_tiles.
+  static constexpr int kResidentStage = kOut * kColKTileBytes;
+  static constexpr int kStreamedStage = kColKTileBytes + kRowKTileBytes;
   static_assert(kStreamedStage >= kResidentStage);
 };
 
@@ -96,26 +96,26 @@ __global__ void __launch_bounds__(Shape<kSplits, kOut>::kThreads)
   extern __shared__ __align__(128) unsigned char memory[];
   using S = Shape<kSplits, kOut>;
   constexpr int kMI = S::kMI, kNI = S::kNI, kTileN = S::kTileN, kThreads = S::kThreads;
-  constexpr int kColSliceBytes = S::kColSliceBytes;
+  constexpr int kColKTileBytes = S::kColKTileBytes;
   const int warp_row = threadIdx.x / 32 * 16 * kMI, n = p.rows.rows, m = p.cols.rows;
-  const int first_row = blockIdx.x * kTileM, first_slice = blockIdx.y * kOut;
-  const int n_out = min(kOut, p.rows.slices - first_slice);
+  const int first_row = blockIdx.x * kTileM, first_k_tile = blockIdx.y * kOut;
+  const int n_out = min(kOut, p.rows.k_tiles - first_k_tile);
   const int col_tiles = (m + kTileN - 1) / kTileN, per_split = (col_tiles + p.k_splits - 1) / p.k_splits;
   const int from = min(int(blockIdx.z) * per_split, col_tiles), to = min(from + per_split, col_tiles);
-  const tiles::Steps steps{p.rows.slices, kSplits};
+  const tiles::Steps steps{p.rows.k_tiles, kSplits};
   const int products = steps.count(), per_tile = products + kSplits;
   const uint32_t rows_at = prim::shared_address(memory);
-  const uint32_t stages_at = rows_at + (p.resident ? kSplits * p.rows.slices * kRowSliceBytes : 0);
+  const uint32_t stages_at = rows_at + (p.resident ? kSplits * p.rows.k_tiles * kRowKTileBytes : 0);
   const int bytes = p.resident ? S::kResidentStage : S::kStreamedStage;
   const float scale = tiles::exponent_scale(p.exponents.inv_tau, p.exponents.temperature);
 
   if (p.resident) {
-    for (int s = 0; s < kSplits * p.rows.slices; ++s) {
-      const uint32_t at = rows_at + s * kRowSliceBytes;
-      tiles::load_slice<kTileM, kThreads>(at, p.rows, s / p.rows.slices, s % p.rows.slices, first_row);
+    for (int s = 0; s < kSplits * p.rows.k_tiles; ++s) {
+      const uint32_t at = rows_at + s * kRowKTileBytes;
+      tiles::load_k_tile<kTileM, kThreads>(at, p.rows, s / p.rows.k_tiles, s % p.rows.k_tiles, first_row);
     }
   }
-  float out[kOut][kMI][kSlice / 8][4];
+  float out[kOut][kMI][kKTile / 8][4];
 #pragma unroll
   for (int o = 0; o < kOut; ++o) tiles::clear(out[o]);
 
@@ -126,14 +126,15 @@ __global__ void __launch_bounds__(Shape<kSplits, kOut>::kThreads)
 #pragma unroll
       for (int o = 0; o < kOut; ++o) {
         if (o >= n_out) continue;
-        const uint32_t slice_at = at + o * kColSliceBytes;
-        tiles::load_slice<kTileN, kThreads>(slice_at, p.cols, step - products, first_slice + o, first_col);
+        const uint32_t k_tile_at = at + o * kColKTileBytes;
+        tiles::load_k_tile<kTileN, kThreads>(k_tile_at, p.cols, step - products, first_k_tile + o, first_col);
       }
       return;
     }
-    tiles::load_slice<kTileN, kThreads>(at, p.cols, steps.split_b(step), steps.slice(step), first_col);
+    tiles::load_k_tile<kTileN, kThreads>(at, p.cols, steps.split_b(step), steps.k_tile(step), first_col);
     if (p.resident) return;
-    tiles::load_slice<kTileM, kThreads>(at + kColSliceBytes, p.rows, steps.split_a(step), steps.slice(step), first_row);
+    tiles::load_k_tile<kTileM, kThreads>(at + kColKTileBytes, p.rows, steps.split_a(step), steps.k_tile(step),
+                                         first_row);
   };
   // Step by step of a kind, so that S and the packed weights are never alive together (but while one becomes the
   // other).
@@ -143,8 +144,8 @@ __global__ void __launch_bounds__(Shape<kSplits, kOut>::kThreads)
     tiles::clear(c);
     for (int step = 0; step < products; ++step) {
       const uint32_t at = stages_at + stages.next() * bytes;
-      const uint32_t resident = rows_at + (steps.split_a(step) * p.rows.slices + steps.slice(step)) * kRowSliceBytes;
-      tiles::multiply_slice<half_t>(c, p.resident ? resident : at + kColSliceBytes, at, warp_row, 0);
+      const uint32_t resident = rows_at + (steps.split_a(step) * p.rows.k_tiles + steps.k_tile(step)) * kRowKTileBytes;
+      tiles::multiply_k_tile<half_t>(c, p.resident ? resident : at + kColKTileBytes, at, warp_row, 0);
     }
     const int row0 = first_row + warp_row, col0 = tile * kTileN, same = row0 + p.diagonal;
     if (col0 + kTileN > m || (col0 < same + 16 * kMI && same < col0 + kTileN)) {
@@ -164,14 +165,14 @@ __global__ void __launch_bounds__(Shape<kSplits, kOut>::kThreads)
 #pragma unroll
       for (int o = 0; o < kOut; ++o) {
         if (o >= n_out) continue;
-        tiles::multiply_weights<half_t>(out[o], high, at + o * kColSliceBytes);
-        if (kSplits == 2 && split == 0) tiles::multiply_weights<half_t>(out[o], low, at + o * kColSliceBytes);
+        tiles::multiply_weights<half_t>(out[o], high, at + o * kColKTileBytes);
+        if (kSplits == 2 && split == 0) tiles::multiply_weights<half_t>(out[o], low, at + o * kColKTileBytes);
       }
     }
   }
   stages.drain();
 
-  const int width = kSlice * p.rows.slices;
+  const int width = kKTile * p.rows.k_tiles;
 #pragma unroll
   for (int o = 0; o < kOut; ++o) {
     if (o >= n_out) continue;
@@ -181,9 +182,9 @@ __global__ void __launch_bounds__(Shape<kSplits, kOut>::kThreads)
       for (int h = 0; h < 2; ++h) {
         const int row = first_row + warp_row + fragment_row(i, 2 * h);
         if (row >= n) continue;
-        float* line = p.out + (size_t(blockIdx.z) * n + row) * width + (first_slice + o) * kSlice;
+        float* line = p.out + (size_t(blockIdx.z) * n + row) * width + (first_k_tile + o) * kKTile;
 #pragma unroll
-        for (int j = 0; j < kSlice / 8; ++j) {
+        for (int j = 0; j < kKTile / 8; ++j) {
           const float2 pair{out[o][i][j][2 * h], out[o][i][j][2 * h + 1]};
           *reinterpret_cast<float2*>(line + fragment_col(j, 0)) = pair;
         }

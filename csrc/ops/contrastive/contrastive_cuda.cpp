@@ -249,13 +249,13 @@ at::Tensor launch_factors(const OperandTensors& u, const Exponents& exponents, c
   return factors;
 }
 
-// The N² work; returns [k_splits, rows, D padded to slices].
+// The N² work; returns [k_splits, rows, D padded to k_tiles].
 at::Tensor launch_lse_bwd(ContrastiveLseBwd& lse_bwd, const at::Tensor& row_factors, const at::Tensor& col_factors) {
   check_launch(kOp, ltood_plan_contrastive_lse_bwd(&lse_bwd));
   lse_bwd.row_factors = reinterpret_cast<const RowFactors*>(row_factors.const_data_ptr<float>());
   lse_bwd.col_factors = reinterpret_cast<const RowFactors*>(col_factors.const_data_ptr<float>());
   const at::Tensor out =
-      at::empty({lse_bwd.k_splits, lse_bwd.rows.rows, int64_t(kSlice) * lse_bwd.rows.slices}, row_factors.options());
+      at::empty({lse_bwd.k_splits, lse_bwd.rows.rows, int64_t(kKTile) * lse_bwd.rows.k_tiles}, row_factors.options());
   lse_bwd.out = out.mutable_data_ptr<float>();
   check_launch(kOp, ltood_launch_contrastive_lse_bwd(&lse_bwd, current_stream(row_factors)));
   return out;

@@ -3,11 +3,11 @@
 //   lse_i = log sum_{j != i} exp(s_ij);   s_ij = s_ji, so a tile of the upper triangle feeds its rows and its columns.
 //
 // tile      128 × 128, a block of 8 warps (2 × 4), a warp 64 × 32: 64 accumulators a thread
-// slices    64 features, 3 stages in flight; the rows of a tile stay in shared memory when splits * D <= 256
+// k_tiles    64 features, 3 stages in flight; the rows of a tile stay in shared memory when splits * D <= 256
 // shared    D = 128, bf16: 32 KiB rows + 48 KiB columns + 1 KiB of sums a tile of the work tile: two blocks on an SM of
 //           228 KiB
 // cost      N² D / 2 multiply-adds (times 3 for float32), N² / 2 exponentials (N² online), N D halves from memory; of
-//           each tile 16 KiB a slice from L2
+//           each tile 16 KiB a k_tile from L2
 // limiter   tensor cores by mma.sync, with exponentials (16 a clock and SM) close behind at D = 128
 //
 // Fixed shift: unit rows bound s by 1 / tau, so 2^(t - shift) needs no maximum, and row and column share it. Online:
@@ -27,7 +27,7 @@ constexpr int kWarpsM = 2, kWarpsN = 4;
 constexpr int kThreads = 32 * kWarpsM * kWarpsN;
 constexpr int kMI = kTile / kWarpsM / 16, kNI = kTile / kWarpsN / 8;
 constexpr int kStages = 3;
-constexpr int kSliceBytes = tiles::slice_bytes<kTile>();
+constexpr int kKTileBytes = tiles::k_tile_bytes<kTile>();
 
 __device__ inline float minus_infinity() { return __int_as_float(0xff800000); }
 
@@ -321,11 +321,11 @@ __device__ void sweep(const ContrastiveForward& p, const ColumnSlots& cols, unsi
   const int warp_row = threadIdx.x / 32 / kWarpsN * (kTile / kWarpsM);
   const int warp_col = threadIdx.x / 32 % kWarpsN * (kTile / kWarpsN);
   const int first_row = row_tile * kTile;
-  const tiles::Steps steps{p.u.slices, p.u.splits};
+  const tiles::Steps steps{p.u.k_tiles, p.u.splits};
   const int per_tile = steps.count();
   const uint32_t rows_at = prim::shared_address(memory);
-  const uint32_t stages_at = rows_at + (p.plan.resident ? p.u.splits * p.u.slices * kSliceBytes : 0);
-  const int stage_bytes = p.plan.resident ? kSliceBytes : 2 * kSliceBytes;
+  const uint32_t stages_at = rows_at + (p.plan.resident ? p.u.splits * p.u.k_tiles * kKTileBytes : 0);
+  const int stage_bytes = p.plan.resident ? kKTileBytes : 2 * kKTileBytes;
   const float scale = tiles::exponent_scale(p.exponents.inv_tau, p.exponents.temperature);
   const float shift = kOnline ? 0.f : scale;
 
@@ -342,25 +342,25 @@ __device__ void sweep(const ContrastiveForward& p, const ColumnSlots& cols, unsi
     }
   }
   if (p.plan.resident) {
-    for (int s = 0; s < p.u.splits * p.u.slices; ++s) {
-      const uint32_t at = rows_at + s * kSliceBytes;
-      tiles::load_slice<kTile, kThreads>(at, p.u, s / p.u.slices, s % p.u.slices, first_row);
+    for (int s = 0; s < p.u.splits * p.u.k_tiles; ++s) {
+      const uint32_t at = rows_at + s * kKTileBytes;
+      tiles::load_k_tile<kTile, kThreads>(at, p.u, s / p.u.k_tiles, s % p.u.k_tiles, first_row);
     }
   }
   float c[kMI][kNI][4];
   const auto load = [&](int t, int stage) {
     const int step = t % per_tile, first_col = (from + t / per_tile) * kTile;
     const uint32_t at = stages_at + stage * stage_bytes;
-    tiles::load_slice<kTile, kThreads>(at, p.u, steps.split_b(step), steps.slice(step), first_col);
+    tiles::load_k_tile<kTile, kThreads>(at, p.u, steps.split_b(step), steps.k_tile(step), first_col);
     if (p.plan.resident) return;
-    tiles::load_slice<kTile, kThreads>(at + kSliceBytes, p.u, steps.split_a(step), steps.slice(step), first_row);
+    tiles::load_k_tile<kTile, kThreads>(at + kKTileBytes, p.u, steps.split_a(step), steps.k_tile(step), first_row);
   };
   const auto use = [&](int t, int stage) {
     const int step = t % per_tile, col_tile = from + t / per_tile;
     const uint32_t at = stages_at + stage * stage_bytes;
-    const uint32_t resident = rows_at + (steps.split_a(step) * p.u.slices + steps.slice(step)) * kSliceBytes;
+    const uint32_t resident = rows_at + (steps.split_a(step) * p.u.k_tiles + steps.k_tile(step)) * kKTileBytes;
     if (step == 0) tiles::clear(c);
-    tiles::multiply_slice<half_t>(c, p.plan.resident ? resident : at + kSliceBytes, at, warp_row, warp_col);
+    tiles::multiply_k_tile<half_t>(c, p.plan.resident ? resident : at + kKTileBytes, at, warp_row, warp_col);
     if (step + 1 < per_tile) return;
     const bool diagonal = col_tile == row_tile;
     const int row0 = first_row + warp_row, col0 = col_tile * kTile + warp_col;
@@ -400,8 +400,8 @@ __global__ void __launch_bounds__(kThreads, kOnline || kNearest ? 1 : 2)
     contrastive_tiles_kernel(const ContrastiveForward p) {
   extern __shared__ __align__(128) unsigned char memory[];
   const TrianglePlan& plan = p.plan;
-  const int stage_bytes = plan.resident ? kSliceBytes : 2 * kSliceBytes;
-  const int tiles_bytes = (plan.resident ? p.u.splits * p.u.slices * kSliceBytes : 0) + kStages * stage_bytes;
+  const int stage_bytes = plan.resident ? kKTileBytes : 2 * kKTileBytes;
+  const int tiles_bytes = (plan.resident ? p.u.splits * p.u.k_tiles * kKTileBytes : 0) + kStages * stage_bytes;
   ColumnSlots cols;
   cols.width = plan.col_tiles * kTile;
   cols.sum = reinterpret_cast<float*>(memory + tiles_bytes);

@@ -34,12 +34,12 @@ TilesKernel tiles_kernel(const ContrastiveForward& p) {
 // of them, eight a block, so that the last round wastes little, while the rows are loaded for every fourth tile only.
 void plan_triangle(ContrastiveForward& p, const cuda::DeviceLimits& limits) {
   TrianglePlan& plan = p.plan;
-  const int rows = p.u.splits * p.u.slices * contrastive::kSliceBytes;
-  const int stages = contrastive::kStages * contrastive::kSliceBytes;
+  const int rows = p.u.splits * p.u.k_tiles * contrastive::kKTileBytes;
+  const int stages = contrastive::kStages * contrastive::kKTileBytes;
   const auto column_tile = [&] {
     return ((p.exponents.online ? 8 : 4) + (p.nearest ? 8 : 0)) * contrastive::kWarpsM * contrastive::kTile;
   };
-  plan.resident = p.u.splits * p.u.slices <= 4 && rows + stages + column_tile() <= limits.shared_bytes;
+  plan.resident = p.u.splits * p.u.k_tiles <= 4 && rows + stages + column_tile() <= limits.shared_bytes;
   const int tile_bytes = plan.resident ? rows + stages : 2 * stages;
   if (tile_bytes + column_tile() > limits.shared_bytes) p.nearest = 0;
   const int most = std::clamp((limits.shared_bytes - tile_bytes) / column_tile(), 1, 16);
@@ -66,7 +66,7 @@ LseBwdLaunch lse_bwd_launch(bool online) {
 template <typename half_t, int kSplits>
 LseBwdLaunch lse_bwd_launch(const ContrastiveLseBwd& p) {
   const bool online = p.exponents.online;
-  return p.rows.slices > 1 ? lse_bwd_launch<half_t, kSplits, 2>(online) : lse_bwd_launch<half_t, kSplits, 1>(online);
+  return p.rows.k_tiles > 1 ? lse_bwd_launch<half_t, kSplits, 2>(online) : lse_bwd_launch<half_t, kSplits, 1>(online);
 }
 
 LseBwdLaunch lse_bwd_launch(const ContrastiveLseBwd& p) {
@@ -135,11 +135,11 @@ int ltood_plan_contrastive_lse_bwd(ContrastiveLseBwd* params) {
   ContrastiveLseBwd& p = *params;
   if (contrastive::sm90::plan_lse_bwd(p, limits)) return cudaSuccess;
   const LseBwdLaunch lse_bwd = lse_bwd_launch(p);
-  const int rows = p.rows.splits * p.rows.slices * kRowSliceBytes;
+  const int rows = p.rows.splits * p.rows.k_tiles * kRowKTileBytes;
   p.shared_bytes = rows + kStages * lse_bwd.resident_stage;
-  p.resident = p.rows.splits * p.rows.slices <= 4 && p.shared_bytes <= limits.shared_bytes;
+  p.resident = p.rows.splits * p.rows.k_tiles <= 4 && p.shared_bytes <= limits.shared_bytes;
   if (!p.resident) p.shared_bytes = kStages * lse_bwd.streamed_stage;
-  const int row_blocks = ceil_div(p.rows.rows, kTileM) * ceil_div(p.rows.slices, 2);
+  const int row_blocks = ceil_div(p.rows.rows, kTileM) * ceil_div(p.rows.k_tiles, 2);
   const int wanted = 2 * limits.multiprocessors / row_blocks, most = 8 * ceil_div(p.cols.rows, p.rows.rows);
   p.k_splits = std::max(1, std::min({wanted, most, ceil_div(p.cols.rows, lse_bwd.tile_cols)}));
   return cudaSuccess;
@@ -150,7 +150,7 @@ int ltood_launch_contrastive_lse_bwd(const ContrastiveLseBwd* params, void* stre
   const ContrastiveLseBwd& p = *params;
   if (p.stages) return contrastive::sm90::launch_lse_bwd(p, stream);
   const LseBwdLaunch lse_bwd = lse_bwd_launch(p);
-  const dim3 grid(ceil_div(p.rows.rows, kTileM), ceil_div(p.rows.slices, p.rows.slices > 1 ? 2 : 1), p.k_splits);
+  const dim3 grid(ceil_div(p.rows.rows, kTileM), ceil_div(p.rows.k_tiles, p.rows.k_tiles > 1 ? 2 : 1), p.k_splits);
   return cuda::launch(lse_bwd.kernel, grid, lse_bwd.threads, p.shared_bytes, p, stream);
 }
 

@@ -127,7 +127,7 @@ struct ContrastiveLseBwd {
   int resident;      // as in TrianglePlan
   int shared_bytes;  // of a block
   int stages;        // as in TrianglePlan
-  float* out;        // [k_splits, rows, 64 * slices], in units of largest / 8192 where there is one
+  float* out;        // [k_splits, rows, 64 * k_tiles], in units of largest / 8192 where there is one
 };
 
 struct ContrastiveBackward {
@@ -175,8 +175,8 @@ struct ContrastivePartialSums {
 };
 
 extern "C" {
-// Fills `plan` from u, exponents and nearest; clears `nearest` where a block's shared memory has no room for it (slices
-// that are streamed, online, 100 KiB), which leaves the search to the top-k kernel.
+// Fills `plan` from u, exponents and nearest; clears `nearest` where a block's shared memory has no room for it
+// (k_tiles that are streamed, online, 100 KiB), which leaves the search to the top-k kernel.
 int ltood_plan_contrastive(ContrastiveForward* params);
 int ltood_launch_contrastive_tiles(const ContrastiveForward* params, void* stream);
 int ltood_launch_contrastive_rows(const ContrastiveRows* params, void* stream);

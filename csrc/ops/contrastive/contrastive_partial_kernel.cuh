@@ -6,8 +6,8 @@
 // A block owns 128 rows and goes through the columns, or its share of them; a row's sum (and maximum, where the shift
 // is not fixed) stays in the registers of the four lanes that hold the row. Nothing is symmetric: no column is summed.
 //
-// tile      128 × 64, 4 warps of 32 × 64, slices of 64 features, 3 stages: the loop of row_sweep.cuh
-// shared    24 KiB of stages and the block's rows, 16 KiB a slice and split, where they fit; else they are streamed
+// tile      128 × 64, 4 warps of 32 × 64, k_tiles of 64 features, 3 stages: the loop of row_sweep.cuh
+// shared    24 KiB of stages and the block's rows, 16 KiB a k_tile and split, where they fit; else they are streamed
 //           beside the columns, 16 KiB more a stage
 // FLOP      2 n M D (three times that in two splits), n M exponentials
 // bytes     (n / 128) M D halves of y through L2, n k_splits floats (twice that with maxima)

@@ -173,7 +173,7 @@ __global__ void contrastive_factors_kernel(const ContrastiveFactors p) {
 
 // Element j of grad_u_i, summed over the k_splits.
 __device__ __forceinline__ float summed_lse_bwd(const ContrastiveLseBwd& p, int row, int j) {
-  const size_t width = size_t(kSlice) * p.rows.slices, k_split = p.rows.rows * width;
+  const size_t width = size_t(kKTile) * p.rows.k_tiles, k_split = p.rows.rows * width;
   float sum = 0;
   for (int s = 0; s < p.k_splits; ++s) sum += p.out[s * k_split + row * width + j];
   return sum;
@@ -222,7 +222,7 @@ __global__ void __launch_bounds__(32 * kRowWarps) contrastive_finish_kernel(cons
   if (row >= p.u.rows) return;
   const float inv_tau = p.exponents.temperature ? 1.f / *p.exponents.temperature : p.exponents.inv_tau;
   const float unit = weight_unit(p.largest);
-  float* line = p.lse_bwd.out + row * size_t(kSlice) * p.u.slices;
+  float* line = p.lse_bwd.out + row * size_t(kKTile) * p.u.k_tiles;
   float radial = 0;
   for (int j = lane; j < p.d; j += 32) {
     float grad = unit * summed_lse_bwd(p.lse_bwd, row, j);

@@ -4,7 +4,7 @@
 //
 // tile      128 rows, 64 of a consumer warpgroup, × 128 columns (one split, D <= 128) or 64; a block owns 128 rows, up
 //           to 256 features of the output, a range of columns
-// operands  rows stay in shared memory; columns pass through a ring of stages of two slices, 16 to 32 KiB. Both are
+// operands  rows stay in shared memory; columns pass through a ring of stages of two k_tiles, 16 to 32 KiB. Both are
 //           read with K along the rows for S; the same stage then serves as V, read the other way, where it holds all
 //           features of the output and two tiles fit; else V comes again (from L2)
 // registers D = 128: 64 of S, 64 of the output, 32 of G, which is A of the second product and never leaves them
@@ -33,30 +33,30 @@ struct LseBwd {
 };
 
 constexpr int kLseBwdRows = 128;
-constexpr int kLseBwdRowSlice = tiles::slice_bytes<kLseBwdRows>();
+constexpr int kLseBwdRowKTile = tiles::k_tile_bytes<kLseBwdRows>();
 
-// For operands of one or two splits and an output of 1, 2 or 4 slices a block.
+// For operands of one or two splits and an output of 1, 2 or 4 k_tiles a block.
 template <int kSplits, int kOut>
 struct LseBwdShape {
   static constexpr hopper::Tile kChoice = hopper::tile_of(hopper::kLseBwd, kSplits, kOut);
-  static_assert(kChoice.rows == kLseBwdRows && kChoice.slices == kOut, "no entry in hopper::kTiles");
+  static_assert(kChoice.rows == kLseBwdRows && kChoice.k_tiles == kOut, "no entry in hopper::kTiles");
   static constexpr int kTileN = kChoice.columns;
-  static constexpr int kChunk = kChoice.stage_slices;
+  static constexpr int kChunk = kChoice.stage_k_tiles;
   static constexpr int kOutChunks = kOut / kChunk;
-  static constexpr int kSliceBytes = tiles::slice_bytes<kTileN>();
-  static constexpr int kStageBytes = kChunk * kSliceBytes;
+  static constexpr int kKTileBytes = tiles::k_tile_bytes<kTileN>();
+  static constexpr int kStageBytes = kChunk * kKTileBytes;
 };
 
 // How the columns pass: per tile `chunks` × splits stages for S; these serve as V too (`shared`), or V follows.
 template <int kSplits, int kOut>
 struct Schedule {
-  int slices, chunks, from, to;  // tiles
+  int k_tiles, chunks, from, to;  // tiles
   bool shared;
 
   __device__ explicit Schedule(const ContrastiveLseBwd& p) {
     using P = LseBwdShape<kSplits, kOut>;
-    slices = p.rows.slices;
-    chunks = (slices + P::kChunk - 1) / P::kChunk;
+    k_tiles = p.rows.k_tiles;
+    chunks = (k_tiles + P::kChunk - 1) / P::kChunk;
     shared = chunks <= P::kOutChunks && 2 * chunks * kSplits <= p.stages;
     const int tiles = (p.cols.rows + P::kTileN - 1) / P::kTileN, per_split = (tiles + p.k_splits - 1) / p.k_splits;
     from = min(int(blockIdx.z) * per_split, tiles);
@@ -73,19 +73,19 @@ __device__ __forceinline__ void produce_columns(const LseBwd& f, const warpgroup
                                                 uint32_t resident_full) {
   using P = LseBwdShape<kSplits, kOut>;
   const Schedule<kSplits, kOut> plan(f.p);
-  prim::mbarrier_arrive_expect(resident_full, kSplits * plan.slices * kLseBwdRowSlice);
-  for (int s = 0; s < kSplits * plan.slices; ++s) {
-    const int column = s % plan.slices * kSlice, row = blockIdx.x * kLseBwdRows;
-    prim::tma_load(resident + s * kLseBwdRowSlice, &f.row_map, resident_full, column, row, s / plan.slices);
+  prim::mbarrier_arrive_expect(resident_full, kSplits * plan.k_tiles * kLseBwdRowKTile);
+  for (int s = 0; s < kSplits * plan.k_tiles; ++s) {
+    const int column = s % plan.k_tiles * kKTile, row = blockIdx.x * kLseBwdRows;
+    prim::tma_load(resident + s * kLseBwdRowKTile, &f.row_map, resident_full, column, row, s / plan.k_tiles);
   }
   warpgroups::Position at;
-  const auto load = [&](int tile, int first_slice, int chunks) {
+  const auto load = [&](int tile, int first_k_tile, int chunks) {
     for (int stage = 0; stage < chunks * kSplits; ++stage, at.advance(ring.stages)) {
       ring.claim(at, P::kStageBytes);
 #pragma unroll
       for (int i = 0; i < P::kChunk; ++i) {
-        const int column = (first_slice + stage / kSplits * P::kChunk + i) * kSlice;
-        const uint32_t to = ring.at(at) + i * P::kSliceBytes;
+        const int column = (first_k_tile + stage / kSplits * P::kChunk + i) * kKTile;
+        const uint32_t to = ring.at(at) + i * P::kKTileBytes;
         prim::tma_load(to, &f.col_map, ring.full(at), column, tile * P::kTileN, stage % kSplits);
       }
     }
@@ -132,7 +132,7 @@ class Consumer {
       : p_(p),
         ring_(ring),
         plan_(p),
-        rows_(resident + warpgroups::consumer() * kLseBwdRowSlice / 2),
+        rows_(resident + warpgroups::consumer() * kLseBwdRowKTile / 2),
         row_(blockIdx.x * kLseBwdRows + threadIdx.x / 32 * 16 + threadIdx.x % 32 / 4) {}
 
   __device__ __forceinline__ void run(uint32_t resident_full) {
@@ -178,18 +178,18 @@ class Consumer {
     for (int chunk = 0; chunk < plan_.chunks; ++chunk) {
       Position splits[kSplits];
       take(splits);
-      const int slices = min(P::kChunk, plan_.slices - chunk * P::kChunk);
+      const int k_tiles = min(P::kChunk, plan_.k_tiles - chunk * P::kChunk);
       prim::wgmma_fence();
 #pragma unroll
       for (int pass = 0; pass < 2 * kSplits - 1; ++pass) {
         const int low_row = kSplits == 2 && pass == 0, low_col = kSplits == 2 && pass == 1;
-        const uint32_t rows = rows_ + (low_row * plan_.slices + chunk * P::kChunk) * kLseBwdRowSlice;
+        const uint32_t rows = rows_ + (low_row * plan_.k_tiles + chunk * P::kChunk) * kLseBwdRowKTile;
         const uint32_t cols = ring_.at(splits[low_col]);
-        for (int i = 0; i < slices; ++i) {
+        for (int i = 0; i < k_tiles; ++i) {
 #pragma unroll
-          for (int k = 0; k < kSlice / 16; ++k) {
-            prim::wgmma_shared<half_t>(s_, prim::matrix_descriptor(rows + i * kLseBwdRowSlice + k * 32),
-                                       prim::matrix_descriptor(cols + i * P::kSliceBytes + k * 32),
+          for (int k = 0; k < kKTile / 16; ++k) {
+            prim::wgmma_shared<half_t>(s_, prim::matrix_descriptor(rows + i * kLseBwdRowKTile + k * 32),
+                                       prim::matrix_descriptor(cols + i * P::kKTileBytes + k * 32),
                                        chunk > 0 || pass > 0 || i > 0 || k > 0);
           }
         }
@@ -221,7 +221,7 @@ class Consumer {
 #pragma unroll
         for (int k = 0; k < P::kTileN / 16; ++k) {
           prim::wgmma_registers<half_t>(out_[o], g_[low_weight][k],
-                                        prim::matrix_descriptor(values + k * 16 * tiles::kRowBytes, P::kSliceBytes),
+                                        prim::matrix_descriptor(values + k * 16 * tiles::kRowBytes, P::kKTileBytes),
                                         true);
         }
       }
@@ -276,7 +276,7 @@ class Consumer {
   }
 
   __device__ __forceinline__ void store() const {
-    const int width = kSlice * plan_.slices;
+    const int width = kKTile * plan_.k_tiles;
 #pragma unroll
     for (int o = 0; o < P::kOutChunks; ++o) {
 #pragma unroll
@@ -284,7 +284,7 @@ class Consumer {
 #pragma unroll
         for (int r = 0; r < 2; ++r) {
           const int row = row_ + 8 * r;
-          const int feature = (blockIdx.y * kOut + o * P::kChunk) * kSlice + j * 8 + threadIdx.x % 4 * 2;
+          const int feature = (blockIdx.y * kOut + o * P::kChunk) * kKTile + j * 8 + threadIdx.x % 4 * 2;
           if (row >= p_.rows.rows || feature >= width) continue;
           float* to = p_.out + (size_t(blockIdx.z) * p_.rows.rows + row) * width + feature;
           *reinterpret_cast<float2*>(to) = {out_[o][4 * j + 2 * r], out_[o][4 * j + 2 * r + 1]};
@@ -311,7 +311,7 @@ __global__ void __launch_bounds__(warpgroups::kThreads, 1)
   using P = LseBwdShape<kSplits, kOut>;
   extern __shared__ __align__(1024) unsigned char memory[];
   const uint32_t resident = prim::shared_address(memory);
-  const uint32_t stages_at = resident + kSplits * f.p.rows.slices * kLseBwdRowSlice;
+  const uint32_t stages_at = resident + kSplits * f.p.rows.k_tiles * kLseBwdRowKTile;
   const uint32_t barriers = stages_at + f.p.stages * P::kStageBytes;
   const warpgroups::Ring ring{stages_at, barriers, f.p.stages, P::kStageBytes};
   const uint32_t resident_full = barriers + f.p.stages * warpgroups::kBarrierBytes;

@@ -4,11 +4,11 @@
 // tile      wide (splits * D <= 256): 128 columns × 256 rows, a consumer warpgroup 128 × 128 of them, 128 accumulators
 // a
 //           thread; narrow (splits * D <= 512, or with neighbours): 128 × 128, a warpgroup 64 × 128
-// operands  columns are the A of a product and pass through a ring of slices of 64 features, 16 KiB each; rows are B
+// operands  columns are the A of a product and pass through a ring of k_tiles of 64 features, 16 KiB each; rows are B
 //           and stay: D = 128, bf16, wide: 64 KiB rows + 6 stages
 // sums      a thread's rows are the N of its products: it keeps 32 row sums (and nearest columns) in registers while
 //           columns pass and reduces them once a sweep; of a column it has 32 elements a tile: two shuffles end it
-// cost      N² D / 2 multiply-adds (times 3 for float32), N² / 2 exponentials; from L2 16 KiB a slice of 128 columns,
+// cost      N² D / 2 multiply-adds (times 3 for float32), N² / 2 exponentials; from L2 16 KiB a k_tile of 128 columns,
 //           for 256 rows: 16 bytes a clock and SM at D = 128 if the tensor cores never wait
 // limiter   at D = 128 a wide tile takes 2,048 clocks of tensor cores and 2,048 of ex2: the warpgroups take turns,
 //           one's products under the other's exponentials. Not yet verified on hardware.
@@ -25,7 +25,7 @@ using warpgroups::Position;
 using warpgroups::Ring;
 
 struct Forward {
-  CUtensorMap map;  // of u in boxes of a slice
+  CUtensorMap map;  // of u in boxes of a k_tile
   ContrastiveForward p;
 };
 
@@ -52,7 +52,7 @@ struct Tail {
 };
 
 __host__ __device__ constexpr int resident_bytes(const Operand& u, bool wide) {
-  return (wide ? 2 : 1) * u.splits * u.slices * kSliceBytes;
+  return (wide ? 2 : 1) * u.splits * u.k_tiles * kKTileBytes;
 }
 __host__ __device__ constexpr int tail_bytes(bool wide, bool nearest, int col_tiles) {
   const int row_tiles = wide ? 2 : 1, warps = warpgroups::kConsumerWarps;
@@ -65,7 +65,7 @@ __device__ __forceinline__ Tail tail_of(unsigned char* memory, const Forward& f)
   constexpr int kRowTiles = Shape<kWide>::kRowTiles;
   Tail tail;
   tail.width = f.p.plan.col_tiles * kTile;
-  tail.instance = reinterpret_cast<int64_t*>(memory + resident_bytes(f.p.u, kWide) + f.p.plan.stages * kSliceBytes);
+  tail.instance = reinterpret_cast<int64_t*>(memory + resident_bytes(f.p.u, kWide) + f.p.plan.stages * kKTileBytes);
   tail.domain = tail.instance + kTile;
   tail.nearest = reinterpret_cast<Nearest*>(tail.domain + kTile);
   tail.nearest_exchange = tail.nearest + tail.width;
@@ -105,8 +105,8 @@ __device__ __forceinline__ void for_each_sweep(const TrianglePlan& plan, Begin b
 template <bool kWide>
 __device__ __forceinline__ void produce(const Forward& f, const Ring& ring, uint32_t resident, uint32_t resident_full) {
   const Operand& u = f.p.u;
-  const tiles::Steps steps{u.slices, u.splits};
-  const int slices = u.splits * u.slices;
+  const tiles::Steps steps{u.k_tiles, u.splits};
+  const int k_tiles = u.splits * u.k_tiles;
   const uint32_t resident_empty = resident_full + 8;
   Position at;
   uint32_t phase = 0;
@@ -116,18 +116,18 @@ __device__ __forceinline__ void produce(const Forward& f, const Ring& ring, uint
       [&](const WorkTile&, int first, int from, int to) {
         if (from < to && first != held) {
           prim::mbarrier_wait(resident_empty, phase ^ 1);
-          prim::mbarrier_arrive_expect(resident_full, Shape<kWide>::kRowTiles * slices * kSliceBytes);
-          for (int s = 0; s < Shape<kWide>::kRowTiles * slices; ++s) {
-            const int split = s / u.slices % u.splits, row = (first + s / slices) * kTile;
-            prim::tma_load(resident + s * kSliceBytes, &f.map, resident_full, s % u.slices * kSlice, row, split);
+          prim::mbarrier_arrive_expect(resident_full, Shape<kWide>::kRowTiles * k_tiles * kKTileBytes);
+          for (int s = 0; s < Shape<kWide>::kRowTiles * k_tiles; ++s) {
+            const int split = s / u.k_tiles % u.splits, row = (first + s / k_tiles) * kTile;
+            prim::tma_load(resident + s * kKTileBytes, &f.map, resident_full, s % u.k_tiles * kKTile, row, split);
           }
           phase ^= 1;
           held = first;
         }
         for (int tile = from; tile < to; ++tile) {
           for (int step = 0; step < steps.count(); ++step, at.advance(ring.stages)) {
-            ring.claim(at, kSliceBytes);
-            const int column = steps.slice(step) * kSlice;
+            ring.claim(at, kKTileBytes);
+            const int column = steps.k_tile(step) * kKTile;
             prim::tma_load(ring.at(at), &f.map, ring.full(at), column, tile * kTile, steps.split_b(step));
           }
         }
@@ -235,8 +235,8 @@ class TileConsumer {
         n_(f.p.u.rows),
         tail_(tail),
         ring_(ring),
-        steps_{f.p.u.slices, f.p.u.splits},
-        rows_(resident + own() * f.p.u.splits * f.p.u.slices * kSliceBytes),
+        steps_{f.p.u.k_tiles, f.p.u.splits},
+        rows_(resident + own() * f.p.u.splits * f.p.u.k_tiles * kKTileBytes),
         own_col_((kWide ? 0 : warpgroups::consumer() * 64) + threadIdx.x / 32 % 4 * 16 + threadIdx.x % 32 / 4),
         scale_(tiles::exponent_scale(f.p.exponents.inv_tau, f.p.exponents.temperature)) {}
 
@@ -297,8 +297,8 @@ class TileConsumer {
       prepare_columns(cols, first_col);
       float c[kHalves][kTile / 2];
       warpgroups::multiply_tile<half_t>(c, steps_.count(), ring_, at_, left_, [&](int step, uint32_t stage) {
-        const uint32_t cols = stage + (kWide ? 0 : warpgroups::consumer() * kSliceBytes / 2);
-        return make_uint2(cols, rows_ + (steps_.split_a(step) * steps_.slices + steps_.slice(step)) * kSliceBytes);
+        const uint32_t cols = stage + (kWide ? 0 : warpgroups::consumer() * kKTileBytes / 2);
+        return make_uint2(cols, rows_ + (steps_.split_a(step) * steps_.k_tiles + steps_.k_tile(step)) * kKTileBytes);
       });
       if (tile < row_tile) continue;  // the second row tile's share of the diagonal's left neighbour
       const float* factors = tail_.factors + own() * kTile;
@@ -378,7 +378,7 @@ __global__ void __launch_bounds__(warpgroups::kThreads, 1)
   extern __shared__ __align__(1024) unsigned char memory[];
   const Tail tail = tail_of<kWide, kNearest>(memory, f);
   const uint32_t resident = prim::shared_address(memory);
-  const Ring ring{resident + resident_bytes(f.p.u, kWide), tail.barriers, f.p.plan.stages, kSliceBytes};
+  const Ring ring{resident + resident_bytes(f.p.u, kWide), tail.barriers, f.p.plan.stages, kKTileBytes};
   const uint32_t resident_full = tail.barriers + f.p.plan.stages * warpgroups::kBarrierBytes;
   if (threadIdx.x == 0) {
     ring.init();

@@ -11,7 +11,7 @@ namespace {
 using cuda::ceil_div;
 
 hopper::Tile tile_of(const ContrastiveForward& p) {
-  return hopper::tile_of(p.nearest ? hopper::kNeighbors : hopper::kSums, p.u.splits, p.u.splits * p.u.slices);
+  return hopper::tile_of(p.nearest ? hopper::kNeighbors : hopper::kSums, p.u.splits, p.u.splits * p.u.k_tiles);
 }
 
 bool is_wide(const hopper::Tile& tile) { return tile.rows == 2 * kTile; }
@@ -28,9 +28,10 @@ constexpr bool table_is_right() {
   for (const hopper::Tile& t : hopper::kTiles) {
     if (t.kernel != hopper::kSums && t.kernel != hopper::kNeighbors) continue;
     const bool wide = t.rows == 2 * kTile, nearest = t.kernel == hopper::kNeighbors;
-    const Operand widest{nullptr, nullptr, 0, t.slices, 1, 0};
+    const Operand widest{nullptr, nullptr, 0, t.k_tiles, 1, 0};
     const int bytes = resident_bytes(widest, wide) + tail_bytes(wide, nearest, hopper::kMostColTiles);
-    if (bytes != hopper::fixed_bytes(t) || t.columns != kTile || t.stage_slices != 1 || (wide && nearest)) return false;
+    if (bytes != hopper::fixed_bytes(t) || t.columns != kTile || t.stage_k_tiles != 1 || (wide && nearest))
+      return false;
   }
   return true;
 }
@@ -47,15 +48,15 @@ LseBwdLaunch lse_bwd_launch() {
 }
 
 template <typename half_t, int kSplits>
-LseBwdLaunch lse_bwd_launch(int slices) {
-  if (slices == 1) return lse_bwd_launch<half_t, kSplits, 1>();
-  return slices == 2 ? lse_bwd_launch<half_t, kSplits, 2>() : lse_bwd_launch<half_t, kSplits, 4>();
+LseBwdLaunch lse_bwd_launch(int k_tiles) {
+  if (k_tiles == 1) return lse_bwd_launch<half_t, kSplits, 1>();
+  return k_tiles == 2 ? lse_bwd_launch<half_t, kSplits, 2>() : lse_bwd_launch<half_t, kSplits, 4>();
 }
 
 // Two splits of bfloat16 are rows as they are, which take the online form.
 LseBwdLaunch lse_bwd_launch(const Operand& u) {
-  if (!u.is_half) return lse_bwd_launch<__nv_bfloat16, 1>(u.slices);
-  return u.splits == 2 ? lse_bwd_launch<__half, 2>(u.slices) : lse_bwd_launch<__half, 1>(u.slices);
+  if (!u.is_half) return lse_bwd_launch<__nv_bfloat16, 1>(u.k_tiles);
+  return u.splits == 2 ? lse_bwd_launch<__half, 2>(u.k_tiles) : lse_bwd_launch<__half, 1>(u.k_tiles);
 }
 
 }  // namespace
@@ -81,12 +82,12 @@ bool plan_lse_bwd(ContrastiveLseBwd& p, const cuda::DeviceLimits& limits) {
   p.stages = 0;
   if (!cuda::take_sm90() || p.exponents.online || (p.rows.splits == 2 && !p.rows.is_half)) return false;
   const hopper::Tile tile = lse_bwd_launch(p.rows).tile;
-  const int rows = p.rows.splits * p.rows.slices * kLseBwdRowSlice;
+  const int rows = p.rows.splits * p.rows.k_tiles * kLseBwdRowKTile;
   p.stages = hopper::stages_beside(tile, rows, limits.shared_bytes);
   if (p.stages == 0) return false;
   p.resident = 1;
   p.shared_bytes = hopper::block_bytes(tile, rows, p.stages);
-  const int row_blocks = ceil_div(p.rows.rows, tile.rows) * ceil_div(p.rows.slices, tile.slices);
+  const int row_blocks = ceil_div(p.rows.rows, tile.rows) * ceil_div(p.rows.k_tiles, tile.k_tiles);
   const int wanted = tile.work_tiles * limits.multiprocessors / row_blocks,
             most = 8 * ceil_div(p.cols.rows, p.rows.rows);
   p.k_splits = std::max(1, std::min({wanted, most, ceil_div(p.cols.rows, tile.columns)}));
@@ -99,7 +100,7 @@ cudaError_t launch_lse_bwd(const ContrastiveLseBwd& p, void* stream) {
   const hopper::Tile& tile = lse_bwd.tile;
   if (const cudaError_t error = warpgroups::make_map(&f.row_map, p.rows, tile.rows)) return error;
   if (const cudaError_t error = warpgroups::make_map(&f.col_map, p.cols, tile.columns)) return error;
-  const dim3 grid(ceil_div(p.rows.rows, tile.rows), ceil_div(p.rows.slices, tile.slices), p.k_splits);
+  const dim3 grid(ceil_div(p.rows.rows, tile.rows), ceil_div(p.rows.k_tiles, tile.k_tiles), p.k_splits);
   return cuda::launch(lse_bwd.kernel, grid, warpgroups::kThreads, p.shared_bytes, f, stream);
 }
 

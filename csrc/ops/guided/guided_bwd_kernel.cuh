@@ -80,7 +80,7 @@ __device__ __forceinline__ float weighted_gradient(const GuidedParams& p, const 
 
 // Where a block's share of the gradient of the row at a position goes.
 __device__ __forceinline__ float* gradient_at(const GuidedParams& p, int k_split, int position) {
-  return p.gradient + (int64_t(k_split) * (p.n - p.first) + position - p.first) * kSlice * p.z.slices;
+  return p.gradient + (int64_t(k_split) * (p.n - p.first) + position - p.first) * kKTile * p.z.k_tiles;
 }
 
 template <typename half_t, bool kContrast, bool kDistill>
@@ -92,12 +92,12 @@ __global__ void __launch_bounds__(kBackwardThreads) guided_backward_kernel(Guide
   const float* fields = reinterpret_cast<const float*>(shared + kStages * kStageBytes);
   int* columns = reinterpret_cast<int*>(shared + kStages * (kStageBytes + kSlotBytes));
   const int first_row = p.first + blockIdx.x * kGuidedRows, warp_row = threadIdx.x / 32 * 16;
-  const int k_split = blockIdx.y % p.k_splits, first_slice = blockIdx.y / p.k_splits * kGuidedOutSlices;
-  const int out_slices = min(kGuidedOutSlices, p.v.slices - first_slice);
+  const int k_split = blockIdx.y % p.k_splits, first_k_tile = blockIdx.y / p.k_splits * kGuidedOutKTiles;
+  const int out_k_tiles = min(kGuidedOutKTiles, p.v.k_tiles - first_k_tile);
   const ProductSteps steps(p);
   const Share share(p, blockIdx.x, k_split);
   TileList tiles(share.words, share.first);
-  Turn load_at(steps.all + out_slices * p.v.splits), use_at = load_at;
+  Turn load_at(steps.all + out_k_tiles * p.v.splits), use_at = load_at;
 
   RowFields rows[2];
   int self[2];
@@ -109,10 +109,10 @@ __global__ void __launch_bounds__(kBackwardThreads) guided_backward_kernel(Guide
     read_row_fields<kContrast>(rows[half], p, position, inv_tau);
   }
 
-  float s[1][kColumnFragments][4], c[1][kColumnFragments][4], out[kGuidedOutSlices][1][kSlice / 8][4];
+  float s[1][kColumnFragments][4], c[1][kColumnFragments][4], out[kGuidedOutKTiles][1][kKTile / 8][4];
   uint32_t high[1][kColumnFragments / 2][4], low[1][kColumnFragments / 2][4];
 #pragma unroll
-  for (int slice = 0; slice < kGuidedOutSlices; ++slice) clear(out[slice]);
+  for (int k_tile = 0; k_tile < kGuidedOutKTiles; ++k_tile) clear(out[k_tile]);
   // H of the tile, times the columns' scales, in s; then packed.
   const auto finish_products = [&]() {
     const float* slot = fields + use_at.slot * kGuidedTileFields * kGuidedColumns;
@@ -154,8 +154,8 @@ __global__ void __launch_bounds__(kBackwardThreads) guided_backward_kernel(Guide
       load_product<kBackwardThreads>(to, p, steps, load_at.step, first_row, load_column);
     } else {
       const int step = load_at.step - steps.all;
-      load_slice<kGuidedColumns, kBackwardThreads>(to + kRowSlice, p.v, value_split(step),
-                                                   first_slice + step / p.v.splits, load_column);
+      load_k_tile<kGuidedColumns, kBackwardThreads>(to + kRowKTile, p.v, value_split(step),
+                                                    first_k_tile + step / p.v.splits, load_column);
     }
   };
   pipeline<kStages>((share.last - share.first) * load_at.steps, load, [&](int, int stage) {
@@ -163,19 +163,19 @@ __global__ void __launch_bounds__(kBackwardThreads) guided_backward_kernel(Guide
       clear(s);
       clear(c);
     }
-    const uint32_t row_slice = stages + stage * kStageBytes, column_slice = row_slice + kRowSlice;
+    const uint32_t row_k_tile = stages + stage * kStageBytes, column_k_tile = row_k_tile + kRowKTile;
     if (use_at.step < steps.student) {
-      multiply_slice<half_t>(s, row_slice, column_slice, warp_row, 0);
+      multiply_k_tile<half_t>(s, row_k_tile, column_k_tile, warp_row, 0);
     } else if (use_at.step < steps.all) {
-      multiply_slice<half_t>(c, row_slice, column_slice, warp_row, 0);
+      multiply_k_tile<half_t>(c, row_k_tile, column_k_tile, warp_row, 0);
     } else {
-      const int step = use_at.step - steps.all, slice = step / p.v.splits;
+      const int step = use_at.step - steps.all, k_tile = step / p.v.splits;
       const bool with_low = p.v.splits == 2 && !value_split(step);
 #pragma unroll
-      for (int to = 0; to < kGuidedOutSlices; ++to) {
-        if (to != slice) continue;
-        if (with_low) multiply_weights<value_t>(out[to], low, column_slice);
-        multiply_weights<value_t>(out[to], high, column_slice);
+      for (int to = 0; to < kGuidedOutKTiles; ++to) {
+        if (to != k_tile) continue;
+        if (with_low) multiply_weights<value_t>(out[to], low, column_k_tile);
+        multiply_weights<value_t>(out[to], high, column_k_tile);
       }
     }
     if (use_at.step == steps.all - 1) finish_products();
@@ -184,14 +184,14 @@ __global__ void __launch_bounds__(kBackwardThreads) guided_backward_kernel(Guide
   for (int half = 0; half < 2; ++half) {
     const int position = first_row + warp_row + fragment_row(0, 2 * half);
     if (position >= p.n) continue;
-    float* to = gradient_at(p, k_split, position) + first_slice * kSlice;
+    float* to = gradient_at(p, k_split, position) + first_k_tile * kKTile;
 #pragma unroll
-    for (int slice = 0; slice < kGuidedOutSlices; ++slice) {
-      if (slice >= out_slices) continue;
+    for (int k_tile = 0; k_tile < kGuidedOutKTiles; ++k_tile) {
+      if (k_tile >= out_k_tiles) continue;
 #pragma unroll
-      for (int j = 0; j < kSlice / 8; ++j) {
-        *reinterpret_cast<float2*>(to + slice * kSlice + fragment_col(j, 0)) = {out[slice][0][j][2 * half],
-                                                                                out[slice][0][j][2 * half + 1]};
+      for (int j = 0; j < kKTile / 8; ++j) {
+        *reinterpret_cast<float2*>(to + k_tile * kKTile + fragment_col(j, 0)) = {out[k_tile][0][j][2 * half],
+                                                                                 out[k_tile][0][j][2 * half + 1]};
       }
     }
   }

@@ -139,7 +139,7 @@ class GuidedCall {
       p.reverse_keys = hold(keys), p.reverse_order = hold(order);
     }
     split(true);
-    p.gradient = fresh<float>({p.k_splits, p.n - p.first, int64_t(kSlice) * p.z.slices});
+    p.gradient = fresh<float>({p.k_splits, p.n - p.first, int64_t(kKTile) * p.z.k_tiles});
     check_launch(kOp, ltood_launch_guided_backward(&p, stream_));
   }
 
@@ -197,7 +197,7 @@ class GuidedCall {
   }
 
   void split(bool backward) {
-    p.k_splits = ltood_guided_k_splits(p.n - p.first, p.columns, p.z.slices, backward);
+    p.k_splits = ltood_guided_k_splits(p.n - p.first, p.columns, p.z.k_tiles, backward);
     check_launch(kOp, p.k_splits < 0 ? -p.k_splits : 0);
   }
 

@@ -11,7 +11,7 @@
 // FLOP: 2 (D + Dg) a pair and pass (3 passes for float32), N² pairs for distillation, N²/K for negatives alone. Bytes:
 // 24 KiB of L2 for every 1.05 MFLOP, as rows are read again with every tile; device memory N (D + Dg) once while it
 // stays in L2. Exponentials: 3 a pair (1 without distillation, 1 more when gamma is not 1). Expected limiter: L2
-// bandwidth of the row slices up to D + Dg = 512, tensor cores beyond. Not yet verified on hardware.
+// bandwidth of the row k_tiles up to D + Dg = 512, tensor cores beyond. Not yet verified on hardware.
 #pragma once
 
 #include "ops/guided/guided_tile.cuh"
@@ -194,9 +194,9 @@ __global__ void __launch_bounds__(kForwardThreads) guided_forward_kernel(GuidedP
     }
     const uint32_t rows = stages + stage * kStageBytes;
     if (use_at.step < steps.student) {
-      multiply_slice<half_t>(s, rows, rows + kRowSlice, warp_row, 0);
+      multiply_k_tile<half_t>(s, rows, rows + kRowKTile, warp_row, 0);
     } else {
-      multiply_slice<half_t>(c, rows, rows + kRowSlice, warp_row, 0);
+      multiply_k_tile<half_t>(c, rows, rows + kRowKTile, warp_row, 0);
     }
     if (use_at.step == steps.all - 1) finish_tile();
   });

@@ -57,7 +57,7 @@ cudaError_t launch_backward_tiles(const GuidedParams& p, void* stream) {
   if (const cudaError_t error = cuda::device_limits(limits)) return error;
   if (const int stages = sm90::stages(p, limits, true)) return sm90::launch_backward(p, stages, stream);
   const Kernel kernel = p.z.is_half ? backward_kernel<__half>(p) : backward_kernel<__nv_bfloat16>(p);
-  const dim3 grid(row_blocks(p), p.k_splits * ceil_div(p.v.slices, kGuidedOutSlices));
+  const dim3 grid(row_blocks(p), p.k_splits * ceil_div(p.v.k_tiles, kGuidedOutKTiles));
   return launch(kernel, grid, kBackwardThreads, shared_bytes<kGuidedTileFields>(), p, stream);
 }
 
@@ -66,12 +66,12 @@ cudaError_t launch_backward_tiles(const GuidedParams& p, void* stream) {
 // At N = 4,096 there are 32 blocks of rows for 132 multiprocessors: four shares of the columns each, eight in the
 // forward pass, where two blocks fit (of the Hopper kernels the table's work_tiles). Sixteen bound the workspace; 512
 // rows of a rank are 4 blocks, of many columns, and take up to 64.
-extern "C" int ltood_guided_k_splits(int rows, int columns, int slices, int backward) {
+extern "C" int ltood_guided_k_splits(int rows, int columns, int k_tiles, int backward) {
   const int most = rows == columns ? 16 : 64;
   cuda::DeviceLimits limits;
   if (const cudaError_t error = cuda::device_limits(limits)) return -error;
   const int work_tiles = cuda::take_sm90() ? sm90::tile(backward).work_tiles : backward ? 1 : 2;
-  const int feature_tiles = backward ? ceil_div(slices, kGuidedOutSlices) : 1;
+  const int feature_tiles = backward ? ceil_div(k_tiles, kGuidedOutKTiles) : 1;
   const int blocks = ceil_div(rows, kGuidedRows) * feature_tiles, wanted = limits.multiprocessors * work_tiles;
   return std::max(1, std::min({wanted / blocks, ceil_div(columns, kGuidedColumns), most}));
 }

@@ -103,7 +103,7 @@ struct GuidedParams {
 
   // Backward; gradients by row, null = 0. It reads weight and the lse above.
   const double *grad_loss, *grad_lse, *grad_kl, *grad_student_lse;  // [n]
-  float* gradient;        // [k_splits, n - first, 64 slices] by position, by unit rows
+  float* gradient;        // [k_splits, n - first, 64 k_tiles] by position, by unit rows
   const float* inv_norm;  // [n] by position
   int normalize;
   int grad_type;  // ElementType of grad_z
@@ -117,10 +117,10 @@ struct GuidedParams {
 
 constexpr int kGuidedRows = 128;     // of a block
 constexpr int kGuidedColumns = 64;   // of a tile
-constexpr int kGuidedOutSlices = 2;  // of the gradient that a block computes
+constexpr int kGuidedOutKTiles = 2;  // of the gradient that a block computes
 
 // Into how many ranges the columns are cut so that a small problem fills the device; a negative cudaError_t on failure.
-extern "C" int ltood_guided_k_splits(int rows, int columns, int slices, int backward);
+extern "C" int ltood_guided_k_splits(int rows, int columns, int k_tiles, int backward);
 
 // Each returns a cudaError_t.
 extern "C" int ltood_launch_guided_keys(const GuidedParams* params, void* stream);

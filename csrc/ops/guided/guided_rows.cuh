@@ -19,7 +19,7 @@ __device__ __forceinline__ float2 to_floats(__half2 pair) { return __half22float
 template <typename half_t>
 __device__ __forceinline__ float2 feature_pair(const Operand& x, int64_t row, int feature) {
   using pair_t = std::conditional_t<std::is_same_v<half_t, __half>, __half2, __nv_bfloat162>;
-  const int width = kSlice * x.slices;
+  const int width = kKTile * x.k_tiles;
   const half_t* at = static_cast<const half_t*>(x.data) + row * width + feature;
   float2 pair = to_floats(*reinterpret_cast<const pair_t*>(at));
   if (x.splits == 2) {
@@ -38,7 +38,7 @@ __device__ __forceinline__ float2& pair_at(float* features, int feature) {
 template <typename half_t>
 __device__ __forceinline__ float dot_rows(const Operand& x, int i, int j) {
   float sum = 0;
-  for (int feature = threadIdx.x % 32 * 2; feature < kSlice * x.slices; feature += 64) {
+  for (int feature = threadIdx.x % 32 * 2; feature < kKTile * x.k_tiles; feature += 64) {
     const float2 a = feature_pair<half_t>(x, i, feature), b = feature_pair<half_t>(x, j, feature);
     sum += a.x * b.x + a.y * b.y;
   }
@@ -196,7 +196,7 @@ __device__ __forceinline__ float positive_gradient(const GuidedParams& p, int i,
   return field(kGradLse) * share - field(kPositiveGrad) * pair.attract;
 }
 
-// gradient [64 slices] of row i += (G_ij + G_ji) u_j over the positives of i, and the rows whose neighbour i is.
+// gradient [64 k_tiles] of row i += (G_ij + G_ji) u_j over the positives of i, and the rows whose neighbour i is.
 template <typename half_t>
 __device__ __forceinline__ void add_positives(const GuidedParams& p, int i, float* gradient) {
   const float scale = exponent_scale(p.inv_tau, p.temperature);
@@ -206,7 +206,7 @@ __device__ __forceinline__ void add_positives(const GuidedParams& p, int i, floa
     float coefficient = own ? positive_gradient(p, i, repels(spans, j), pair) : 0.f;
     if (other) coefficient += positive_gradient(p, j, is_repelled(p, spans, j), pair);
     coefficient *= p.z.scale[j];
-    for (int feature = threadIdx.x % 32 * 2; feature < kSlice * p.z.slices; feature += 64) {
+    for (int feature = threadIdx.x % 32 * 2; feature < kKTile * p.z.k_tiles; feature += 64) {
       const float2 z = feature_pair<half_t>(p.z, j, feature);
       float2& sum = pair_at(gradient, feature);
       sum = {sum.x + coefficient * z.x, sum.y + coefficient * z.y};
@@ -238,7 +238,7 @@ __device__ __forceinline__ void store(const GuidedParams& p, int64_t at, float v
 // positives.
 template <typename half_t>
 __device__ __forceinline__ float* collect_gradient(const GuidedParams& p, int position) {
-  const int width = kSlice * p.z.slices, rows = p.n - p.first;
+  const int width = kKTile * p.z.k_tiles, rows = p.n - p.first;
   float* gradient = p.gradient + int64_t(position - p.first) * width;
   for (int feature = threadIdx.x % 32 * 2; feature < width; feature += 64) {
     float2 sum{0, 0};
@@ -257,7 +257,7 @@ __device__ __forceinline__ float* collect_gradient(const GuidedParams& p, int po
 // an SM: 72 registers.
 template <typename half_t>
 __global__ void __launch_bounds__(32 * kRowWarps, 7) guided_finish_backward_kernel(GuidedParams p) {
-  const int position = blockIdx.x * kRowWarps + threadIdx.x / 32, width = kSlice * p.z.slices;
+  const int position = blockIdx.x * kRowWarps + threadIdx.x / 32, width = kKTile * p.z.k_tiles;
   if (position >= p.n) return;
   float* gradient = collect_gradient<half_t>(p, position);
   const float inv_tau = p.temperature ? 1.f / *p.temperature : p.inv_tau, scale = p.z.scale[position];

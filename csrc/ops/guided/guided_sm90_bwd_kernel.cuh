@@ -18,20 +18,20 @@ using value_t = __nv_bfloat16;  // H spans more powers of two than float16 has
 
 // Which of the output a block computes: its features, and its share of the columns.
 struct Part {
-  int k_split, first_slice;
+  int k_split, first_k_tile;
   __device__ __forceinline__ explicit Part(const GuidedParams& p)
-      : split(blockIdx.y % p.k_splits), first_slice(blockIdx.y / p.k_splits * kGuidedOutSlices) {}
+      : split(blockIdx.y % p.k_splits), first_k_tile(blockIdx.y / p.k_splits * kGuidedOutKTiles) {}
 };
 
 // The products of the first tile, then in turns the values of a tile and the products of the next one.
 __device__ __forceinline__ void produce(const Sm90& f, const Block& block, const Share& share, int first_row,
-                                        int first_slice) {
+                                        int first_k_tile) {
   TileList tiles(share.words, share.first);
   Producer producer(f, block);
   producer.load_rows(first_row);
   int column = 0;
   for (int tile = share.first; tile <= share.last; ++tile) {
-    if (tile > share.first) producer.load(&f.v_columns, first_slice, kGuidedOutSlices, column);
+    if (tile > share.first) producer.load(&f.v_columns, first_k_tile, kGuidedOutKTiles, column);
     if (tile == share.last) break;
     column = tiles.next_column();
     producer.load_products(column);
@@ -74,14 +74,14 @@ class Consumer {
   }
 
   __device__ __forceinline__ void store(const Part& part) const {
-    const int width = kSlice * p_.v.slices;
+    const int width = kKTile * p_.v.k_tiles;
 #pragma unroll
     for (int half = 0; half < 2; ++half) {
       if (position(half) >= p_.n) continue;
       float* to = gradient_at(p_, part.k_split, position(half));
 #pragma unroll
-      for (int j = 0; j < kGuidedOutSlices * kSlice / 8; ++j) {
-        const int feature = part.first_slice * kSlice + fragment_col(j, 0);
+      for (int j = 0; j < kGuidedOutKTiles * kKTile / 8; ++j) {
+        const int feature = part.first_k_tile * kKTile + fragment_col(j, 0);
         if (feature >= width) continue;
         *reinterpret_cast<float2*>(to + feature) = {out_[4 * j + 2 * half], out_[4 * j + 2 * half + 1]};
       }
@@ -140,7 +140,7 @@ class Consumer {
 #pragma unroll
     for (int k = 0; k < kGuidedColumns / 16; ++k) {
       prim::wgmma_registers<value_t>(out_, h_[k],
-                                     prim::matrix_descriptor(values + k * 16 * tiles::kRowBytes, kColumnSlice), true);
+                                     prim::matrix_descriptor(values + k * 16 * tiles::kRowBytes, kColumnKTile), true);
     }
     stages_.commit();
   }
@@ -152,7 +152,7 @@ class Consumer {
   const float teacher_;
   RowFields rows_[2];
   Products s_, c_ = {};
-  float out_[kGuidedOutSlices * kSlice / 2];
+  float out_[kGuidedOutKTiles * kKTile / 2];
   uint32_t h_[kGuidedColumns / 16][4];
 };
 
@@ -166,7 +166,7 @@ __global__ void __launch_bounds__(warpgroups::kThreads, 1) guided_backward_sm90_
   const Block block(memory, f);
   if (warpgroups::is_producer()) {
     prim::give_registers<warpgroups::kProducerRegisters>();
-    if (threadIdx.x == warpgroups::kConsumerThreads) produce(f, block, share, first_row, part.first_slice);
+    if (threadIdx.x == warpgroups::kConsumerThreads) produce(f, block, share, first_row, part.first_k_tile);
   } else {
     prim::take_registers<warpgroups::kConsumerRegisters>();
     Consumer<half_t, kContrast, kDistill> consumer(f, block);

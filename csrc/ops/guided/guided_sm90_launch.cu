@@ -37,7 +37,7 @@ cudaError_t launch(Kernel kernel, const hopper::Tile& tile, const GuidedParams& 
 
 int stages(const GuidedParams& p, const cuda::DeviceLimits& limits, bool backward) {
   if (!cuda::take_sm90() || p.z.splits != 1 || p.e.splits != 1) return 0;
-  if (p.z.slices + guide_slices(p) > tile(backward).slices) return 0;
+  if (p.z.k_tiles + guide_k_tiles(p) > tile(backward).k_tiles) return 0;
   return hopper::stages_beside(tile(backward), resident_bytes(p), limits.shared_bytes);
 }
 
@@ -48,7 +48,7 @@ cudaError_t launch_forward(const GuidedParams& p, int stages, void* stream) {
 
 cudaError_t launch_backward(const GuidedParams& p, int stages, void* stream) {
   const Kernel kernel = p.z.is_half ? backward_kernel<__half>(p) : backward_kernel<__nv_bfloat16>(p);
-  return launch(kernel, tile(true), p, cuda::ceil_div(p.v.slices, kGuidedOutSlices), stages, stream);
+  return launch(kernel, tile(true), p, cuda::ceil_div(p.v.k_tiles, kGuidedOutKTiles), stages, stream);
 }
 
 }  // namespace ltood::guided::sm90

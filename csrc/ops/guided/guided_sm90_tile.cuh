@@ -12,30 +12,32 @@ using warpgroups::Position;
 using warpgroups::Ring;
 
 struct Sm90 {
-  CUtensorMap z_rows, e_rows, z_columns, e_columns, v_columns;  // in boxes of a slice of 128 rows or 64 columns
+  CUtensorMap z_rows, e_rows, z_columns, e_columns, v_columns;  // in boxes of a k_tile of 128 rows or 64 columns
   GuidedParams p;
   int stages;
 };
 
-constexpr int kStageSlices = 2;  // a stage of the ring also holds the values of a block's output
+constexpr int kStageKTiles = 2;  // a stage of the ring also holds the values of a block's output
 constexpr bool is_built(const hopper::Tile& t) {
-  return t.rows == kGuidedRows && t.columns == kGuidedColumns && t.stage_slices == kStageSlices &&
-         hopper::fixed_bytes(t) == t.slices * kRowSlice;
+  return t.rows == kGuidedRows && t.columns == kGuidedColumns && t.stage_k_tiles == kStageKTiles &&
+         hopper::fixed_bytes(t) == t.k_tiles * kRowKTile;
 }
-static_assert(kStageSlices == kGuidedOutSlices && is_built(tile(false)) && is_built(tile(true)));
+static_assert(kStageKTiles == kGuidedOutKTiles && is_built(tile(false)) && is_built(tile(true)));
 
-constexpr int kStageBytes = kStageSlices * kColumnSlice;
+constexpr int kStageBytes = kStageKTiles * kColumnKTile;
 
-// Slices of the guide that take part: none where neither force nor distillation asks for its cosines.
-__host__ __device__ inline int guide_slices(const GuidedParams& p) { return p.distill || p.weighted ? p.e.slices : 0; }
+// K tiles of the guide that take part: none where neither force nor distillation asks for its cosines.
+__host__ __device__ inline int guide_k_tiles(const GuidedParams& p) {
+  return p.distill || p.weighted ? p.e.k_tiles : 0;
+}
 __host__ __device__ inline int resident_bytes(const GuidedParams& p) {
-  return (p.z.slices + guide_slices(p)) * kRowSlice;
+  return (p.z.k_tiles + guide_k_tiles(p)) * kRowKTile;
 }
 
 // Stages that the products of a tile take, and those that a turn of a warpgroup holds before any is given back.
-__device__ __forceinline__ int stages_of(int slices) { return (slices + kStageSlices - 1) / kStageSlices; }
+__device__ __forceinline__ int stages_of(int k_tiles) { return (k_tiles + kStageKTiles - 1) / kStageKTiles; }
 __device__ __forceinline__ int stages_of_products(const GuidedParams& p) {
-  return stages_of(p.z.slices) + stages_of(guide_slices(p));
+  return stages_of(p.z.k_tiles) + stages_of(guide_k_tiles(p));
 }
 
 // A block's place in shared memory: rows (student, then guide), ring, barriers.
@@ -64,30 +66,30 @@ class Producer {
   __device__ __forceinline__ Producer(const Sm90& f, const Block& block) : f_(f), block_(block) {}
 
   __device__ __forceinline__ void load_rows(int first_row) {
-    const int student = f_.p.z.slices, slices = student + guide_slices(f_.p);
-    prim::mbarrier_arrive_expect(block_.resident_full, slices * kRowSlice);
-    for (int s = 0; s < slices; ++s) {
+    const int student = f_.p.z.k_tiles, k_tiles = student + guide_k_tiles(f_.p);
+    prim::mbarrier_arrive_expect(block_.resident_full, k_tiles * kRowKTile);
+    for (int s = 0; s < k_tiles; ++s) {
       const bool guide = s >= student;
-      prim::tma_load(block_.resident + s * kRowSlice, guide ? &f_.e_rows : &f_.z_rows, block_.resident_full,
-                     (guide ? s - student : s) * kSlice, first_row, 0);
+      prim::tma_load(block_.resident + s * kRowKTile, guide ? &f_.e_rows : &f_.z_rows, block_.resident_full,
+                     (guide ? s - student : s) * kKTile, first_row, 0);
     }
   }
 
-  // Slices first, ..., first + slices - 1 of a column tile.
-  __device__ __forceinline__ void load(const CUtensorMap* map, int first, int slices, int column) {
-    for (int from = 0; from < slices; from += kStageSlices, at_.advance(block_.ring.stages)) {
-      const int count = min(kStageSlices, slices - from);
-      block_.ring.claim(at_, count * kColumnSlice);
+  // K tiles first, ..., first + k_tiles - 1 of a column tile.
+  __device__ __forceinline__ void load(const CUtensorMap* map, int first, int k_tiles, int column) {
+    for (int from = 0; from < k_tiles; from += kStageKTiles, at_.advance(block_.ring.stages)) {
+      const int count = min(kStageKTiles, k_tiles - from);
+      block_.ring.claim(at_, count * kColumnKTile);
       for (int i = 0; i < count; ++i) {
-        prim::tma_load(block_.ring.at(at_) + i * kColumnSlice, map, block_.ring.full(at_), (first + from + i) * kSlice,
+        prim::tma_load(block_.ring.at(at_) + i * kColumnKTile, map, block_.ring.full(at_), (first + from + i) * kKTile,
                        column, 0);
       }
     }
   }
 
   __device__ __forceinline__ void load_products(int column) {
-    load(&f_.z_columns, 0, f_.p.z.slices, column);
-    load(&f_.e_columns, 0, guide_slices(f_.p), column);
+    load(&f_.z_columns, 0, f_.p.z.k_tiles, column);
+    load(&f_.e_columns, 0, guide_k_tiles(f_.p), column);
   }
 
  private:
@@ -137,19 +139,19 @@ class Stages {
   bool flying_ = false;
 };
 
-// d = the warpgroup's 64 rows, whose slices are kRowSlice apart, times the columns in the ring's next stages.
+// d = the warpgroup's 64 rows, whose k_tiles are kRowKTile apart, times the columns in the ring's next stages.
 template <typename half_t>
-__device__ __forceinline__ void multiply(Products& d, Stages& stages, uint32_t rows, int slices) {
-  for (int from = 0; from < slices; from += kStageSlices) {
+__device__ __forceinline__ void multiply(Products& d, Stages& stages, uint32_t rows, int k_tiles) {
+  for (int from = 0; from < k_tiles; from += kStageKTiles) {
     const uint32_t columns = stages.take();
     prim::wgmma_fence();
 #pragma unroll
-    for (int i = 0; i < kStageSlices; ++i) {
-      if (from + i >= slices) continue;
+    for (int i = 0; i < kStageKTiles; ++i) {
+      if (from + i >= k_tiles) continue;
 #pragma unroll
-      for (int k = 0; k < kSlice / 16; ++k) {
-        prim::wgmma_shared<half_t>(d, prim::matrix_descriptor(rows + (from + i) * kRowSlice + k * 32),
-                                   prim::matrix_descriptor(columns + i * kColumnSlice + k * 32),
+      for (int k = 0; k < kKTile / 16; ++k) {
+        prim::wgmma_shared<half_t>(d, prim::matrix_descriptor(rows + (from + i) * kRowKTile + k * 32),
+                                   prim::matrix_descriptor(columns + i * kColumnKTile + k * 32),
                                    from > 0 || i > 0 || k > 0);
       }
     }
@@ -161,9 +163,9 @@ __device__ __forceinline__ void multiply(Products& d, Stages& stages, uint32_t r
 template <typename half_t>
 __device__ __forceinline__ void multiply_tile(Products& s, Products& c, Stages& stages, const Block& block,
                                               const GuidedParams& p) {
-  const uint32_t rows = block.resident + warpgroups::consumer() * kRowSlice / 2;
-  multiply<half_t>(s, stages, rows, p.z.slices);
-  multiply<half_t>(c, stages, rows + p.z.slices * kRowSlice, guide_slices(p));
+  const uint32_t rows = block.resident + warpgroups::consumer() * kRowKTile / 2;
+  multiply<half_t>(s, stages, rows, p.z.k_tiles);
+  multiply<half_t>(c, stages, rows + p.z.k_tiles * kRowKTile, guide_k_tiles(p));
 }
 
 // A thread's first row; the other is 8 below.

@@ -11,8 +11,8 @@ using namespace tiles;
 
 constexpr int kStages = 3;
 constexpr int kColumnFragments = kGuidedColumns / 8;
-constexpr int kRowSlice = slice_bytes<kGuidedRows>(), kColumnSlice = slice_bytes<kGuidedColumns>();
-constexpr int kStageBytes = kRowSlice + kColumnSlice;
+constexpr int kRowKTile = k_tile_bytes<kGuidedRows>(), kColumnKTile = k_tile_bytes<kGuidedColumns>();
+constexpr int kStageBytes = kRowKTile + kColumnKTile;
 constexpr int kFieldBytes = kGuidedColumns * 4;
 
 // Shared memory of a block: the stages, behind them the columns' fields and the first column of every tile under way.
@@ -76,23 +76,23 @@ struct ProductSteps {
   int student, all;
 
   __device__ __forceinline__ explicit ProductSteps(const GuidedParams& p)
-      : z{p.z.slices, p.z.splits},
-        e{p.e.slices, p.e.splits},
+      : z{p.z.k_tiles, p.z.splits},
+        e{p.e.k_tiles, p.e.splits},
         student(z.count()),
         all(student + (p.distill || p.weighted ? e.count() : 0)) {}
 };
 
-// The slices of rows and columns that a step of the products multiplies.
+// The k_tiles of rows and columns that a step of the products multiplies.
 template <int kThreads>
 __device__ __forceinline__ void load_product(uint32_t stage, const GuidedParams& p, const ProductSteps& steps, int step,
                                              int first_row, int column) {
   if (step < steps.student) {
-    load_slice<kGuidedRows, kThreads>(stage, p.z, steps.z.split_a(step), steps.z.slice(step), first_row);
-    load_slice<kGuidedColumns, kThreads>(stage + kRowSlice, p.z, steps.z.split_b(step), steps.z.slice(step), column);
+    load_k_tile<kGuidedRows, kThreads>(stage, p.z, steps.z.split_a(step), steps.z.k_tile(step), first_row);
+    load_k_tile<kGuidedColumns, kThreads>(stage + kRowKTile, p.z, steps.z.split_b(step), steps.z.k_tile(step), column);
   } else {
     step -= steps.student;
-    load_slice<kGuidedRows, kThreads>(stage, p.e, steps.e.split_a(step), steps.e.slice(step), first_row);
-    load_slice<kGuidedColumns, kThreads>(stage + kRowSlice, p.e, steps.e.split_b(step), steps.e.slice(step), column);
+    load_k_tile<kGuidedRows, kThreads>(stage, p.e, steps.e.split_a(step), steps.e.k_tile(step), first_row);
+    load_k_tile<kGuidedColumns, kThreads>(stage + kRowKTile, p.e, steps.e.split_b(step), steps.e.k_tile(step), column);
   }
 }
 

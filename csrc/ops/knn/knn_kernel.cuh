@@ -5,8 +5,8 @@
 // A block owns 128 rows of x and goes through the columns, or its share of them, tile by tile; a warp owns 32 rows of
 // every tile, so that no list is shared between warps.
 //
-//   tile       128 × 64, 4 warps of 32 × 64, slices of 64 features, 3 stages
-//   shared     24 KiB of stages, 16 KiB of candidates, and the block's rows of x, 16 KiB a slice and split, where they
+//   tile       128 × 64, 4 warps of 32 × 64, k_tiles of 64 features, 3 stages
+//   shared     24 KiB of stages, 16 KiB of candidates, and the block's rows of x, 16 KiB a k_tile and split, where they
 //              fit; else they are streamed beside y, 16 KiB more a stage
 //   FLOP       2 N Q D (three times that in two splits)
 //   bytes      (N / 128) Q D halves of y through L2, N k keys

@@ -1,6 +1,6 @@
 // Exact k nearest rows on Hopper: what knn_kernel.cuh computes, its lists fed by wgmma and the copy engine.
 //
-//   tile       256 × 128, a consumer warpgroup 128 rows, 128 accumulators a thread; slices of 64 features
+//   tile       256 × 128, a consumer warpgroup 128 rows, 128 accumulators a thread; k_tiles of 64 features
 //   shared     D = 128, bf16: 64 KiB of rows, 6 stages of 16 KiB, 32 KiB of candidates
 //   FLOP       2 N Q D (three times that in two splits)
 //   bytes      (N / 256) Q D halves of y through L2, N k keys
@@ -37,7 +37,7 @@ __global__ void __launch_bounds__(warpgroups::kThreads, 1) topk_sm90_kernel(cons
   const int first_row = row_block * sweep::kBlockM, begin = k_split * params.k_split_tiles;
   const int end = min(begin + params.k_split_tiles, (p.y.rows - 1) / sweep::kBlockN + 1);
   unsigned char* const candidates =
-      memory + 2 * p.x.splits * p.x.slices * sweep::kSliceBytes + f.stages * sweep::kSliceBytes;
+      memory + 2 * p.x.splits * p.x.k_tiles * sweep::kKTileBytes + f.stages * sweep::kKTileBytes;
   const uint32_t barriers = prim::shared_address(candidates + kPendingBytes);
   const sweep::Shared shared(prim::shared_address(memory), barriers, p.x, f.stages);
   if (warpgroups::is_producer()) {

@@ -3,8 +3,8 @@
 
 namespace ltood::knn::sm90 {
 
-constexpr Operand widest{nullptr, nullptr, 0, kTile.slices, 1, 0};
-static_assert(kTile.rows == sweep::kBlockM && kTile.columns == sweep::kBlockN && kTile.stage_slices == 1);
+constexpr Operand widest{nullptr, nullptr, 0, kTile.k_tiles, 1, 0};
+static_assert(kTile.rows == sweep::kBlockM && kTile.columns == sweep::kBlockN && kTile.stage_k_tiles == 1);
 static_assert(fixed_bytes(widest) == hopper::fixed_bytes(kTile));
 
 int stages(const Operand& x, const cuda::DeviceLimits& limits) {

@@ -10,7 +10,7 @@ namespace ltood {
 
 struct TopkParams {
   Operand x;  // [N] rows that search
-  Operand y;  // [Q] rows that are searched; x itself, or as many slices and splits of the same type as x
+  Operand y;  // [Q] rows that are searched; x itself, or as many k_tiles and splits of the same type as x
   int k;
   int exclude_self;  // column i + diagonal is no candidate of row i
   int diagonal;
