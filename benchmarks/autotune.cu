@@ -1,4 +1,4 @@
-// Times the sm_90a kernels of one table of tiles, csrc/cuda/hopper_tiles.h or a candidate before it on the include
+// Times the sm_90a kernels of one table of tiles, csrc/cuda/tile_sizes_sm90.h or a candidate before it on the include
 // path.
 //   autotune kernel splits k_tiles rows [kernel splits k_tiles rows ...]
 // Prints for every problem the median of its launches in ms and the sum of what they computed: another table's must be
@@ -128,7 +128,7 @@ Problem topk(const Operand& u, const cuda::DeviceLimits& limits) {
   TopkParams p{u, u, kNeighbors, 1};
   const size_t count = size_t(u.rows) * kNeighbors;
   p.values = fresh<float>(count), p.indices = fresh<int64_t>(count);
-  const hopper::Tile tile = knn::sm90::kTile;
+  const tile_sizes::Tile tile = knn::sm90::kTile;
   const int stages = knn::sm90::stages(u, limits);
   must(stages ? 0 : cudaErrorNotSupported, "topk");
   const int row_blocks = cuda::ceil_div(u.rows, tile.rows), tiles = cuda::ceil_div(u.rows, tile.columns);
@@ -168,12 +168,12 @@ Problem distillation(bool backward, int k_tiles, int rows, const cuda::DeviceLim
 
 Problem problem(int kernel, const Operand& u, const cuda::DeviceLimits& limits) {
   switch (kernel) {
-    case hopper::kLseBwd:
+    case tile_sizes::kLseBwd:
       return lse_bwd(u, limits);
-    case hopper::kTopk:
+    case tile_sizes::kTopk:
       return topk(u, limits);
     default:
-      return sums(u, kernel == hopper::kNeighbors, limits);
+      return sums(u, kernel == tile_sizes::kNeighbors, limits);
   }
 }
 
@@ -188,8 +188,8 @@ int main(int count, char** arguments) {
   for (int i = 1; i + 3 < count; i += 4) {
     const auto number = [&](int at) { return std::atoi(arguments[i + at]); };
     const int kernel = number(0), k_tiles = number(2), rows = number(3);
-    const bool both = kernel == hopper::kGuided || kernel == hopper::kGuidedBwd;
-    const Problem timed = both ? distillation(kernel == hopper::kGuidedBwd, k_tiles, rows, limits)
+    const bool both = kernel == tile_sizes::kGuided || kernel == tile_sizes::kGuidedBwd;
+    const Problem timed = both ? distillation(kernel == tile_sizes::kGuidedBwd, k_tiles, rows, limits)
                                : problem(kernel, operand(number(1), k_tiles, rows), limits);
     const double ms = median_ms(timed.launch);
     std::printf("%.5f %.9g\n", ms, timed.sum());

@@ -1,4 +1,4 @@
-"""Times the tiles of the Hopper kernels against their neighbours and prints the table of csrc/cuda/hopper_tiles.h.
+"""Times the tiles of the Hopper kernels against their neighbours and prints the table of csrc/cuda/tile_sizes_sm90.h.
 
 A candidate is another table: it is compiled with the launchers and autotune.cu in a folder that the compiler looks in
 before csrc, so that no kernel knows of it. Entries do not touch each other: the n-th candidates of all share a table.
@@ -21,7 +21,7 @@ from pathlib import Path
 import torch
 
 ROOT = Path(__file__).resolve().parent.parent
-TABLE = ROOT / "csrc/cuda/hopper_tiles.h"
+TABLE = ROOT / "csrc/cuda/tile_sizes_sm90.h"
 SOURCES = (
     "benchmarks/autotune.cu", "csrc/cuda/operand.cu", "csrc/ops/contrastive/contrastive_sm90_launch.cu",
     "csrc/ops/guided/guided_sm90_launch.cu", "csrc/ops/knn/knn_sm90_launch.cu",
@@ -88,7 +88,7 @@ def fitting(tiles: list[Tile], compiler: str = "g++") -> list[Tile]:
     """Those that the header's own limits allow: registers, shared memory, depth of the ring."""
     entries = "\n".join(tile.source() for tile in tiles)
     program = (
-        '#include <cstdio>\n#include "cuda/hopper_tiles.h"\nusing namespace ltood::hopper;\n'
+        '#include <cstdio>\n#include "cuda/tile_sizes_sm90.h"\nusing namespace ltood::sm90;\n'
         f"constexpr Tile candidates[] = {{{entries}}};\n"
         "int main() {\n  for (const Tile& t : candidates) std::puts(fits(t) ? \"1\" : \"0\");\n}\n"
     )  # fmt: skip
@@ -126,7 +126,7 @@ def problems(tiles: list[Tile], at: int) -> list[tuple[int, int, int]]:
 
 
 def compile_command(nvcc: str, folder: Path, share: int | None = None) -> list[str]:
-    """Makes `folder`/autotune, with the table at `folder`/cuda/hopper_tiles.h."""
+    """Makes `folder`/autotune, with the table at `folder`/cuda/tile_sizes_sm90.h."""
     flags = ["-O3", "-std=c++17", "--expt-relaxed-constexpr", "-DLTOOD_SM90A=1"]
     flags += [] if share is None else [f"-D{SHARE}={share}"]
     target = ["-gencode=arch=compute_90a,code=sm_90a", f"-I{folder}", f"-I{ROOT / 'csrc'}"]

@@ -32,7 +32,7 @@ inline cudaError_t device_limits(DeviceLimits& limits) {
 
 // Whether to take the Hopper kernels: LTOOD_CUDA_PATH=sm90 asks for them, the device has compute capability 9.0, and
 // this build has code for sm_90a (LTOOD_SM90A). Not yet verified on hardware, hence never by themselves.
-inline bool take_sm90() {
+inline bool use_sm90() {
 #ifdef LTOOD_SM90A
   const char* path = std::getenv("LTOOD_CUDA_PATH");
   int device = 0, major = 0, minor = 0;

@@ -3,22 +3,22 @@
 // `empty` once every consumer warp has left it.
 #pragma once
 
-#include "cuda/hopper_tiles.h"
 #include "cuda/operand.h"
 #include "cuda/primitives/mbarrier.cuh"
 #include "cuda/primitives/memory.cuh"
 #include "cuda/primitives/tma.cuh"
 #include "cuda/primitives/wgmma.cuh"
+#include "cuda/tile_sizes_sm90.h"
 #include "cuda/tiles.cuh"
 
 namespace ltood::warpgroups {
 
 constexpr int kWarpgroup = 128;
-using hopper::kBarrierBytes;
-using hopper::kConsumerRegisters;
-using hopper::kConsumerThreads;
-using hopper::kInFlight;
-using hopper::kProducerRegisters;
+using tile_sizes::kBarrierBytes;
+using tile_sizes::kConsumerRegisters;
+using tile_sizes::kConsumerThreads;
+using tile_sizes::kInFlight;
+using tile_sizes::kProducerRegisters;
 constexpr int kConsumerWarps = kConsumerThreads / 32;
 constexpr int kThreads = kConsumerThreads + kWarpgroup;
 

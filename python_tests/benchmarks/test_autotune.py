@@ -119,7 +119,7 @@ for output; do :; done
 cat > "$output" <<'binary'
 #!/bin/sh
 ms=0.5
-grep -q '{kTopk, 0, 4, 256, 128, 1, 4, 1}' "$(dirname "$0")/cuda/hopper_tiles.h" && ms=0.4
+grep -q '{kTopk, 0, 4, 256, 128, 1, 4, 1}' "$(dirname "$0")/cuda/tile_sizes_sm90.h" && ms=0.4
 while [ $# -gt 0 ]; do echo "$ms 1"; shift 4; done
 binary
 chmod +x "$output"

@@ -15,7 +15,7 @@
 // where clusters are tight and far from each other.
 #pragma once
 
-#include "cuda/row_sweep.cuh"
+#include "cuda/mainloop_sm80.cuh"
 #include "ops/cluster_kl/cluster_kl_kernel.cuh"
 
 namespace ltood::cluster_kl {
@@ -56,16 +56,16 @@ __device__ __forceinline__ void load_transposed(uint32_t (&a)[4], uint32_t k_til
 }
 
 template <bool kTransposed>
-__device__ __forceinline__ void multiply(Fragments& c, float (&sums)[row_sweep::kMI][4], uint32_t weights,
+__device__ __forceinline__ void multiply(Fragments& c, float (&sums)[mainloop_sm80::kMI][4], uint32_t weights,
                                          uint32_t other, bool add_sums) {
   constexpr uint32_t kOnes = 0x3f803f80;  // bfloat16
   const int lane = threadIdx.x % 32;
 #pragma unroll
   for (int k = 0; k < kKTile / 16; ++k) {
-    uint32_t a[row_sweep::kMI][4];
+    uint32_t a[mainloop_sm80::kMI][4];
 #pragma unroll
-    for (int i = 0; i < row_sweep::kMI; ++i) {
-      const int row = row_sweep::warp_row() + i * 16;
+    for (int i = 0; i < mainloop_sm80::kMI; ++i) {
+      const int row = mainloop_sm80::warp_row() + i * 16;
       if constexpr (kTransposed) {
         load_transposed(a[i], weights, k, row);
       } else {
@@ -78,7 +78,7 @@ __device__ __forceinline__ void multiply(Fragments& c, float (&sums)[row_sweep::
       uint32_t b[4];
       prim::ldmatrix_x4_trans(b, other + tiles::chunk_offset(k * 16 + lane % 16, j * 2 + lane / 16));
 #pragma unroll
-      for (int i = 0; i < row_sweep::kMI; ++i) {
+      for (int i = 0; i < mainloop_sm80::kMI; ++i) {
         prim::mma_m16n8k16<__nv_bfloat16>(c[i][2 * j], a[i], b[0], b[1]);
         prim::mma_m16n8k16<__nv_bfloat16>(c[i][2 * j + 1], a[i], b[2], b[3]);
       }
@@ -99,8 +99,8 @@ __device__ __forceinline__ void store(void* to, int type, size_t at, float value
 // Rows of the tile: weights.rows rows of the chunk, or centroids.
 template <bool kTransposed>
 __device__ __forceinline__ void finish_product(const ProductParams& p, const Fragments& c,
-                                               const float (&sums)[row_sweep::kMI][4]) {
-  const int first_row = blockIdx.x * kBlockM + row_sweep::warp_row(), rows = kTransposed ? p.k : p.weights.rows;
+                                               const float (&sums)[mainloop_sm80::kMI][4]) {
+  const int first_row = blockIdx.x * kBlockM + mainloop_sm80::warp_row(), rows = kTransposed ? p.k : p.weights.rows;
 #pragma unroll
   for (int s = 0; s < kSlots; ++s) {
     const int row = first_row + slot_row(s);
@@ -134,9 +134,9 @@ __global__ void __launch_bounds__(kThreads, 2) product_kernel(ProductParams p) {
   const uint32_t stages = prim::shared_address(shared);
   const Products products{p.weights.splits, p.other.splits};
   const int begin = blockIdx.z * p.k_split_steps, steps = min(p.k_split_steps, p.steps - begin);
-  row_sweep::Position ahead{0, 0}, now{0, 0};  // a product of splits, and a step of it
+  mainloop_sm80::Position ahead{0, 0}, now{0, 0};  // a product of splits, and a step of it
   Fragments c;
-  float sums[row_sweep::kMI][4] = {};
+  float sums[mainloop_sm80::kMI][4] = {};
   tiles::clear(c);
   const auto load = [&](int, int stage) {
     const int split = products.weight_split(ahead.tile), step = begin + ahead.step;

@@ -14,7 +14,7 @@
 //
 // and r_ia - 1 = -(A_i - 1) / A_i without cancellation, which the gradient needs where q_ia is nearly 1.
 //
-//   pass      tile 128 × 64 (row_sweep.cuh)         registers beside the tile
+//   pass      tile 128 × 64 (mainloop_sm80.cuh)         registers beside the tile
 //   Assign    m_i, sum_j e_ij (online), a           4 a row
 //   Mass      f_j: sums of columns, a warp at a time, persistent blocks, then added in a fixed order
 //   Loss      t_i, l_i, q on request                4 a row
@@ -28,20 +28,20 @@
 // distances are summed again from the rows' differences, one at a time by the whole warp.
 #pragma once
 
-#include "cuda/row_sweep.cuh"
+#include "cuda/mainloop_sm80.cuh"
 #include "ops/cluster_kl/cluster_kl_launch.h"
 
 namespace ltood::cluster_kl {
 
-using row_sweep::at;
-using row_sweep::Fragments;
-using row_sweep::kBlockM;
-using row_sweep::kBlockN;
-using row_sweep::kNI;
-using row_sweep::kSlots;
-using row_sweep::kThreads;
-using row_sweep::kWarps;
-using row_sweep::slot_row;
+using mainloop_sm80::at;
+using mainloop_sm80::Fragments;
+using mainloop_sm80::kBlockM;
+using mainloop_sm80::kBlockN;
+using mainloop_sm80::kNI;
+using mainloop_sm80::kSlots;
+using mainloop_sm80::kThreads;
+using mainloop_sm80::kWarps;
+using mainloop_sm80::slot_row;
 
 struct PassParams {
   ClusterDistances in;
@@ -415,14 +415,14 @@ __global__ void __launch_bounds__(kThreads, 2) pass_kernel(PassParams p) {
   extern __shared__ __align__(128) char shared[];
   const int begin = blockIdx.y * p.range_tiles, end = min(begin + p.range_tiles, p.tiles);
   for (int block_row = p.first_row + blockIdx.x * kBlockM; block_row < p.end_row; block_row += gridDim.x * kBlockM) {
-    const int first_row = block_row + row_sweep::warp_row();
+    const int first_row = block_row + mainloop_sm80::warp_row();
     const Distances distances(p.in, first_row);
     Pass pass(p, first_row);
-    row_sweep::sweep<__half, kResident>(p.in.z, p.in.mu, block_row, begin, end, prim::shared_address(shared),
-                                        [&](Fragments& c, int first_column) {
-                                          distances(c, first_column);
-                                          pass.use(c, first_column);
-                                        });
+    mainloop_sm80::run<__half, kResident>(p.in.z, p.in.mu, block_row, begin, end, prim::shared_address(shared),
+                                          [&](Fragments& c, int first_column) {
+                                            distances(c, first_column);
+                                            pass.use(c, first_column);
+                                          });
     pass.finish();
   }
 }

@@ -20,10 +20,10 @@ inline PassParams pass_params(const ClusterDistances& in) {
 
 template <typename Pass>
 cudaError_t launch_pass(dim3 grid, const PassParams& p, const cuda::DeviceLimits& limits, void* stream) {
-  const int64_t wanted = row_sweep::shared_bytes(p.in.z, true);
+  const int64_t wanted = mainloop_sm80::shared_bytes(p.in.z, true);
   const bool resident = wanted <= limits.shared_bytes;
   const auto kernel = resident ? pass_kernel<Pass, true> : pass_kernel<Pass, false>;
-  const int64_t shared = resident ? wanted : row_sweep::shared_bytes(p.in.z, false);
+  const int64_t shared = resident ? wanted : mainloop_sm80::shared_bytes(p.in.z, false);
   return cuda::launch(kernel, grid, kThreads, static_cast<int>(shared), p, stream);
 }
 

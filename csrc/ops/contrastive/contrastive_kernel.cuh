@@ -316,8 +316,8 @@ __device__ void clear_columns(const ColumnSlots& cols) {
 
 // One row of tiles against the columns [from, to), both in tiles.
 template <typename half_t, bool kOnline, bool kNearest>
-__device__ void sweep(const ContrastiveForward& p, const ColumnSlots& cols, unsigned char* memory, int row_tile,
-                      int from, int to, int work_tile_from, int slot) {
+__device__ void mainloop(const ContrastiveForward& p, const ColumnSlots& cols, unsigned char* memory, int row_tile,
+                         int from, int to, int work_tile_from, int slot) {
   const int warp_row = threadIdx.x / 32 / kWarpsN * (kTile / kWarpsM);
   const int warp_col = threadIdx.x / 32 % kWarpsN * (kTile / kWarpsN);
   const int first_row = row_tile * kTile;
@@ -418,7 +418,7 @@ __global__ void __launch_bounds__(kThreads, kOnline || kNearest ? 1 : 2)
     for (int r = 0; r < plan.row_tiles; ++r) {
       const int row_tile = strip * plan.row_tiles + r;
       if (row_tile >= plan.tiles) break;
-      sweep<half_t, kOnline, kNearest>(p, cols, memory, row_tile, max(from, row_tile), to, from, chunk);
+      mainloop<half_t, kOnline, kNearest>(p, cols, memory, row_tile, max(from, row_tile), to, from, chunk);
     }
     flush_columns<kOnline, kNearest>(p, cols, from * kTile, (to - from) * kTile, strip, scale, shift);
   }

@@ -6,7 +6,7 @@
 // A block owns 128 rows and goes through the columns, or its share of them; a row's sum (and maximum, where the shift
 // is not fixed) stays in the registers of the four lanes that hold the row. Nothing is symmetric: no column is summed.
 //
-// tile      128 × 64, 4 warps of 32 × 64, k_tiles of 64 features, 3 stages: the loop of row_sweep.cuh
+// tile      128 × 64, 4 warps of 32 × 64, k_tiles of 64 features, 3 stages: the loop of mainloop_sm80.cuh
 // shared    24 KiB of stages and the block's rows, 16 KiB a k_tile and split, where they fit; else they are streamed
 //           beside the columns, 16 KiB more a stage
 // FLOP      2 n M D (three times that in two splits), n M exponentials
@@ -14,18 +14,18 @@
 // limiter   tensor cores by mma.sync, with exponentials (16 a clock and SM) close behind at D = 128
 #pragma once
 
-#include "cuda/row_sweep.cuh"
+#include "cuda/mainloop_sm80.cuh"
 #include "ops/contrastive/contrastive_kernel.cuh"
 #include "ops/contrastive/contrastive_launch.h"
 
 namespace ltood::contrastive::partial {
 
-using row_sweep::Fragments;
-using row_sweep::kBlockM;
-using row_sweep::kBlockN;
-using row_sweep::kNI;
-using row_sweep::kSlots;
-using row_sweep::kThreads;
+using mainloop_sm80::Fragments;
+using mainloop_sm80::kBlockM;
+using mainloop_sm80::kBlockN;
+using mainloop_sm80::kNI;
+using mainloop_sm80::kSlots;
+using mainloop_sm80::kThreads;
 
 // Products become exponents, in units of log2 and less the shift; what does not count becomes -inf. `same` is the
 // column that is the warp's first row.
@@ -40,9 +40,9 @@ __device__ __forceinline__ void scale_tile(Fragments& c, const Operand& y, const
       const float col_scale = !kEdge || col < y.rows ? __ldg(y.scale + col) : 0.f;
 #pragma unroll
       for (int s = 0; s < kSlots; ++s) {
-        float& value = row_sweep::at(c, s, j, e);
+        float& value = mainloop_sm80::at(c, s, j, e);
         value = fmaf(value * col_scale, factor[s], -shift);
-        if (kEdge && (col >= y.rows || col == same + row_sweep::slot_row(s))) value = minus_infinity();
+        if (kEdge && (col >= y.rows || col == same + mainloop_sm80::slot_row(s))) value = minus_infinity();
       }
     }
   }
@@ -52,7 +52,7 @@ template <typename half_t, bool kResident, bool kOnline>
 __global__ void __launch_bounds__(kThreads, 2) contrastive_partial_kernel(const ContrastivePartialSums p) {
   extern __shared__ __align__(128) char shared[];
   const int row_block = blockIdx.x % p.row_blocks, k_split = blockIdx.x / p.row_blocks;
-  const int first_row = row_block * kBlockM + row_sweep::warp_row(), same = first_row + p.diagonal;
+  const int first_row = row_block * kBlockM + mainloop_sm80::warp_row(), same = first_row + p.diagonal;
   const int tile_count = (p.y.rows - 1) / kBlockN + 1, begin = k_split * p.k_split_tiles;
   const float scale = tiles::exponent_scale(p.exponents.inv_tau, p.exponents.temperature);
   const float shift = kOnline ? 0.f : scale;
@@ -60,7 +60,7 @@ __global__ void __launch_bounds__(kThreads, 2) contrastive_partial_kernel(const 
   float factor[kSlots], sum[kSlots] = {}, max[kSlots];
 #pragma unroll
   for (int s = 0; s < kSlots; ++s) {
-    const int row = first_row + row_sweep::slot_row(s);
+    const int row = first_row + mainloop_sm80::slot_row(s);
     factor[s] = row < p.x.rows ? p.x.scale[row] * scale : 0.f;
     max[s] = minus_infinity();
   }
@@ -78,15 +78,15 @@ __global__ void __launch_bounds__(kThreads, 2) contrastive_partial_kernel(const 
       }
 #pragma unroll
       for (int j = 0; j < kNI; ++j) {
-        sum[s] += prim::exp2_fast(row_sweep::at(c, s, j, 0)) + prim::exp2_fast(row_sweep::at(c, s, j, 1));
+        sum[s] += prim::exp2_fast(mainloop_sm80::at(c, s, j, 0)) + prim::exp2_fast(mainloop_sm80::at(c, s, j, 1));
       }
     }
   };
-  row_sweep::sweep<half_t, kResident>(p.x, p.y, row_block * kBlockM, begin, min(begin + p.k_split_tiles, tile_count),
-                                      prim::shared_address(shared), use_tile);
+  mainloop_sm80::run<half_t, kResident>(p.x, p.y, row_block * kBlockM, begin, min(begin + p.k_split_tiles, tile_count),
+                                        prim::shared_address(shared), use_tile);
 #pragma unroll
   for (int s = 0; s < kSlots; ++s) {
-    const int row = first_row + row_sweep::slot_row(s);
+    const int row = first_row + mainloop_sm80::slot_row(s);
     const float total = prim::warp_sum<4, 1>(sum[s]);
     if (threadIdx.x % 4 > 0 || row >= p.x.rows) continue;
     p.sums[size_t(k_split) * p.x.rows + row] = total;

@@ -36,9 +36,9 @@ int ltood_plan_contrastive_partial(ContrastivePartialSums* params) {
   const int wanted = std::min(cuda::ceil_div(2 * limits.multiprocessors, p.row_blocks), kMaxSplits);
   p.k_split_tiles = cuda::ceil_div(tiles, std::clamp(wanted, 1, std::max(tiles / kLeastTiles, 1)));
   p.k_splits = cuda::ceil_div(tiles, p.k_split_tiles);
-  const int64_t resident = row_sweep::shared_bytes(p.x, true);
+  const int64_t resident = mainloop_sm80::shared_bytes(p.x, true);
   p.resident = resident <= limits.shared_bytes;
-  p.shared_bytes = static_cast<int>(p.resident ? resident : row_sweep::shared_bytes(p.x, false));
+  p.shared_bytes = static_cast<int>(p.resident ? resident : mainloop_sm80::shared_bytes(p.x, false));
   return cudaSuccess;
 }
 

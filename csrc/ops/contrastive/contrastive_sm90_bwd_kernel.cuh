@@ -38,8 +38,8 @@ constexpr int kLseBwdRowKTile = tiles::k_tile_bytes<kLseBwdRows>();
 // For operands of one or two splits and an output of 1, 2 or 4 k_tiles a block.
 template <int kSplits, int kOut>
 struct LseBwdShape {
-  static constexpr hopper::Tile kChoice = hopper::tile_of(hopper::kLseBwd, kSplits, kOut);
-  static_assert(kChoice.rows == kLseBwdRows && kChoice.k_tiles == kOut, "no entry in hopper::kTiles");
+  static constexpr tile_sizes::Tile kChoice = tile_sizes::tile_of(tile_sizes::kLseBwd, kSplits, kOut);
+  static_assert(kChoice.rows == kLseBwdRows && kChoice.k_tiles == kOut, "no entry in tile_sizes::kTiles");
   static constexpr int kTileN = kChoice.columns;
   static constexpr int kChunk = kChoice.stage_k_tiles;
   static constexpr int kOutChunks = kOut / kChunk;
@@ -113,7 +113,7 @@ __device__ __forceinline__ void weight_scores(float (&s)[kSize], const float2 (&
         float& value = s[4 * j + 2 * r + h];
         const float t = fmaf(value * of_col.x, of_row[r].x, -scale);
         const float x =
-            kEdge ? prim::exp2_fast(t) : prim::exp2_shared<hopper::kPolynomialEighths>(t, 4 * j + 2 * r + h);
+            kEdge ? prim::exp2_fast(t) : prim::exp2_shared<tile_sizes::kPolynomialEighths>(t, 4 * j + 2 * r + h);
         value = (of_row[r].y + of_col.y) * x * of_col.x;
         if (kEdge && (!inside || col == same + 8 * r)) value = 0;
       }

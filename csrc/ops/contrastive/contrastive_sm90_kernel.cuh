@@ -7,7 +7,7 @@
 // operands  columns are the A of a product and pass through a ring of k_tiles of 64 features, 16 KiB each; rows are B
 //           and stay: D = 128, bf16, wide: 64 KiB rows + 6 stages
 // sums      a thread's rows are the N of its products: it keeps 32 row sums (and nearest columns) in registers while
-//           columns pass and reduces them once a sweep; of a column it has 32 elements a tile: two shuffles end it
+//           columns pass and reduces them once a row tile; of a column it has 32 elements a tile: two shuffles end it
 // cost      N² D / 2 multiply-adds (times 3 for float32), N² / 2 exponentials; from L2 16 KiB a k_tile of 128 columns,
 //           for 256 rows: 16 bytes a clock and SM at D = 128 if the tensor cores never wait
 // limiter   at D = 128 a wide tile takes 2,048 clocks of tensor cores and 2,048 of ex2: the warpgroups take turns,
@@ -81,11 +81,11 @@ struct WorkTile {
   int strip, chunk, from, to;  // its slots of columns and of rows, its column tiles
 };
 
-// What producer and consumers both walk over: the sweeps of this block, row tiles [first, first + kRowTiles) against
+// What producer and consumers both walk over: the row tiles of this block, row tiles [first, first + kRowTiles) against
 // column tiles [from, to), which are none below the diagonal. `begin` and `end` surround a work tile. A block takes
 // work tiles that follow each other, so that the resident rows rarely change.
-template <bool kWide, typename Begin, typename Sweep, typename End>
-__device__ __forceinline__ void for_each_sweep(const TrianglePlan& plan, Begin begin, Sweep sweep, End end) {
+template <bool kWide, typename Begin, typename Body, typename End>
+__device__ __forceinline__ void for_each_row_tile(const TrianglePlan& plan, Begin begin, Body body, End end) {
   const auto share = [&](int block) { return int(int64_t(plan.work_tiles) * block / gridDim.x); };
   int strip = 0, first_work_tile = 0;
   for (int index = share(blockIdx.x); index < share(blockIdx.x + 1); ++index) {
@@ -96,7 +96,7 @@ __device__ __forceinline__ void for_each_sweep(const TrianglePlan& plan, Begin b
     for (int r = 0; r < plan.row_tiles; r += Shape<kWide>::kRowTiles) {
       const int first = work.strip * plan.row_tiles + r;
       if (first >= plan.tiles) break;
-      sweep(work, first, max(work.from, first), work.to);
+      body(work, first, max(work.from, first), work.to);
     }
     end(work);
   }
@@ -111,7 +111,7 @@ __device__ __forceinline__ void produce(const Forward& f, const Ring& ring, uint
   Position at;
   uint32_t phase = 0;
   int held = -1;  // the first resident row tile
-  for_each_sweep<kWide>(
+  for_each_row_tile<kWide>(
       f.p.plan, [](const WorkTile&) {},
       [&](const WorkTile&, int first, int from, int to) {
         if (from < to && first != held) {
@@ -171,7 +171,7 @@ __device__ __forceinline__ void add_exponentials(const float (&c)[kHalves][kTile
         float t = fmaf(c[half][4 * j + e] * (e % 2 ? factors.y : factors.x), cols.factor[half][r], -shift);
         if (kEdge && (row == col || row >= n || col >= n)) t = minus_infinity();
         // The fixed shift keeps t within [-126, 0] but for what is masked.
-        const float x = kEdge ? prim::exp2_fast(t) : prim::exp2_shared<hopper::kPolynomialEighths>(t, 4 * j + e);
+        const float x = kEdge ? prim::exp2_fast(t) : prim::exp2_shared<tile_sizes::kPolynomialEighths>(t, 4 * j + e);
         rows.sum[held] += x;
         cols.sum[half][r] += x;
         if (kNearest) {
@@ -244,7 +244,7 @@ class TileConsumer {
     uint32_t phase = 0;
     int held = -1;
     warpgroups::begin_turns();
-    for_each_sweep<kWide>(
+    for_each_row_tile<kWide>(
         p_.plan, [&](const WorkTile&) { clear_columns(); },
         [&](const WorkTile& work, int first, int from, int to) {
           prepare_rows(first);
@@ -254,7 +254,7 @@ class TileConsumer {
             phase ^= 1;
             held = first;
           }
-          sweep(work, first, from, to);
+          mainloop(work, first, from, to);
         },
         [&](const WorkTile& work) { flush_columns(work); });
     warpgroups::end_turns();
@@ -273,7 +273,7 @@ class TileConsumer {
   }
 
   __device__ __forceinline__ void prepare_rows(int first) {
-    warpgroups::sync_consumers();  // the sweep before has ended
+    warpgroups::sync_consumers();  // the mainloop before has ended
     for (int i = threadIdx.x; i < kRowTiles * kTile; i += warpgroups::kConsumerThreads) {
       const int row = first * kTile + i;
       tail_.factors[i] = row < n_ ? p_.u.scale[row] * scale_ : 0.f;
@@ -283,7 +283,7 @@ class TileConsumer {
     warpgroups::sync_consumers();
   }
 
-  __device__ __forceinline__ void sweep(const WorkTile& work, int first, int from, int to) {
+  __device__ __forceinline__ void mainloop(const WorkTile& work, int first, int from, int to) {
     const int row_tile = first + own(), first_row = row_tile * kTile;
     RowState<kNearest> rows;
 #pragma unroll

@@ -10,11 +10,12 @@ namespace {
 
 using cuda::ceil_div;
 
-hopper::Tile tile_of(const ContrastiveForward& p) {
-  return hopper::tile_of(p.nearest ? hopper::kNeighbors : hopper::kSums, p.u.splits, p.u.splits * p.u.k_tiles);
+tile_sizes::Tile tile_of(const ContrastiveForward& p) {
+  return tile_sizes::tile_of(p.nearest ? tile_sizes::kNeighbors : tile_sizes::kSums, p.u.splits,
+                             p.u.splits * p.u.k_tiles);
 }
 
-bool is_wide(const hopper::Tile& tile) { return tile.rows == 2 * kTile; }
+bool is_wide(const tile_sizes::Tile& tile) { return tile.rows == 2 * kTile; }
 
 template <typename half_t>
 auto tiles_kernel(const ContrastiveForward& p) {
@@ -23,14 +24,14 @@ auto tiles_kernel(const ContrastiveForward& p) {
                              : contrastive_tiles_sm90_kernel<half_t, false, false>;
 }
 
-// What hopper_tiles.h counts is what the kernels take, and has a kernel.
+// What tile_sizes_sm90.h counts is what the kernels take, and has a kernel.
 constexpr bool table_is_right() {
-  for (const hopper::Tile& t : hopper::kTiles) {
-    if (t.kernel != hopper::kSums && t.kernel != hopper::kNeighbors) continue;
-    const bool wide = t.rows == 2 * kTile, nearest = t.kernel == hopper::kNeighbors;
+  for (const tile_sizes::Tile& t : tile_sizes::kTiles) {
+    if (t.kernel != tile_sizes::kSums && t.kernel != tile_sizes::kNeighbors) continue;
+    const bool wide = t.rows == 2 * kTile, nearest = t.kernel == tile_sizes::kNeighbors;
     const Operand widest{nullptr, nullptr, 0, t.k_tiles, 1, 0};
-    const int bytes = resident_bytes(widest, wide) + tail_bytes(wide, nearest, hopper::kMostColTiles);
-    if (bytes != hopper::fixed_bytes(t) || t.columns != kTile || t.stage_k_tiles != 1 || (wide && nearest))
+    const int bytes = resident_bytes(widest, wide) + tail_bytes(wide, nearest, tile_sizes::kMostColTiles);
+    if (bytes != tile_sizes::fixed_bytes(t) || t.columns != kTile || t.stage_k_tiles != 1 || (wide && nearest))
       return false;
   }
   return true;
@@ -39,7 +40,7 @@ static_assert(table_is_right());
 
 struct LseBwdLaunch {
   void (*kernel)(LseBwd);
-  hopper::Tile tile;
+  tile_sizes::Tile tile;
 };
 
 template <typename half_t, int kSplits, int kOut>
@@ -62,31 +63,31 @@ LseBwdLaunch lse_bwd_launch(const Operand& u) {
 }  // namespace
 
 bool plan_tiles(ContrastiveForward& p, const cuda::DeviceLimits& limits) {
-  const hopper::Tile tile = tile_of(p);
+  const tile_sizes::Tile tile = tile_of(p);
   const bool wide = is_wide(tile);
   TrianglePlan& plan = p.plan;
   plan.stages = 0;
-  if (!cuda::take_sm90() || p.exponents.online || tile.rows == 0) return false;
-  const int rows = resident_bytes(p.u, wide), most = hopper::kMostColTiles;
-  plan.stages = hopper::stages_beside(tile, rows + tail_bytes(wide, p.nearest, most), limits.shared_bytes);
+  if (!cuda::use_sm90() || p.exponents.online || tile.rows == 0) return false;
+  const int rows = resident_bytes(p.u, wide), most = tile_sizes::kMostColTiles;
+  plan.stages = tile_sizes::stages_beside(tile, rows + tail_bytes(wide, p.nearest, most), limits.shared_bytes);
   if (plan.stages == 0) return false;
   cut_triangle(plan, p.u.rows, tile.rows / kTile, tile.work_tiles * limits.multiprocessors, most);
   plan.blocks = std::min(plan.work_tiles, limits.multiprocessors);
   plan.resident = 1;
-  plan.shared_bytes = hopper::block_bytes(tile, rows + tail_bytes(wide, p.nearest, plan.col_tiles), plan.stages);
+  plan.shared_bytes = tile_sizes::block_bytes(tile, rows + tail_bytes(wide, p.nearest, plan.col_tiles), plan.stages);
   return true;
 }
 
 // N = 4,096 is 32 blocks of rows for 132 multiprocessors: four ranges of columns.
 bool plan_lse_bwd(ContrastiveLseBwd& p, const cuda::DeviceLimits& limits) {
   p.stages = 0;
-  if (!cuda::take_sm90() || p.exponents.online || (p.rows.splits == 2 && !p.rows.is_half)) return false;
-  const hopper::Tile tile = lse_bwd_launch(p.rows).tile;
+  if (!cuda::use_sm90() || p.exponents.online || (p.rows.splits == 2 && !p.rows.is_half)) return false;
+  const tile_sizes::Tile tile = lse_bwd_launch(p.rows).tile;
   const int rows = p.rows.splits * p.rows.k_tiles * kLseBwdRowKTile;
-  p.stages = hopper::stages_beside(tile, rows, limits.shared_bytes);
+  p.stages = tile_sizes::stages_beside(tile, rows, limits.shared_bytes);
   if (p.stages == 0) return false;
   p.resident = 1;
-  p.shared_bytes = hopper::block_bytes(tile, rows, p.stages);
+  p.shared_bytes = tile_sizes::block_bytes(tile, rows, p.stages);
   const int row_blocks = ceil_div(p.rows.rows, tile.rows) * ceil_div(p.rows.k_tiles, tile.k_tiles);
   const int wanted = tile.work_tiles * limits.multiprocessors / row_blocks,
             most = 8 * ceil_div(p.cols.rows, p.rows.rows);
@@ -97,7 +98,7 @@ bool plan_lse_bwd(ContrastiveLseBwd& p, const cuda::DeviceLimits& limits) {
 cudaError_t launch_lse_bwd(const ContrastiveLseBwd& p, void* stream) {
   const LseBwdLaunch lse_bwd = lse_bwd_launch(p.rows);
   LseBwd f{{}, {}, p};
-  const hopper::Tile& tile = lse_bwd.tile;
+  const tile_sizes::Tile& tile = lse_bwd.tile;
   if (const cudaError_t error = warpgroups::make_map(&f.row_map, p.rows, tile.rows)) return error;
   if (const cudaError_t error = warpgroups::make_map(&f.col_map, p.cols, tile.columns)) return error;
   const dim3 grid(ceil_div(p.rows.rows, tile.rows), ceil_div(p.rows.k_tiles, tile.k_tiles), p.k_splits);

@@ -70,7 +70,7 @@ extern "C" int ltood_guided_k_splits(int rows, int columns, int k_tiles, int bac
   const int most = rows == columns ? 16 : 64;
   cuda::DeviceLimits limits;
   if (const cudaError_t error = cuda::device_limits(limits)) return -error;
-  const int work_tiles = cuda::take_sm90() ? sm90::tile(backward).work_tiles : backward ? 1 : 2;
+  const int work_tiles = cuda::use_sm90() ? sm90::tile(backward).work_tiles : backward ? 1 : 2;
   const int feature_tiles = backward ? ceil_div(k_tiles, kGuidedOutKTiles) : 1;
   const int blocks = ceil_div(rows, kGuidedRows) * feature_tiles, wanted = limits.multiprocessors * work_tiles;
   return std::max(1, std::min({wanted / blocks, ceil_div(columns, kGuidedColumns), most}));

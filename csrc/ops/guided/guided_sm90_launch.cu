@@ -20,7 +20,7 @@ Kernel backward_kernel(const GuidedParams& p) {
                     : guided_backward_sm90_kernel<half_t, false, true>;
 }
 
-cudaError_t launch(Kernel kernel, const hopper::Tile& tile, const GuidedParams& p, int feature_tiles, int stages,
+cudaError_t launch(Kernel kernel, const tile_sizes::Tile& tile, const GuidedParams& p, int feature_tiles, int stages,
                    void* stream) {
   Sm90 f{{}, {}, {}, {}, {}, p, stages};
   if (const cudaError_t error = warpgroups::make_map(&f.z_rows, p.z, kGuidedRows)) return error;
@@ -29,16 +29,16 @@ cudaError_t launch(Kernel kernel, const hopper::Tile& tile, const GuidedParams& 
   if (const cudaError_t error = warpgroups::make_map(&f.e_columns, p.e, kGuidedColumns)) return error;
   if (const cudaError_t error = warpgroups::make_map(&f.v_columns, p.v, kGuidedColumns)) return error;
   const dim3 grid((p.padded - p.first) / kGuidedRows, p.k_splits * feature_tiles);
-  return cuda::launch(kernel, grid, warpgroups::kThreads, hopper::block_bytes(tile, resident_bytes(p), stages), f,
+  return cuda::launch(kernel, grid, warpgroups::kThreads, tile_sizes::block_bytes(tile, resident_bytes(p), stages), f,
                       stream);
 }
 
 }  // namespace
 
 int stages(const GuidedParams& p, const cuda::DeviceLimits& limits, bool backward) {
-  if (!cuda::take_sm90() || p.z.splits != 1 || p.e.splits != 1) return 0;
+  if (!cuda::use_sm90() || p.z.splits != 1 || p.e.splits != 1) return 0;
   if (p.z.k_tiles + guide_k_tiles(p) > tile(backward).k_tiles) return 0;
-  return hopper::stages_beside(tile(backward), resident_bytes(p), limits.shared_bytes);
+  return tile_sizes::stages_beside(tile(backward), resident_bytes(p), limits.shared_bytes);
 }
 
 cudaError_t launch_forward(const GuidedParams& p, int stages, void* stream) {

@@ -2,14 +2,14 @@
 // yet verified on hardware: taken only where LTOOD_CUDA_PATH=sm90 asks for them.
 #pragma once
 
-#include "cuda/hopper_tiles.h"
 #include "cuda/launch.cuh"
+#include "cuda/tile_sizes_sm90.h"
 #include "ops/guided/guided_launch.h"
 
 namespace ltood::guided::sm90 {
 
-constexpr hopper::Tile tile(bool backward) {
-  return hopper::tile_of(backward ? hopper::kGuidedBwd : hopper::kGuided, 1, 1);
+constexpr tile_sizes::Tile tile(bool backward) {
+  return tile_sizes::tile_of(backward ? tile_sizes::kGuidedBwd : tile_sizes::kGuided, 1, 1);
 }
 
 // Stages of the ring; 0: they do not take the problem (not asked for, two splits, rows that do not fit).

@@ -18,9 +18,9 @@ struct Sm90 {
 };
 
 constexpr int kStageKTiles = 2;  // a stage of the ring also holds the values of a block's output
-constexpr bool is_built(const hopper::Tile& t) {
+constexpr bool is_built(const tile_sizes::Tile& t) {
   return t.rows == kGuidedRows && t.columns == kGuidedColumns && t.stage_k_tiles == kStageKTiles &&
-         hopper::fixed_bytes(t) == t.k_tiles * kRowKTile;
+         tile_sizes::fixed_bytes(t) == t.k_tiles * kRowKTile;
 }
 static_assert(kStageKTiles == kGuidedOutKTiles && is_built(tile(false)) && is_built(tile(true)));
 

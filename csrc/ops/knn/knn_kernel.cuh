@@ -17,9 +17,9 @@
 
 namespace ltood::knn {
 
-using row_sweep::kBlockM;
-using row_sweep::kBlockN;
-using row_sweep::kThreads;
+using mainloop_sm80::kBlockM;
+using mainloop_sm80::kBlockN;
+using mainloop_sm80::kThreads;
 
 constexpr int kMaxSplits = 256;
 constexpr int kCombineWarps = 4;
@@ -30,24 +30,24 @@ __global__ void __launch_bounds__(kThreads, 2) topk_kernel(TopkKernelParams para
   extern __shared__ __align__(128) char shared[];
   const TopkParams& p = params.topk;
   const int row_block = blockIdx.x % params.row_blocks, k_split = blockIdx.x / params.row_blocks;
-  const int first_row = row_block * kBlockM + row_sweep::warp_row();
+  const int first_row = row_block * kBlockM + mainloop_sm80::warp_row();
   const int tile_count = (p.y.rows - 1) / kBlockN + 1, begin = k_split * params.k_split_tiles;
 
-  Key* pending = reinterpret_cast<Key*>(shared) + row_sweep::warp_row() * kPending;
+  Key* pending = reinterpret_cast<Key*>(shared) + mainloop_sm80::warp_row() * kPending;
   RowLists lists(p, pending, first_row + threadIdx.x % 32, params.keys + size_t(k_split) * p.x.rows * p.k);
   float scale[kSlots];
 #pragma unroll
   for (int s = 0; s < kSlots; ++s) {
-    const int row = first_row + row_sweep::slot_row(s);
+    const int row = first_row + mainloop_sm80::slot_row(s);
     scale[s] = row < p.x.rows ? p.x.scale[row] : 0;
   }
   const auto use_tile = [&](Fragments& c, int first_column) {
     scale_products(c, scale, p.y, first_column);
     lists.offer(c, first_column);
   };
-  row_sweep::sweep<half_t, kResident>(p.x, p.y, row_block * kBlockM, begin,
-                                      min(begin + params.k_split_tiles, tile_count),
-                                      prim::shared_address(shared + kPendingBytes), use_tile);
+  mainloop_sm80::run<half_t, kResident>(p.x, p.y, row_block * kBlockM, begin,
+                                        min(begin + params.k_split_tiles, tile_count),
+                                        prim::shared_address(shared + kPendingBytes), use_tile);
 
   lists.finish();
   if (params.k_splits == 1) write_lists(p, params.keys, first_row, first_row + 32);

@@ -27,10 +27,10 @@ TopkKernelParams plan(const TopkParams& p, const cuda::DeviceLimits& limits) {
 
 template <typename half_t>
 cudaError_t launch_lists(const TopkKernelParams& params, const cuda::DeviceLimits& limits, void* stream) {
-  const int64_t wanted = knn::kPendingBytes + row_sweep::shared_bytes(params.topk.x, true);
+  const int64_t wanted = knn::kPendingBytes + mainloop_sm80::shared_bytes(params.topk.x, true);
   const bool resident = wanted <= limits.shared_bytes;
   const auto kernel = resident ? knn::topk_kernel<half_t, true> : knn::topk_kernel<half_t, false>;
-  const int64_t shared = resident ? wanted : knn::kPendingBytes + row_sweep::shared_bytes(params.topk.x, false);
+  const int64_t shared = resident ? wanted : knn::kPendingBytes + mainloop_sm80::shared_bytes(params.topk.x, false);
   return cuda::launch(kernel, params.row_blocks * params.k_splits, knn::kThreads, static_cast<int>(shared), params,
                       stream);
 }

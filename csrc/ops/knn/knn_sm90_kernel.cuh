@@ -9,23 +9,23 @@
 //              hardware.
 #pragma once
 
-#include "cuda/warpgroup_sweep.cuh"
+#include "cuda/mainloop_sm90.cuh"
 #include "ops/knn/topk_lists.cuh"
 
 namespace ltood::knn::sm90 {
 
-namespace sweep = warpgroup_sweep;
+namespace mainloop = mainloop_sm90;
 
 struct TopkSm90 {
-  sweep::Maps maps;
+  mainloop::Maps maps;
   TopkKernelParams params;
   int stages;
 };
 
-constexpr int kPendingBytes = sweep::kBlockM * kPending * static_cast<int>(sizeof(Key));
+constexpr int kPendingBytes = mainloop::kBlockM * kPending * static_cast<int>(sizeof(Key));
 
 // Beside the ring.
-constexpr int fixed_bytes(const Operand& x) { return sweep::resident_bytes(x) + kPendingBytes; }
+constexpr int fixed_bytes(const Operand& x) { return mainloop::resident_bytes(x) + kPendingBytes; }
 
 template <typename half_t>
 __global__ void __launch_bounds__(warpgroups::kThreads, 1) topk_sm90_kernel(const __grid_constant__ TopkSm90 f) {
@@ -34,33 +34,33 @@ __global__ void __launch_bounds__(warpgroups::kThreads, 1) topk_sm90_kernel(cons
   const TopkKernelParams& params = f.params;
   const TopkParams& p = params.topk;
   const int row_block = blockIdx.x % params.row_blocks, k_split = blockIdx.x / params.row_blocks;
-  const int first_row = row_block * sweep::kBlockM, begin = k_split * params.k_split_tiles;
-  const int end = min(begin + params.k_split_tiles, (p.y.rows - 1) / sweep::kBlockN + 1);
+  const int first_row = row_block * mainloop::kBlockM, begin = k_split * params.k_split_tiles;
+  const int end = min(begin + params.k_split_tiles, (p.y.rows - 1) / mainloop::kBlockN + 1);
   unsigned char* const candidates =
-      memory + 2 * p.x.splits * p.x.k_tiles * sweep::kKTileBytes + f.stages * sweep::kKTileBytes;
+      memory + 2 * p.x.splits * p.x.k_tiles * mainloop::kKTileBytes + f.stages * mainloop::kKTileBytes;
   const uint32_t barriers = prim::shared_address(candidates + kPendingBytes);
-  const sweep::Shared shared(prim::shared_address(memory), barriers, p.x, f.stages);
+  const mainloop::Shared shared(prim::shared_address(memory), barriers, p.x, f.stages);
   if (warpgroups::is_producer()) {
     prim::give_registers<warpgroups::kProducerRegisters>();
-    if (threadIdx.x == warpgroups::kConsumerThreads) sweep::produce(f.maps, p.x, shared, first_row, begin, end);
+    if (threadIdx.x == warpgroups::kConsumerThreads) mainloop::produce(f.maps, p.x, shared, first_row, begin, end);
   } else {
     prim::take_registers<warpgroups::kConsumerRegisters>();
     Key* pending = reinterpret_cast<Key*>(candidates) + threadIdx.x / 32 * 32 * kPending;
-    RowLists lists(p, pending, first_row + sweep::list_row(threadIdx.x % 32),
+    RowLists lists(p, pending, first_row + mainloop::list_row(threadIdx.x % 32),
                    params.keys + size_t(k_split) * p.x.rows * p.k);
     float scale[kSlots];
 #pragma unroll
     for (int s = 0; s < kSlots; ++s) {
-      const int row = first_row + sweep::list_row(row_sweep::slot_row(s));
+      const int row = first_row + mainloop::list_row(mainloop_sm80::slot_row(s));
       scale[s] = row < p.x.rows ? p.x.scale[row] : 0;
     }
-    sweep::consume<half_t>(p.x, shared, begin, end, [&](sweep::Fragments& c, int first_column) {
+    mainloop::consume<half_t>(p.x, shared, begin, end, [&](mainloop::Fragments& c, int first_column) {
       scale_products(c, scale, p.y, first_column);
       lists.offer(c, first_column);
     });
     lists.finish();
     for (int l = 0; l < 32 && params.k_splits == 1; l += 16) {
-      const int row = first_row + sweep::list_row(l);
+      const int row = first_row + mainloop::list_row(l);
       write_lists(p, params.keys, row, row + 16);
     }
   }

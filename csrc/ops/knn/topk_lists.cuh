@@ -13,14 +13,14 @@
 
 #include <limits>
 
-#include "cuda/row_sweep.cuh"
+#include "cuda/mainloop_sm80.cuh"
 #include "ops/knn/topk.h"
 
 namespace ltood::knn {
 
-using row_sweep::Fragments;
-using row_sweep::kNI;
-using row_sweep::kSlots;
+using mainloop_sm80::Fragments;
+using mainloop_sm80::kNI;
+using mainloop_sm80::kSlots;
 
 constexpr int kPending = 16;  // candidates of a row that wait
 
@@ -100,7 +100,7 @@ struct RowLists {
     if (own != own || row >= p.x.rows) own = INFINITY;
 #pragma unroll
     for (int s = 0; s < kSlots; ++s) {
-      threshold[s] = __shfl_sync(prim::kFullWarp, own, row_sweep::slot_row(s));
+      threshold[s] = __shfl_sync(prim::kFullWarp, own, mainloop_sm80::slot_row(s));
     }
   }
 
@@ -137,7 +137,7 @@ struct RowLists {
     const unsigned first = ballot0 >> quad & 15, second = ballot1 >> quad & 15;
     const int at0 = waiting[s] + __popc(first & below);
     const int at1 = waiting[s] + __popc(first) + __popc(second & below);
-    const int list = row_sweep::slot_row(s);
+    const int list = mainloop_sm80::slot_row(s);
     if (beats0) pending[at0 * 32 + list] = make_key(c0, column);
     if (beats1) pending[at1 * 32 + list] = make_key(c1, column + 1);
     if (beats0) c0 = -INFINITY;
@@ -154,7 +154,7 @@ struct RowLists {
 #pragma unroll
       for (int j = 0; j < kNI; ++j)
 #pragma unroll
-        for (int e = 0; e < 2; ++e) left |= !(row_sweep::at(c, s, j, e) <= threshold[s]);
+        for (int e = 0; e < 2; ++e) left |= !(mainloop_sm80::at(c, s, j, e) <= threshold[s]);
     while (__any_sync(prim::kFullWarp, left)) {
       left = false;
 #pragma unroll
@@ -205,7 +205,7 @@ __device__ __forceinline__ void scale_products(Fragments& c, const float (&scale
       const float column_scale = column < y.rows ? y.scale[column] : 0;
 #pragma unroll
       for (int s = 0; s < kSlots; ++s) {
-        float& value = row_sweep::at(c, s, j, e);
+        float& value = mainloop_sm80::at(c, s, j, e);
         value = value * scale[s] * column_scale;  // in this order: the scales' product may leave float
       }
     }

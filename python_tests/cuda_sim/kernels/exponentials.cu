@@ -1,8 +1,8 @@
 // What the contrastive kernels take for 2^x, over an array.
 #include <cuda_runtime.h>
 
-#include "cuda/hopper_tiles.h"
 #include "cuda/primitives/math.cuh"
+#include "cuda/tile_sizes_sm90.h"
 
 namespace {
 
@@ -12,7 +12,7 @@ __global__ void exponentials_kernel(const float* x, int n, float* polynomial, fl
   const int i = blockIdx.x * kThreads + threadIdx.x;
   if (i >= n) return;
   polynomial[i] = ltood::prim::exp2_polynomial(x[i]);
-  shared[i] = ltood::prim::exp2_shared<ltood::hopper::kPolynomialEighths>(x[i], i);
+  shared[i] = ltood::prim::exp2_shared<ltood::sm90::kPolynomialEighths>(x[i], i);
 }
 
 }  // namespace

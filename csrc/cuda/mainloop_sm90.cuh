@@ -1,13 +1,13 @@
-// The loop of row_sweep.cuh on Hopper: a block owns 256 rows of x, 128 of each consumer warpgroup, and goes through the
-// rows of y, its columns, tile by tile of 128. The block's rows stay in shared memory, k_tiles of columns pass through
-// the ring. A warp owns 16 rows of either half of its warpgroup's, so that nothing about a row is shared between warps;
-// a tile is used in two halves of 64 columns, with the fragments of row_sweep.cuh.
+// The loop of mainloop_sm80.cuh on Hopper: a block owns 256 rows of x, 128 of each consumer warpgroup, and goes through
+// the rows of y, its columns, tile by tile of 128. The block's rows stay in shared memory, k_tiles of columns pass
+// through the ring. A warp owns 16 rows of either half of its warpgroup's, so that nothing about a row is shared
+// between warps; a tile is used in two halves of 64 columns, with the fragments of mainloop_sm80.cuh.
 #pragma once
 
-#include "cuda/row_sweep.cuh"
+#include "cuda/mainloop_sm80.cuh"
 #include "cuda/warpgroups.cuh"
 
-namespace ltood::warpgroup_sweep {
+namespace ltood::mainloop_sm90 {
 
 using warpgroups::Position;
 using warpgroups::Ring;
@@ -16,12 +16,12 @@ constexpr int kBlockM = 256, kBlockN = 128;
 constexpr int kHalves = 2;  // of a warpgroup's rows
 constexpr int kKTileBytes = tiles::k_tile_bytes<128>();
 
-// Rows of a warp's list l: 16 of either half. A lane holds four of them, slot s is list row_sweep::slot_row(s).
+// Rows of a warp's list l: 16 of either half. A lane holds four of them, slot s is list mainloop_sm80::slot_row(s).
 __device__ __forceinline__ int list_row(int l) {
   return warpgroups::consumer() * 128 + l / 16 * 64 + threadIdx.x / 32 % 4 * 16 + l % 16;
 }
 
-using row_sweep::Fragments;
+using mainloop_sm80::Fragments;
 
 struct Maps {
   CUtensorMap x, y;  // in boxes of a k_tile of 128 rows
@@ -94,4 +94,4 @@ __device__ __forceinline__ void consume(const Operand& x, const Shared& shared, 
   warpgroups::end_turns();
 }
 
-}  // namespace ltood::warpgroup_sweep
+}  // namespace ltood::mainloop_sm90

@@ -17,7 +17,7 @@
 // from L2.
 #pragma once
 
-namespace ltood::hopper {
+namespace ltood::tile_sizes {
 
 constexpr int kSharedBytes = 227 * 1024;  // of a block
 constexpr int kConsumerThreads = 256;     // two warpgroups; a third loads
@@ -152,4 +152,4 @@ constexpr bool all_fit() {
 }
 static_assert(all_fit(), "an entry of kTiles exceeds a block's shared memory or a thread's registers");
 
-}  // namespace ltood::hopper
+}  // namespace ltood::tile_sizes

@@ -5,7 +5,7 @@
 
 #include "cuda/tiles.cuh"
 
-namespace ltood::row_sweep {
+namespace ltood::mainloop_sm80 {
 
 constexpr int kWarps = 4, kThreads = 32 * kWarps;
 constexpr int kBlockM = 32 * kWarps, kBlockN = 64;
@@ -45,8 +45,8 @@ struct Position {
 // Calls use_tile(c, first_column) for the column tiles begin ... end - 1, in order, with c the products of the
 // operands' data: scales are left to it. It may overwrite c. Afterwards shared memory is free.
 template <typename half_t, bool kResident, typename UseTile>
-__device__ __forceinline__ void sweep(const Operand& x, const Operand& y, int first_row, int begin, int end,
-                                      uint32_t shared, UseTile use_tile) {
+__device__ __forceinline__ void run(const Operand& x, const Operand& y, int first_row, int begin, int end,
+                                    uint32_t shared, UseTile use_tile) {
   const tiles::Steps steps{x.k_tiles, x.splits};
   const int per_tile = steps.count();
   const uint32_t rows = shared + kStages * stage_bytes(kResident);
@@ -82,4 +82,4 @@ __device__ __forceinline__ void sweep(const Operand& x, const Operand& y, int fi
   tiles::pipeline<kStages>((end - begin) * per_tile, load, use);
 }
 
-}  // namespace ltood::row_sweep
+}  // namespace ltood::mainloop_sm80
