@@ -391,10 +391,10 @@ def contrastive_group_bwd(
     if inputs.bank is not None and inputs.k:
         for mine in indices.unbind(dim=1):
             add_chosen(attraction.near, mine, similarity, inputs.bank, positive_grads.neighbor)
-    return _finish(inputs, grad_unit, attraction)
+    return _epilogue(inputs, grad_unit, attraction)
 
 
-def _finish(inputs: Inputs, grad_unit: Tensor, attraction: Attraction) -> tuple[Tensor, Tensor]:
+def _epilogue(inputs: Inputs, grad_unit: Tensor, attraction: Attraction) -> tuple[Tensor, Tensor]:
     """The gradients at z and at tau, from those at the unit rows."""
     z, similarity = inputs.z, inputs.similarity
     grad_z, along = torch.empty_like(z, memory_format=torch.contiguous_format), z.new_zeros((), dtype=torch.float64)

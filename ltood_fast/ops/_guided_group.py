@@ -347,10 +347,10 @@ def guided_group_bwd(*arguments):
             add_chosen(near, neighbors[:, slot] - first, student, shard, arrived.coefficients[:, slot])
             mine = choices[passing, slot] - layout.first
             add_rows(near, mine.where(mine < len(z), -1), student, shard, coefficients[passing, slot])
-    return _finish(inputs, grad_unit, near)
+    return _epilogue(inputs, grad_unit, near)
 
 
-def _finish(inputs: Inputs, grad_unit: Tensor, near: Tensor) -> tuple[Tensor, Tensor]:
+def _epilogue(inputs: Inputs, grad_unit: Tensor, near: Tensor) -> tuple[Tensor, Tensor]:
     """The gradients at z and at tau, from those at the unit rows. A similarity is in the gradients of both its rows."""
     z, student = inputs.z, inputs.student
     grad_z, along = torch.empty_like(z, memory_format=torch.contiguous_format), z.new_zeros((), dtype=torch.float64)

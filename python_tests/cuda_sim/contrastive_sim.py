@@ -247,7 +247,7 @@ class Simulated:
         p.indices, p.cosines, p.normalize = self.indices.ptr, self.cosines.ptr, self.normalize
         p.type = ELEMENT_TYPES[np.dtype(storage)]
         p.inv_norm, p.grad_z, p.along = self.prepared.inv_norm.ptr, grad_z.ptr, along.ptr
-        run(dev, "ltood_launch_contrastive_finish", p)
+        run(dev, "ltood_launch_contrastive_epilogue", p)
         grad = dev.get(grad_z)
         grad = bf16_values(grad) if self.kind == "bfloat16" else grad
         return grad, -0.5 / self.temperature * math.fsum(dev.get(along).astype(np.float64))

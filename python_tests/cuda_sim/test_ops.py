@@ -129,7 +129,7 @@ def one_rank(tmp_path):
 def test_stage2_over_a_group(served, one_rank):
     """By rows against all ranks' columns, though all are this rank's here: the partial kernels, no others."""
     check_stage2(torch.float32, torch.float16, group=one_rank)
-    for kernel in ("guided_partial_epilogue", "guided_finish_partial_bwd", "topk"):
+    for kernel in ("guided_partial_epilogue", "guided_partial_bwd_epilogue", "topk"):
         assert any(kernel in name for name in served.launches), kernel
     assert not any("guided_select" in name for name in served.launches)
 

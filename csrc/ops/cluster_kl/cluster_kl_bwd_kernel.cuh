@@ -98,8 +98,8 @@ __device__ __forceinline__ void store(void* to, int type, size_t at, float value
 
 // Rows of the tile: weights.rows rows of the chunk, or centroids.
 template <bool kTransposed>
-__device__ __forceinline__ void finish_product(const ProductParams& p, const Fragments& c,
-                                               const float (&sums)[mainloop_sm80::kMI][4]) {
+__device__ __forceinline__ void product_epilogue(const ProductParams& p, const Fragments& c,
+                                                 const float (&sums)[mainloop_sm80::kMI][4]) {
   const int first_row = blockIdx.x * kBlockM + mainloop_sm80::warp_row(), rows = kTransposed ? p.k : p.weights.rows;
 #pragma unroll
   for (int s = 0; s < kSlots; ++s) {
@@ -159,7 +159,7 @@ __global__ void __launch_bounds__(kThreads, 2) product_kernel(ProductParams p) {
     now.advance(steps);
   };
   tiles::pipeline<kProductStages>(products.count() * steps, load, use);
-  finish_product<kTransposed>(p, c, sums);
+  product_epilogue<kTransposed>(p, c, sums);
 }
 
 struct GradMuParams {

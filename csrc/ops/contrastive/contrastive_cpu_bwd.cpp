@@ -186,8 +186,9 @@ std::tuple<at::Tensor, at::Tensor> backward(const BackwardInputs& in, const at::
   }
   std::vector<double> radial(n);
   run_rows(n, [&](int64_t begin, int64_t end) {
-    finish_gradient(rows.u.const_data_ptr<T>() + begin * d, grad.mutable_data_ptr<T>() + begin * d, end - begin, d,
-                    normalize ? rows.norms.data() + begin : nullptr, row.largest * rows.inv_tau, radial.data() + begin);
+    normalize_rows_bwd(rows.u.const_data_ptr<T>() + begin * d, grad.mutable_data_ptr<T>() + begin * d, end - begin, d,
+                       normalize ? rows.norms.data() + begin : nullptr, row.largest * rows.inv_tau,
+                       radial.data() + begin);
   });
   double along = to_bank;
   for (const double value : radial) along += value;

@@ -273,7 +273,7 @@ at::Tensor launch_square_lse_bwd(Backward& b) {
 }
 
 // The positives and the normalisation; returns (grad_z, the sum of <u_i, dL/du_i>).
-std::tuple<at::Tensor, at::Tensor> launch_finish(Backward& b) {
+std::tuple<at::Tensor, at::Tensor> launch_epilogue(Backward& b) {
   const int64_t n = b.u.view.rows, d = b.z.size(1);
   SegmentTensors instances, classes;
   if (b.grad_instance && b.instance_ids) instances = SegmentTensors(*b.instance_ids, b.u, d, b.row(1));
@@ -300,7 +300,7 @@ std::tuple<at::Tensor, at::Tensor> launch_finish(Backward& b) {
   b.p.inv_norm = b.u.inv_norm.const_data_ptr<float>();
   b.p.grad_z = grad_z.mutable_data_ptr();
   b.p.along = along.mutable_data_ptr<float>();
-  check_launch(kOp, ltood_launch_contrastive_finish(&b.p, b.stream()));
+  check_launch(kOp, ltood_launch_contrastive_epilogue(&b.p, b.stream()));
   return {grad_z, along.to(at::kDouble).sum()};
 }
 
@@ -336,7 +336,7 @@ std::tuple<at::Tensor, at::Tensor> contrastive_bwd_cuda(
   b.p.exponents = tau.exponents;
   launch_row_gradients(b);
   const at::Tensor lse_bwd = launch_square_lse_bwd(b);
-  const auto [grad_z, along] = launch_finish(b);
+  const auto [grad_z, along] = launch_epilogue(b);
   const at::Tensor doubled =
       temperature_tensor ? along.div(temperature_tensor->to(at::kDouble)) : along.div(temperature);
   return {grad_z, doubled.mul(-0.5).to(at::kFloat)};

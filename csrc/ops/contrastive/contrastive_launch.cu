@@ -75,10 +75,10 @@ LseBwdLaunch lse_bwd_launch(const ContrastiveLseBwd& p) {
 }
 
 template <typename half_t>
-auto finish_kernel(int type) {
-  if (type == kFloat32) return contrastive::contrastive_finish_kernel<half_t, float>;
-  if (type == kFloat16) return contrastive::contrastive_finish_kernel<half_t, __half>;
-  return contrastive::contrastive_finish_kernel<half_t, __nv_bfloat16>;
+auto epilogue_kernel(int type) {
+  if (type == kFloat32) return contrastive::contrastive_epilogue_kernel<half_t, float>;
+  if (type == kFloat16) return contrastive::contrastive_epilogue_kernel<half_t, __half>;
+  return contrastive::contrastive_epilogue_kernel<half_t, __nv_bfloat16>;
 }
 
 constexpr int kRowThreads = 128;
@@ -160,9 +160,9 @@ int ltood_launch_contrastive_lse_bwd_combine(const ContrastiveLseBwdCombine* par
   return cuda::launch(kernel, blocks, 32 * contrastive::kRowWarps, 0, *params, stream);
 }
 
-int ltood_launch_contrastive_finish(const ContrastiveBackward* params, void* stream) {
+int ltood_launch_contrastive_epilogue(const ContrastiveBackward* params, void* stream) {
   const auto kernel =
-      params->u.is_half ? finish_kernel<__half>(params->type) : finish_kernel<__nv_bfloat16>(params->type);
+      params->u.is_half ? epilogue_kernel<__half>(params->type) : epilogue_kernel<__nv_bfloat16>(params->type);
   const int blocks = ceil_div(params->u.rows, contrastive::kRowWarps);
   return cuda::launch(kernel, blocks, 32 * contrastive::kRowWarps, 0, *params, stream);
 }

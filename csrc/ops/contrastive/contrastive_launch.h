@@ -187,7 +187,7 @@ int ltood_launch_contrastive_lse_bwd(const ContrastiveLseBwd* params, void* stre
 int ltood_launch_contrastive_lse_bwd_combine(const ContrastiveLseBwdCombine* params, void* stream);
 int ltood_plan_contrastive_partial(ContrastivePartialSums* params);
 int ltood_launch_contrastive_partial(const ContrastivePartialSums* params, void* stream);
-int ltood_launch_contrastive_finish(const ContrastiveBackward* params, void* stream);
+int ltood_launch_contrastive_epilogue(const ContrastiveBackward* params, void* stream);
 }
 
 }  // namespace ltood

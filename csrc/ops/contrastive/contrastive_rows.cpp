@@ -61,12 +61,12 @@ LTOOD_CLONES void row_norms(const double* x, int64_t n, int64_t d, double* norms
 LTOOD_CLONES void normalize_rows(float* x, int64_t n, int64_t d, const double* norms) { normalize(x, n, d, norms); }
 LTOOD_CLONES void normalize_rows(double* x, int64_t n, int64_t d, const double* norms) { normalize(x, n, d, norms); }
 
-LTOOD_CLONES void finish_gradient(const float* u, float* grad, int64_t n, int64_t d, const double* norms, double factor,
-                                  double* radial) {
+LTOOD_CLONES void normalize_rows_bwd(const float* u, float* grad, int64_t n, int64_t d, const double* norms,
+                                     double factor, double* radial) {
   finish(u, grad, n, d, norms, factor, radial);
 }
-LTOOD_CLONES void finish_gradient(const double* u, double* grad, int64_t n, int64_t d, const double* norms,
-                                  double factor, double* radial) {
+LTOOD_CLONES void normalize_rows_bwd(const double* u, double* grad, int64_t n, int64_t d, const double* norms,
+                                     double factor, double* radial) {
   finish(u, grad, n, d, norms, factor, radial);
 }
 

@@ -217,7 +217,7 @@ __device__ __forceinline__ float neighbor_positive_grad(const ContrastiveBackwar
 // grad_u = (lse_bwd - grad_sums) / tau, summed over the k_splits, then through the normalisation:
 //   grad_z = (grad_u - u <u, grad_u>) / |z|;   rows as they are, or shorter than eps: grad_z = grad_u * inv_norm.
 template <typename half_t, typename out_t>
-__global__ void __launch_bounds__(32 * kRowWarps) contrastive_finish_kernel(const ContrastiveBackward p) {
+__global__ void __launch_bounds__(32 * kRowWarps) contrastive_epilogue_kernel(const ContrastiveBackward p) {
   const int row = blockIdx.x * kRowWarps + threadIdx.x / 32, lane = threadIdx.x % 32;
   if (row >= p.u.rows) return;
   const float inv_tau = p.exponents.temperature ? 1.f / *p.exponents.temperature : p.exponents.inv_tau;

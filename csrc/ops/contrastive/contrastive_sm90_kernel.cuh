@@ -40,7 +40,7 @@ constexpr int kPairs = kTile / 8;  // in neighbours of two
 
 // Shared memory: resident rows, ring, then this, then the barriers. Entries are of the resident rows, or of the columns
 // of a work tile.
-struct Tail {
+struct Epilogue {
   int64_t *instance, *domain;  // [128], with neighbours only
   Nearest* nearest;            // [width], with neighbours only
   Nearest* nearest_exchange;   // [warps, 128], with neighbours only
@@ -54,27 +54,27 @@ struct Tail {
 __host__ __device__ constexpr int resident_bytes(const Operand& u, bool wide) {
   return (wide ? 2 : 1) * u.splits * u.k_tiles * kKTileBytes;
 }
-__host__ __device__ constexpr int tail_bytes(bool wide, bool nearest, int col_tiles) {
+__host__ __device__ constexpr int epilogue_bytes(bool wide, bool nearest, int col_tiles) {
   const int row_tiles = wide ? 2 : 1, warps = warpgroups::kConsumerWarps;
   const int of_nearest = nearest ? (2 + warps + col_tiles) * kTile * 8 : 0;
   return of_nearest + (row_tiles + warps + row_tiles * col_tiles) * kTile * 4;
 }
 
 template <bool kWide, bool kNearest>
-__device__ __forceinline__ Tail tail_of(unsigned char* memory, const Forward& f) {
+__device__ __forceinline__ Epilogue epilogue_of(unsigned char* memory, const Forward& f) {
   constexpr int kRowTiles = Shape<kWide>::kRowTiles;
-  Tail tail;
-  tail.width = f.p.plan.col_tiles * kTile;
-  tail.instance = reinterpret_cast<int64_t*>(memory + resident_bytes(f.p.u, kWide) + f.p.plan.stages * kKTileBytes);
-  tail.domain = tail.instance + kTile;
-  tail.nearest = reinterpret_cast<Nearest*>(tail.domain + kTile);
-  tail.nearest_exchange = tail.nearest + tail.width;
-  tail.factors = kNearest ? reinterpret_cast<float*>(tail.nearest_exchange + warpgroups::kConsumerWarps * kTile)
-                          : reinterpret_cast<float*>(tail.instance);
-  tail.exchange = tail.factors + kRowTiles * kTile;
-  tail.columns = tail.exchange + warpgroups::kConsumerWarps * kTile;
-  tail.barriers = prim::shared_address(tail.columns + kRowTiles * tail.width);
-  return tail;
+  Epilogue epilogue;
+  epilogue.width = f.p.plan.col_tiles * kTile;
+  epilogue.instance = reinterpret_cast<int64_t*>(memory + resident_bytes(f.p.u, kWide) + f.p.plan.stages * kKTileBytes);
+  epilogue.domain = epilogue.instance + kTile;
+  epilogue.nearest = reinterpret_cast<Nearest*>(epilogue.domain + kTile);
+  epilogue.nearest_exchange = epilogue.nearest + epilogue.width;
+  epilogue.factors = kNearest ? reinterpret_cast<float*>(epilogue.nearest_exchange + warpgroups::kConsumerWarps * kTile)
+                              : reinterpret_cast<float*>(epilogue.instance);
+  epilogue.exchange = epilogue.factors + kRowTiles * kTile;
+  epilogue.columns = epilogue.exchange + warpgroups::kConsumerWarps * kTile;
+  epilogue.barriers = prim::shared_address(epilogue.columns + kRowTiles * epilogue.width);
+  return epilogue;
 }
 
 struct WorkTile {
@@ -154,7 +154,7 @@ struct ColumnState {
 // they count as edge.
 template <bool kEdge, int kHalves, bool kNearest>
 __device__ __forceinline__ void add_exponentials(const float (&c)[kHalves][kTile / 2], RowState<kNearest>& rows,
-                                                 ColumnState<kHalves, kNearest>& cols, const Tail& tail,
+                                                 ColumnState<kHalves, kNearest>& cols, const Epilogue& epilogue,
                                                  const float* row_factors, const NeighborRules& rules, float shift,
                                                  int n, int first_row, int first_col) {
   const int quad = threadIdx.x % 4 * 2;
@@ -176,8 +176,8 @@ __device__ __forceinline__ void add_exponentials(const float (&c)[kHalves][kTile
         cols.sum[half][r] += x;
         if (kNearest) {
           bool allowed = !kEdge || rules.views == 0 || (row - col != rules.views && col - row != rules.views);
-          if (rules.instance) allowed = allowed && tail.instance[at] != cols.instance[half][r];
-          if (rules.domain) allowed = allowed && tail.domain[at] == cols.domain[half][r];
+          if (rules.instance) allowed = allowed && epilogue.instance[at] != cols.instance[half][r];
+          if (rules.domain) allowed = allowed && epilogue.domain[at] == cols.domain[half][r];
           Nearest &of_row = rows.nearest[held], &of_col = cols.nearest[half][r];
           if (allowed && t > of_row.value) of_row = {t, col};
           if (allowed && t > of_col.value) of_col = {t, row};
@@ -190,7 +190,7 @@ __device__ __forceinline__ void add_exponentials(const float (&c)[kHalves][kTile
 // Rows: what the eight lanes that share a row have, then the warps; written to the work tile's slot.
 template <bool kWide, bool kNearest>
 __device__ __forceinline__ void flush_rows(const ContrastiveForward& p, const RowState<kNearest>& rows,
-                                           const Tail& tail, int first, int slot, float scale) {
+                                           const Epilogue& epilogue, int first, int slot, float scale) {
   const int warp = threadIdx.x / 32;
 #pragma unroll
   for (int i = 0; i < kHeld; ++i) {
@@ -198,10 +198,10 @@ __device__ __forceinline__ void flush_rows(const ContrastiveForward& p, const Ro
     const bool writes = threadIdx.x % 32 < 4;
     __syncwarp();  // one row after the other: all at once they would spill
     const float sum = prim::warp_sum<8, 4>(rows.sum[i]);
-    if (writes) tail.exchange[at] = sum;
+    if (writes) epilogue.exchange[at] = sum;
     if (kNearest) {
       const Nearest best = warp_nearest<8, 4>(rows.nearest[i]);
-      if (writes) tail.nearest_exchange[at] = best;
+      if (writes) epilogue.nearest_exchange[at] = best;
     }
   }
   warpgroups::sync_consumers();
@@ -210,13 +210,13 @@ __device__ __forceinline__ void flush_rows(const ContrastiveForward& p, const Ro
     constexpr int kWarps = warpgroups::kConsumerWarps / Shape<kWide>::kRowTiles;
     const int from = threadIdx.x / kTile * kWarps * kTile + threadIdx.x % kTile;
     const size_t out = size_t(slot) * p.u.rows + row;
-    float sum = tail.exchange[from];
-    for (int w = 1; w < kWarps; ++w) sum += tail.exchange[from + w * kTile];
+    float sum = epilogue.exchange[from];
+    for (int w = 1; w < kWarps; ++w) sum += epilogue.exchange[from + w * kTile];
     p.row_sums[out] = sum;
     if (!kNearest) return;
-    Nearest best = tail.nearest_exchange[from];
+    Nearest best = epilogue.nearest_exchange[from];
     for (int w = 1; w < kWarps; ++w) {
-      const Nearest other = tail.nearest_exchange[from + w * kTile];
+      const Nearest other = epilogue.nearest_exchange[from + w * kTile];
       if (better(other, best)) best = other;
     }
     p.row_nearest[out] = {(best.value + scale) / scale, best.index};
@@ -230,10 +230,11 @@ class TileConsumer {
   using Columns = ColumnState<kHalves, kNearest>;
 
  public:
-  __device__ __forceinline__ TileConsumer(const Forward& f, const Tail& tail, const Ring& ring, uint32_t resident)
+  __device__ __forceinline__ TileConsumer(const Forward& f, const Epilogue& epilogue, const Ring& ring,
+                                          uint32_t resident)
       : p_(f.p),
         n_(f.p.u.rows),
-        tail_(tail),
+        epilogue_(epilogue),
         ring_(ring),
         steps_{f.p.u.k_tiles, f.p.u.splits},
         rows_(resident + own() * f.p.u.splits * f.p.u.k_tiles * kKTileBytes),
@@ -266,9 +267,9 @@ class TileConsumer {
 
   __device__ __forceinline__ void clear_columns() {
     warpgroups::sync_consumers();
-    for (int i = threadIdx.x; i < kRowTiles * tail_.width; i += warpgroups::kConsumerThreads) {
-      tail_.columns[i] = 0;
-      if (kNearest) tail_.nearest[i] = {minus_infinity(), -1};
+    for (int i = threadIdx.x; i < kRowTiles * epilogue_.width; i += warpgroups::kConsumerThreads) {
+      epilogue_.columns[i] = 0;
+      if (kNearest) epilogue_.nearest[i] = {minus_infinity(), -1};
     }
   }
 
@@ -276,9 +277,9 @@ class TileConsumer {
     warpgroups::sync_consumers();  // the mainloop before has ended
     for (int i = threadIdx.x; i < kRowTiles * kTile; i += warpgroups::kConsumerThreads) {
       const int row = first * kTile + i;
-      tail_.factors[i] = row < n_ ? p_.u.scale[row] * scale_ : 0.f;
-      if (kNearest && p_.rules.instance) tail_.instance[i] = row < n_ ? p_.rules.instance[row] : 0;
-      if (kNearest && p_.rules.domain) tail_.domain[i] = row < n_ ? p_.rules.domain[row] : 0;
+      epilogue_.factors[i] = row < n_ ? p_.u.scale[row] * scale_ : 0.f;
+      if (kNearest && p_.rules.instance) epilogue_.instance[i] = row < n_ ? p_.rules.instance[row] : 0;
+      if (kNearest && p_.rules.domain) epilogue_.domain[i] = row < n_ ? p_.rules.domain[row] : 0;
     }
     warpgroups::sync_consumers();
   }
@@ -301,15 +302,15 @@ class TileConsumer {
         return make_uint2(cols, rows_ + (steps_.split_a(step) * steps_.k_tiles + steps_.k_tile(step)) * kKTileBytes);
       });
       if (tile < row_tile) continue;  // the second row tile's share of the diagonal's left neighbour
-      const float* factors = tail_.factors + own() * kTile;
+      const float* factors = epilogue_.factors + own() * kTile;
       if (is_edge(tile, row_tile)) {
-        add_exponentials<true>(c, rows, cols, tail_, factors, p_.rules, scale_, n_, first_row, first_col);
+        add_exponentials<true>(c, rows, cols, epilogue_, factors, p_.rules, scale_, n_, first_row, first_col);
       } else {
-        add_exponentials<false>(c, rows, cols, tail_, factors, p_.rules, scale_, n_, first_row, first_col);
+        add_exponentials<false>(c, rows, cols, epilogue_, factors, p_.rules, scale_, n_, first_row, first_col);
       }
       if (tile != row_tile) add_columns(cols, (tile - work.from) * kTile + own_col_);
     }
-    flush_rows<kWide>(p_, rows, tail_, first, work.chunk, scale_);
+    flush_rows<kWide>(p_, rows, epilogue_, first, work.chunk, scale_);
   }
 
   // Tiles with elements that do not count, or count for no neighbour: the diagonal, the end, pairs of views.
@@ -342,10 +343,10 @@ class TileConsumer {
       const int col = at + i / 2 * 64 + i % 2 * 8;
       const bool first = threadIdx.x % 4 == 0;
       const float sum = prim::warp_sum<4, 1>(cols.sum[i / 2][i % 2]);
-      if (first) tail_.columns[own() * tail_.width + col] += sum;
+      if (first) epilogue_.columns[own() * epilogue_.width + col] += sum;
       if (!kNearest) continue;
       const Nearest best = warp_nearest<4, 1>(cols.nearest[i / 2][i % 2]);
-      if (first && better(best, tail_.nearest[col])) tail_.nearest[col] = best;
+      if (first && better(best, epilogue_.nearest[col])) epilogue_.nearest[col] = best;
     }
   }
 
@@ -354,15 +355,15 @@ class TileConsumer {
     const int first_col = work.from * kTile, n_cols = min(work.to * kTile, n_) - first_col;
     for (int i = threadIdx.x; i < n_cols; i += warpgroups::kConsumerThreads) {
       const size_t out = size_t(work.strip) * n_ + first_col + i;
-      p_.col_sums[out] = tail_.columns[i] + (kWide ? tail_.columns[tail_.width + i] : 0.f);
+      p_.col_sums[out] = epilogue_.columns[i] + (kWide ? epilogue_.columns[epilogue_.width + i] : 0.f);
       if (!kNearest) continue;
-      p_.col_nearest[out] = {(tail_.nearest[i].value + scale_) / scale_, tail_.nearest[i].index};
+      p_.col_nearest[out] = {(epilogue_.nearest[i].value + scale_) / scale_, epilogue_.nearest[i].index};
     }
   }
 
   const ContrastiveForward& p_;
   const int n_;
-  const Tail& tail_;
+  const Epilogue& epilogue_;
   const Ring& ring_;
   const tiles::Steps steps_;
   const uint32_t rows_;
@@ -376,10 +377,10 @@ __global__ void __launch_bounds__(warpgroups::kThreads, 1)
     contrastive_tiles_sm90_kernel(const __grid_constant__ Forward f) {
 #ifdef __CUDA_ARCH_FEAT_SM90_ALL  // empty in a compilation for anything else
   extern __shared__ __align__(1024) unsigned char memory[];
-  const Tail tail = tail_of<kWide, kNearest>(memory, f);
+  const Epilogue epilogue = epilogue_of<kWide, kNearest>(memory, f);
   const uint32_t resident = prim::shared_address(memory);
-  const Ring ring{resident + resident_bytes(f.p.u, kWide), tail.barriers, f.p.plan.stages, kKTileBytes};
-  const uint32_t resident_full = tail.barriers + f.p.plan.stages * warpgroups::kBarrierBytes;
+  const Ring ring{resident + resident_bytes(f.p.u, kWide), epilogue.barriers, f.p.plan.stages, kKTileBytes};
+  const uint32_t resident_full = epilogue.barriers + f.p.plan.stages * warpgroups::kBarrierBytes;
   if (threadIdx.x == 0) {
     ring.init();
     prim::mbarrier_init(resident_full, 1);
@@ -392,7 +393,7 @@ __global__ void __launch_bounds__(warpgroups::kThreads, 1)
     if (threadIdx.x == warpgroups::kConsumerThreads) produce<kWide>(f, ring, resident, resident_full);
   } else {
     prim::take_registers<warpgroups::kConsumerRegisters>();
-    TileConsumer<half_t, kWide, kNearest>(f, tail, ring, resident).run(resident_full);
+    TileConsumer<half_t, kWide, kNearest>(f, epilogue, ring, resident).run(resident_full);
   }
 #endif
 }

@@ -30,7 +30,7 @@ constexpr bool table_is_right() {
     if (t.kernel != tile_sizes::kSums && t.kernel != tile_sizes::kNeighbors) continue;
     const bool wide = t.rows == 2 * kTile, nearest = t.kernel == tile_sizes::kNeighbors;
     const Operand widest{nullptr, nullptr, 0, t.k_tiles, 1, 0};
-    const int bytes = resident_bytes(widest, wide) + tail_bytes(wide, nearest, tile_sizes::kMostColTiles);
+    const int bytes = resident_bytes(widest, wide) + epilogue_bytes(wide, nearest, tile_sizes::kMostColTiles);
     if (bytes != tile_sizes::fixed_bytes(t) || t.columns != kTile || t.stage_k_tiles != 1 || (wide && nearest))
       return false;
   }
@@ -69,12 +69,13 @@ bool plan_tiles(ContrastiveForward& p, const cuda::DeviceLimits& limits) {
   plan.stages = 0;
   if (!cuda::use_sm90() || p.exponents.online || tile.rows == 0) return false;
   const int rows = resident_bytes(p.u, wide), most = tile_sizes::kMostColTiles;
-  plan.stages = tile_sizes::stages_beside(tile, rows + tail_bytes(wide, p.nearest, most), limits.shared_bytes);
+  plan.stages = tile_sizes::stages_beside(tile, rows + epilogue_bytes(wide, p.nearest, most), limits.shared_bytes);
   if (plan.stages == 0) return false;
   cut_triangle(plan, p.u.rows, tile.rows / kTile, tile.work_tiles * limits.multiprocessors, most);
   plan.blocks = std::min(plan.work_tiles, limits.multiprocessors);
   plan.resident = 1;
-  plan.shared_bytes = tile_sizes::block_bytes(tile, rows + tail_bytes(wide, p.nearest, plan.col_tiles), plan.stages);
+  plan.shared_bytes =
+      tile_sizes::block_bytes(tile, rows + epilogue_bytes(wide, p.nearest, plan.col_tiles), plan.stages);
   return true;
 }
 

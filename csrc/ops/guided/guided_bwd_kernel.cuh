@@ -114,7 +114,7 @@ __global__ void __launch_bounds__(kBackwardThreads) guided_backward_kernel(Guide
 #pragma unroll
   for (int k_tile = 0; k_tile < kGuidedOutKTiles; ++k_tile) clear(out[k_tile]);
   // H of the tile, times the columns' scales, in s; then packed.
-  const auto finish_products = [&]() {
+  const auto products_epilogue = [&]() {
     const float* slot = fields + use_at.slot * kGuidedTileFields * kGuidedColumns;
     const int first_column = columns[use_at.slot];
 #pragma unroll
@@ -178,7 +178,7 @@ __global__ void __launch_bounds__(kBackwardThreads) guided_backward_kernel(Guide
         multiply_weights<value_t>(out[to], high, column_k_tile);
       }
     }
-    if (use_at.step == steps.all - 1) finish_products();
+    if (use_at.step == steps.all - 1) products_epilogue();
   });
 #pragma unroll
   for (int half = 0; half < 2; ++half) {

@@ -126,8 +126,8 @@ struct RowSums {
 
 // Adds the positives of the row at a position, and writes its loss.
 template <typename T>
-void finish_row(const GuidedTiles<T>& in, int64_t i, const int64_t* neighbors, int64_t k, ExpSum<T> sum,
-                ContrastOutputs<T> out) {
+void row_epilogue(const GuidedTiles<T>& in, int64_t i, const int64_t* neighbors, int64_t k, ExpSum<T> sum,
+                  ContrastOutputs<T> out) {
   const int64_t row = in.order.row_at[i];
   RowSums<T> sums{sum};
   sums.add_views(in, i);
@@ -165,7 +165,7 @@ void contrast(const GuidedTiles<T>& in, RowOrder& order, int64_t* neighbors, int
     forward_tile(in, positions, rows, true, scratch, state);
   });
   at::parallel_for(0, order.size(), 64, [&](int64_t begin, int64_t end) {
-    for (int64_t i = begin; i < end; ++i) finish_row(in, i, neighbors, k, state.negatives[i], out);
+    for (int64_t i = begin; i < end; ++i) row_epilogue(in, i, neighbors, k, state.negatives[i], out);
   });
 }
 

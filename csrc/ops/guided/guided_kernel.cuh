@@ -159,7 +159,7 @@ __global__ void __launch_bounds__(kForwardThreads) guided_forward_kernel(GuidedP
     load_product<kForwardThreads>(stages + stage * kStageBytes, p, steps, load_at.step, first_row, load_column);
   };
   // What belongs to the rows is read again with every tile: the registers are full.
-  const auto finish_tile = [&]() {
+  const auto tile_epilogue = [&]() {
     const float* slot = fields + use_at.slot * kGuidedForwardFields * kGuidedColumns;
     const int first_column = columns[use_at.slot];
     const float inv_tau = exponent_scale(p.inv_tau, p.temperature), inv_teacher_tau = teacher_scale(p);
@@ -198,7 +198,7 @@ __global__ void __launch_bounds__(kForwardThreads) guided_forward_kernel(GuidedP
     } else {
       multiply_k_tile<half_t>(c, rows, rows + kRowKTile, warp_row, 0);
     }
-    if (use_at.step == steps.all - 1) finish_tile();
+    if (use_at.step == steps.all - 1) tile_epilogue();
   });
 #pragma unroll
   for (int i = 0; i < kForwardFragments; ++i) {

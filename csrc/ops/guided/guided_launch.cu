@@ -33,13 +33,14 @@ Kernel backward_kernel(const GuidedParams& p) {
 int row_blocks(const GuidedParams& p) { return (p.padded - p.first) / kGuidedRows; }
 
 template <typename half_t>
-Kernel finish_kernel(const GuidedParams& p, bool backward) {
-  if (p.first) return backward ? guided_finish_partial_bwd_kernel<half_t> : guided_partial_epilogue_kernel<half_t>;
-  return backward ? guided_finish_backward_kernel<half_t> : guided_finish_forward_kernel<half_t>;
+Kernel epilogue_kernel(const GuidedParams& p, bool backward) {
+  if (p.first) return backward ? guided_partial_bwd_epilogue_kernel<half_t> : guided_partial_epilogue_kernel<half_t>;
+  return backward ? guided_backward_epilogue_kernel<half_t> : guided_forward_epilogue_kernel<half_t>;
 }
 
-cudaError_t launch_finish(const GuidedParams& p, bool backward, void* stream) {
-  const Kernel kernel = p.z.is_half ? finish_kernel<__half>(p, backward) : finish_kernel<__nv_bfloat16>(p, backward);
+cudaError_t launch_epilogue(const GuidedParams& p, bool backward, void* stream) {
+  const Kernel kernel =
+      p.z.is_half ? epilogue_kernel<__half>(p, backward) : epilogue_kernel<__nv_bfloat16>(p, backward);
   return launch(kernel, ceil_div(p.n - p.first, kRowWarps), 32 * kRowWarps, 0, p, stream);
 }
 
@@ -96,13 +97,13 @@ extern "C" int ltood_launch_guided_plan(const GuidedParams* params, void* stream
 extern "C" int ltood_launch_guided_forward(const GuidedParams* params, void* stream) {
   const GuidedParams& p = *params;
   if (const cudaError_t error = launch_forward_tiles(p, stream)) return error;
-  return launch_finish(p, false, stream);
+  return launch_epilogue(p, false, stream);
 }
 
 extern "C" int ltood_launch_guided_backward(const GuidedParams* params, void* stream) {
   const GuidedParams& p = *params;
   if (const cudaError_t error = launch_backward_tiles(p, stream)) return error;
-  return launch_finish(p, true, stream);
+  return launch_epilogue(p, true, stream);
 }
 
 }  // namespace ltood

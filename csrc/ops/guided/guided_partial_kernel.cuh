@@ -52,7 +52,7 @@ __global__ void __launch_bounds__(32 * kRowWarps) guided_partial_epilogue_kernel
 }
 
 template <typename half_t>
-__global__ void __launch_bounds__(32 * kRowWarps) guided_finish_partial_bwd_kernel(GuidedParams p) {
+__global__ void __launch_bounds__(32 * kRowWarps) guided_partial_bwd_epilogue_kernel(GuidedParams p) {
   const int position = p.first + blockIdx.x * kRowWarps + threadIdx.x / 32;
   if (position >= p.n) return;
   const float* gradient = collect_gradient<half_t>(p, position);

@@ -141,7 +141,7 @@ __device__ __forceinline__ ContrastSums contrast_sums(const GuidedParams& p, int
 }
 
 template <typename half_t>
-__device__ __forceinline__ void finish_contrast(const GuidedParams& p, int position) {
+__device__ __forceinline__ void contrast_epilogue(const GuidedParams& p, int position) {
   const ContrastSums sums = contrast_sums<half_t>(p, position);
   if (threadIdx.x % 32 != 0) return;
   const int64_t row = row_at(p, position);
@@ -168,7 +168,7 @@ struct DistillSums {
   }
 };
 
-__device__ __forceinline__ void finish_distill(const GuidedParams& p, int position) {
+__device__ __forceinline__ void distill_epilogue(const GuidedParams& p, int position) {
   const DistillSums sums(p, position);
   if (threadIdx.x % 32 != 0) return;
   const int64_t row = row_at(p, position);
@@ -181,11 +181,11 @@ __device__ __forceinline__ void finish_distill(const GuidedParams& p, int positi
 }
 
 template <typename half_t>
-__global__ void __launch_bounds__(32 * kRowWarps) guided_finish_forward_kernel(GuidedParams p) {
+__global__ void __launch_bounds__(32 * kRowWarps) guided_forward_epilogue_kernel(GuidedParams p) {
   const int position = blockIdx.x * kRowWarps + threadIdx.x / 32;
   if (position >= p.n) return;
-  if (p.contrast) finish_contrast<half_t>(p, position);
-  if (p.distill) finish_distill(p, position);
+  if (p.contrast) contrast_epilogue<half_t>(p, position);
+  if (p.distill) distill_epilogue(p, position);
 }
 
 // dL/ds_ij of the positive j of i, less what the tiles have counted.
@@ -256,7 +256,7 @@ __device__ __forceinline__ float* collect_gradient(const GuidedParams& p, int po
 // dz = (g - u <u, g>) / |z|. A row shorter than 1e-12 was divided by that and has no radial part. Seven blocks fit on
 // an SM: 72 registers.
 template <typename half_t>
-__global__ void __launch_bounds__(32 * kRowWarps, 7) guided_finish_backward_kernel(GuidedParams p) {
+__global__ void __launch_bounds__(32 * kRowWarps, 7) guided_backward_epilogue_kernel(GuidedParams p) {
   const int position = blockIdx.x * kRowWarps + threadIdx.x / 32, width = kKTile * p.z.k_tiles;
   if (position >= p.n) return;
   float* gradient = collect_gradient<half_t>(p, position);

@@ -137,7 +137,7 @@ def compile_wait(instruction, operands):
             state = block.warpgroups[warp]
             while len(state.groups) > left:
                 for product in state.groups.pop(0):
-                    _finish(block, warp, state, product)
+                    _epilogue(block, warp, state, product)
             flying = {slot for group in (*state.groups, state.open) for product in group for slot in product.slots}
             for slot in [slot for slot in state.values if slot not in flying]:
                 held = block.registers[slot] = block.registers[slot].copy()
@@ -148,7 +148,7 @@ def compile_wait(instruction, operands):
     return run
 
 
-def _finish(block, warp: int, state: Warpgroup, product: Product):
+def _epilogue(block, warp: int, state: Warpgroup, product: Product):
     now = _read(block, warp, (product.a_offsets, product.b_offsets), product.site)
     if now != product.before:
         raise SimError(f"{block.program.where[product.site]}: an operand in shared memory was overwritten in flight")
