@@ -111,8 +111,8 @@ class Similarity(NamedTuple):
         if not self.normalize:
             return at_unit
         norm, u = x.double().norm(dim=1, keepdim=True), self.unit(x)
-        along = (at_unit * u).sum(dim=1, keepdim=True).where(norm >= NORM_EPS, 0)
-        return (at_unit - along * u) / norm.clamp(min=NORM_EPS)
+        u_dot_du = (at_unit * u).sum(dim=1, keepdim=True).where(norm >= NORM_EPS, 0)
+        return (at_unit - u_dot_du * u) / norm.clamp(min=NORM_EPS)
 
 
 class Segments:
@@ -397,16 +397,16 @@ def contrastive_group_bwd(
 def _epilogue(inputs: Inputs, grad_unit: Tensor, attraction: Attraction) -> tuple[Tensor, Tensor]:
     """The gradients at z and at tau, from those at the unit rows."""
     z, similarity = inputs.z, inputs.similarity
-    grad_z, along = torch.empty_like(z, memory_format=torch.contiguous_format), z.new_zeros((), dtype=torch.float64)
+    grad_z, u_dot_du = torch.empty_like(z, memory_format=torch.contiguous_format), z.new_zeros((), dtype=torch.float64)
     for rows in torch.arange(len(z), device=z.device).split(CHUNK):
         u = similarity.unit(z[rows])
         in_batch = grad_unit[rows].double() - attraction.of_rows(rows, u) / similarity.tau
         near = torch.zeros_like(u) if attraction.near is None else attraction.near[rows] / similarity.tau
         # A similarity within the batch is in the gradients of both its rows, one with the bank in that of one.
         shared = 2 if inputs.bank is None else 1
-        along += (u * (in_batch / 2 - near / shared)).sum()
+        u_dot_du += (u * (in_batch / 2 - near / shared)).sum()
         grad_z[rows] = similarity.gradient(z[rows], in_batch - near).to(z.dtype)
-    return grad_z, (-along / similarity.tau).to(grad_unit.dtype)
+    return grad_z, (-u_dot_du / similarity.tau).to(grad_unit.dtype)
 
 
 @torch.library.register_fake("ltood_fast::contrastive_group_bwd")

@@ -353,12 +353,12 @@ def guided_group_bwd(*arguments):
 def _epilogue(inputs: Inputs, grad_unit: Tensor, near: Tensor) -> tuple[Tensor, Tensor]:
     """The gradients at z and at tau, from those at the unit rows. A similarity is in the gradients of both its rows."""
     z, student = inputs.z, inputs.student
-    grad_z, along = torch.empty_like(z, memory_format=torch.contiguous_format), z.new_zeros((), dtype=torch.float64)
+    grad_z, u_dot_du = torch.empty_like(z, memory_format=torch.contiguous_format), z.new_zeros((), dtype=torch.float64)
     for rows in torch.arange(len(z), device=z.device).split(CHUNK):
         at_unit = grad_unit[rows].double() + near[rows] / student.tau
-        along += (student.unit(z[rows]) * at_unit).sum() / 2
+        u_dot_du += (student.unit(z[rows]) * at_unit).sum() / 2
         grad_z[rows] = student.gradient(z[rows], at_unit).to(z.dtype)
-    return grad_z, (-along / student.tau).to(grad_unit.dtype)
+    return grad_z, (-u_dot_du / student.tau).to(grad_unit.dtype)
 
 
 @torch.library.register_fake("ltood_fast::guided_group_bwd")

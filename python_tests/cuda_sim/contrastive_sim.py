@@ -88,7 +88,7 @@ class ContrastiveBackward(C.Structure):
         ("lse_bwd", ContrastiveLseBwd),
         ("instances", SegmentView), ("classes", SegmentView), ("has_views", C.c_int), ("k", C.c_int), ("indices", pointer),
         ("cosines", pointer), ("chosen_sum", pointer), ("bank", Operand), ("type", C.c_int), ("normalize", C.c_int),
-        ("inv_norm", pointer), ("grad_z", pointer), ("along", pointer),
+        ("inv_norm", pointer), ("grad_z", pointer), ("u_dot_du", pointer),
     ]  # fmt: skip
 
 
@@ -243,11 +243,11 @@ class Simulated:
             order = np.argsort(flat, kind="stable")
             p.chosen_sum = self.segment_sums(flat[order], order, self.k, outputs[2].ptr).ptr
         storage = {"float32": np.float32, "bfloat16": np.uint16, "float16": np.float16}[self.kind]
-        grad_z, along = self.empty((n, self.d), storage), self.empty(n)
+        grad_z, u_dot_du = self.empty((n, self.d), storage), self.empty(n)
         p.indices, p.cosines, p.normalize = self.indices.ptr, self.cosines.ptr, self.normalize
         p.type = ELEMENT_TYPES[np.dtype(storage)]
-        p.inv_norm, p.grad_z, p.along = self.prepared.inv_norm.ptr, grad_z.ptr, along.ptr
+        p.inv_norm, p.grad_z, p.u_dot_du = self.prepared.inv_norm.ptr, grad_z.ptr, u_dot_du.ptr
         run(dev, "ltood_launch_contrastive_epilogue", p)
         grad = dev.get(grad_z)
         grad = bf16_values(grad) if self.kind == "bfloat16" else grad
-        return grad, -0.5 / self.temperature * math.fsum(dev.get(along).astype(np.float64))
+        return grad, -0.5 / self.temperature * math.fsum(dev.get(u_dot_du).astype(np.float64))

@@ -27,7 +27,7 @@ class GuidedParams(ctypes.Structure):
         ("temperature", c_void_p),
         *((name, c_void_p) for name in (*SELECTION, "sums", *OUTPUTS, *GRADIENTS, "gradient", "inv_norm")),
         *((name, c_int) for name in ("normalize", "grad_type")),
-        *((name, c_void_p) for name in ("grad_z", "along", "contrast_state", "distill_state", "grad_unit")),
+        *((name, c_void_p) for name in ("grad_z", "u_dot_du", "contrast_state", "distill_state", "grad_unit")),
     ]  # fmt: skip
 
 
@@ -196,9 +196,9 @@ class GuidedRun:
         self._splits(backward=True)
         storage = {"float32": np.float32, "bfloat16": np.uint16, "float16": np.float16}[x.kind]
         self.fresh(gradient=((p.k_splits, x.n, COLUMNS * p.z.k_tiles), np.float32), grad_z=(x.z.shape, storage),
-                   along=(x.n, np.float32))  # fmt: skip
+                   u_dot_du=(x.n, np.float32))  # fmt: skip
         self.launch("backward")
         grad_z = self.get("grad_z")
         if x.kind == "bfloat16":
             grad_z = (grad_z.astype(np.uint32) << 16).view(np.float32)
-        return grad_z.astype(np.float64), -self.get("along").astype(np.float64).sum() / (2 * x.temperature)
+        return grad_z.astype(np.float64), -self.get("u_dot_du").astype(np.float64).sum() / (2 * x.temperature)

@@ -47,7 +47,7 @@ def test_the_widest_rows_fill_the_ring(simulate):
 def test_the_schedule_changes_no_bit(simulate):
     x = problem(n=130, d=16, dg=16, clusters=0, distill=True, kind="float16")
     runs = [compare(simulate, x, seed) for seed in (1, 2)]
-    for name in ("kl", "student_lse", "teacher_lse", "grad_z", "along"):
+    for name in ("kl", "student_lse", "teacher_lse", "grad_z", "u_dot_du"):
         assert np.array_equal(*(run.get(name) for run in runs)), name
 
 

@@ -199,7 +199,7 @@ struct Assign {
     });
   }
 
-  __device__ void finish() {
+  __device__ void epilogue() {
     const int n = p.in.z.rows;
 #pragma unroll
     for (int s = 0; s < kSlots; ++s) {
@@ -285,7 +285,7 @@ struct Mass {
     }
   }
 
-  __device__ void finish() {}
+  __device__ void epilogue() {}
 };
 
 struct Loss {
@@ -341,7 +341,7 @@ struct Loss {
 
   // Where B = A - 1 is small, l = sum q (s log s - (s - 1)) / A - (log (1 + B) - B / A): both are of second order in
   // r - 1, so that a small loss keeps its relative accuracy.
-  __device__ void finish() {
+  __device__ void epilogue() {
     const int n = p.in.z.rows;
 #pragma unroll
     for (int s = 0; s < kSlots; ++s) {
@@ -407,7 +407,7 @@ struct Weights {
         prim::pack<__nv_bfloat16>(w0 - prim::to_float(halves[0]), w1 - prim::to_float(halves[1]));
   }
 
-  __device__ void finish() {}
+  __device__ void epilogue() {}
 };
 
 template <typename Pass, bool kResident>
@@ -423,7 +423,7 @@ __global__ void __launch_bounds__(kThreads, 2) pass_kernel(PassParams p) {
                                             distances(c, first_column);
                                             pass.use(c, first_column);
                                           });
-    pass.finish();
+    pass.epilogue();
   }
 }
 

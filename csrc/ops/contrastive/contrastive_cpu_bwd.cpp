@@ -190,10 +190,10 @@ std::tuple<at::Tensor, at::Tensor> backward(const BackwardInputs& in, const at::
                        normalize ? rows.norms.data() + begin : nullptr, row.largest * rows.inv_tau,
                        radial.data() + begin);
   });
-  double along = to_bank;
-  for (const double value : radial) along += value;
+  double u_dot_du = to_bank;
+  for (const double value : radial) u_dot_du += value;
   const at::ScalarType wide = wide_dtype(z.scalar_type());
-  return {grad.to(z.scalar_type()), at::scalar_tensor(-0.5 * rows.inv_tau * along, z.options().dtype(wide))};
+  return {grad.to(z.scalar_type()), at::scalar_tensor(-0.5 * rows.inv_tau * u_dot_du, z.options().dtype(wide))};
 }
 
 std::tuple<at::Tensor, at::Tensor> contrastive_bwd_cpu(

@@ -289,7 +289,7 @@ std::tuple<at::Tensor, at::Tensor> launch_epilogue(Backward& b) {
     chosen_sum = segment_sums(b.u, keys, order, b.p.k, b.row(2), d);
     b.p.chosen_sum = chosen_sum.const_data_ptr<float>();
   }
-  const at::Tensor grad_z = at::empty({n, d}, b.z.options()), along = at::empty({n}, b.u.scale.options());
+  const at::Tensor grad_z = at::empty({n, d}, b.z.options()), u_dot_du = at::empty({n}, b.u.scale.options());
   b.p.instances = instances.view();
   b.p.classes = classes.view();
   b.p.has_views = b.grad_instance.has_value();
@@ -299,9 +299,9 @@ std::tuple<at::Tensor, at::Tensor> launch_epilogue(Backward& b) {
   b.p.normalize = b.normalize;
   b.p.inv_norm = b.u.inv_norm.const_data_ptr<float>();
   b.p.grad_z = grad_z.mutable_data_ptr();
-  b.p.along = along.mutable_data_ptr<float>();
+  b.p.u_dot_du = u_dot_du.mutable_data_ptr<float>();
   check_launch(kOp, ltood_launch_contrastive_epilogue(&b.p, b.stream()));
-  return {grad_z, along.to(at::kDouble).sum()};
+  return {grad_z, u_dot_du.to(at::kDouble).sum()};
 }
 
 std::tuple<at::Tensor, at::Tensor> contrastive_bwd_cuda(
@@ -336,9 +336,9 @@ std::tuple<at::Tensor, at::Tensor> contrastive_bwd_cuda(
   b.p.exponents = tau.exponents;
   launch_row_gradients(b);
   const at::Tensor lse_bwd = launch_square_lse_bwd(b);
-  const auto [grad_z, along] = launch_epilogue(b);
+  const auto [grad_z, u_dot_du] = launch_epilogue(b);
   const at::Tensor doubled =
-      temperature_tensor ? along.div(temperature_tensor->to(at::kDouble)) : along.div(temperature);
+      temperature_tensor ? u_dot_du.div(temperature_tensor->to(at::kDouble)) : u_dot_du.div(temperature);
   return {grad_z, doubled.mul(-0.5).to(at::kFloat)};
 }
 

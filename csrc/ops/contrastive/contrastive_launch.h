@@ -148,8 +148,8 @@ struct ContrastiveBackward {
   int type;        // ElementType of grad_z
   int normalize;
   const float* inv_norm;
-  void* grad_z;  // [N, D]
-  float* along;  // <u_i, dL/du_i>, twice the bank's part: dL/dtau = -(1 / 2 tau) of their sum
+  void* grad_z;     // [N, D]
+  float* u_dot_du;  // <u_i, dL/du_i>, twice the bank's part: dL/dtau = -(1 / 2 tau) of their sum
 };
 
 // out = (1 / tau) * (sum over the k_splits of lse_bwd)

@@ -38,15 +38,15 @@ LTOOD_INLINE void normalize(T* x, int64_t n, int64_t d, const double* norms) {
 }
 
 template <typename T>
-LTOOD_INLINE void finish(const T* u, T* grad, int64_t n, int64_t d, const double* norms, double factor,
-                         double* radial) {
+LTOOD_INLINE void normalize_bwd(const T* u, T* grad, int64_t n, int64_t d, const double* norms, double factor,
+                                double* radial) {
   for (int64_t i = 0; i < n; ++i) {
     const T* __restrict row = u + i * d;
     T* __restrict g = grad + i * d;
-    const double along = dot(row, g, d);
-    radial[i] = along * factor;
+    const double u_dot_du = dot(row, g, d);
+    radial[i] = u_dot_du * factor;
     const bool flat = norms && norms[i] < kNormEps;
-    const double removed = norms && !flat ? along : 0;
+    const double removed = norms && !flat ? u_dot_du : 0;
     const double scale = norms ? factor / (flat ? kNormEps : norms[i]) : factor;
 #pragma omp simd
     for (int64_t c = 0; c < d; ++c) g[c] = static_cast<T>(scale * (g[c] - removed * row[c]));
@@ -63,11 +63,11 @@ LTOOD_CLONES void normalize_rows(double* x, int64_t n, int64_t d, const double* 
 
 LTOOD_CLONES void normalize_rows_bwd(const float* u, float* grad, int64_t n, int64_t d, const double* norms,
                                      double factor, double* radial) {
-  finish(u, grad, n, d, norms, factor, radial);
+  normalize_bwd(u, grad, n, d, norms, factor, radial);
 }
 LTOOD_CLONES void normalize_rows_bwd(const double* u, double* grad, int64_t n, int64_t d, const double* norms,
                                      double factor, double* radial) {
-  finish(u, grad, n, d, norms, factor, radial);
+  normalize_bwd(u, grad, n, d, norms, factor, radial);
 }
 
 }  // namespace ltood

@@ -247,7 +247,7 @@ __global__ void __launch_bounds__(32 * kRowWarps) contrastive_epilogue_kernel(co
   for (int64_t at = int64_t(row) * p.k; p.bank.data && at < int64_t(row + 1) * p.k; ++at) {
     if (p.indices[at] >= 0) to_bank += p.cosines[at];
   }
-  p.along[row] = radial - p.rows.neighbor_positive_grad[row] * to_bank * inv_tau;
+  p.u_dot_du[row] = radial - p.rows.neighbor_positive_grad[row] * to_bank * inv_tau;
 }
 
 }  // namespace ltood::contrastive

@@ -35,8 +35,8 @@ struct Shape {
   static constexpr int kHalves = kWide ? 2 : 1;    // of 64 columns, of a warpgroup
 };
 
-constexpr int kHeld = kTile / 4;   // rows of a thread
-constexpr int kPairs = kTile / 8;  // in neighbours of two
+constexpr int kThreadRows = kTile / 4;  // rows of a thread
+constexpr int kPairs = kTile / 8;       // in neighbours of two
 
 // Shared memory: resident rows, ring, then this, then the barriers. Entries are of the resident rows, or of the columns
 // of a work tile.
@@ -110,11 +110,11 @@ __device__ __forceinline__ void produce(const Forward& f, const Ring& ring, uint
   const uint32_t resident_empty = resident_full + 8;
   Position at;
   uint32_t phase = 0;
-  int held = -1;  // the first resident row tile
+  int cached = -1;  // the first resident row tile
   for_each_row_tile<kWide>(
       f.p.plan, [](const WorkTile&) {},
       [&](const WorkTile&, int first, int from, int to) {
-        if (from < to && first != held) {
+        if (from < to && first != cached) {
           prim::mbarrier_wait(resident_empty, phase ^ 1);
           prim::mbarrier_arrive_expect(resident_full, Shape<kWide>::kRowTiles * k_tiles * kKTileBytes);
           for (int s = 0; s < Shape<kWide>::kRowTiles * k_tiles; ++s) {
@@ -122,7 +122,7 @@ __device__ __forceinline__ void produce(const Forward& f, const Ring& ring, uint
             prim::tma_load(resident + s * kKTileBytes, &f.map, resident_full, s % u.k_tiles * kKTile, row, split);
           }
           phase ^= 1;
-          held = first;
+          cached = first;
         }
         for (int tile = from; tile < to; ++tile) {
           for (int step = 0; step < steps.count(); ++step, at.advance(ring.stages)) {
@@ -138,8 +138,8 @@ __device__ __forceinline__ void produce(const Forward& f, const Ring& ring, uint
 // What a thread keeps of its rows while columns pass, and of its columns for a tile.
 template <bool kNearest>
 struct RowState {
-  float sum[kHeld];
-  Nearest nearest[kNearest ? kHeld : 1];
+  float sum[kThreadRows];
+  Nearest nearest[kNearest ? kThreadRows : 1];
 };
 template <int kHalves, bool kNearest>
 struct ColumnState {
@@ -166,19 +166,19 @@ __device__ __forceinline__ void add_exponentials(const float (&c)[kHalves][kTile
     for (int half = 0; half < kHalves; ++half) {
 #pragma unroll
       for (int e = 0; e < 4; ++e) {
-        const int at = j * 8 + quad + e % 2, held = 2 * j + e % 2, r = e / 2;
+        const int at = j * 8 + quad + e % 2, i_row = 2 * j + e % 2, r = e / 2;
         const int row = first_row + at, col = first_col + half * 64 + r * 8;
         float t = fmaf(c[half][4 * j + e] * (e % 2 ? factors.y : factors.x), cols.factor[half][r], -shift);
         if (kEdge && (row == col || row >= n || col >= n)) t = minus_infinity();
         // The fixed shift keeps t within [-126, 0] but for what is masked.
         const float x = kEdge ? prim::exp2_fast(t) : prim::exp2_shared<tile_sizes::kPolynomialEighths>(t, 4 * j + e);
-        rows.sum[held] += x;
+        rows.sum[i_row] += x;
         cols.sum[half][r] += x;
         if (kNearest) {
           bool allowed = !kEdge || rules.views == 0 || (row - col != rules.views && col - row != rules.views);
           if (rules.instance) allowed = allowed && epilogue.instance[at] != cols.instance[half][r];
           if (rules.domain) allowed = allowed && epilogue.domain[at] == cols.domain[half][r];
-          Nearest &of_row = rows.nearest[held], &of_col = cols.nearest[half][r];
+          Nearest &of_row = rows.nearest[i_row], &of_col = cols.nearest[half][r];
           if (allowed && t > of_row.value) of_row = {t, col};
           if (allowed && t > of_col.value) of_col = {t, row};
         }
@@ -193,7 +193,7 @@ __device__ __forceinline__ void flush_rows(const ContrastiveForward& p, const Ro
                                            const Epilogue& epilogue, int first, int slot, float scale) {
   const int warp = threadIdx.x / 32;
 #pragma unroll
-  for (int i = 0; i < kHeld; ++i) {
+  for (int i = 0; i < kThreadRows; ++i) {
     const int at = warp * kTile + i / 2 * 8 + threadIdx.x % 4 * 2 + i % 2;
     const bool writes = threadIdx.x % 32 < 4;
     __syncwarp();  // one row after the other: all at once they would spill
@@ -243,17 +243,17 @@ class TileConsumer {
 
   __device__ __forceinline__ void run(uint32_t resident_full) {
     uint32_t phase = 0;
-    int held = -1;
+    int cached = -1;
     warpgroups::begin_turns();
     for_each_row_tile<kWide>(
         p_.plan, [&](const WorkTile&) { clear_columns(); },
         [&](const WorkTile& work, int first, int from, int to) {
           prepare_rows(first);
-          if (from < to && first != held) {
-            if (held >= 0 && threadIdx.x % 32 == 0) prim::mbarrier_arrive(resident_full + 8);
+          if (from < to && first != cached) {
+            if (cached >= 0 && threadIdx.x % 32 == 0) prim::mbarrier_arrive(resident_full + 8);
             prim::mbarrier_wait(resident_full, phase);
             phase ^= 1;
-            held = first;
+            cached = first;
           }
           mainloop(work, first, from, to);
         },
@@ -288,7 +288,7 @@ class TileConsumer {
     const int row_tile = first + own(), first_row = row_tile * kTile;
     RowState<kNearest> rows;
 #pragma unroll
-    for (int i = 0; i < kHeld; ++i) {
+    for (int i = 0; i < kThreadRows; ++i) {
       rows.sum[i] = 0;
       if (kNearest) rows.nearest[i] = {minus_infinity(), -1};
     }

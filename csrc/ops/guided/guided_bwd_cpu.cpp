@@ -260,20 +260,20 @@ void add_positives(const GuidedTiles<T>& in, const RowGradients<T>& rows, const 
 template <typename T>
 double through_normalisation(const GuidedTiles<T>& in, bool normalize, double temperature, T* grad) {
   const int64_t n = in.order.size(), width = in.z.width;
-  std::vector<double> along(n);
+  std::vector<double> u_dot_du(n);
   at::parallel_for(0, n, 256, [&](int64_t begin, int64_t end) {
     for (int64_t i = begin; i < end; ++i) {
       T* g = grad + i * width;
       const T* z = in.z.at(i);
       for (int64_t d = 0; d < width; ++d) g[d] = static_cast<T>(g[d] / temperature);
-      along[i] = dot(g, z, width);
+      u_dot_du[i] = dot(g, z, width);
       if (!normalize) continue;
-      const T radial = in.z.norms[i] >= static_cast<T>(kNormEps) ? static_cast<T>(along[i]) : T(0);
+      const T radial = in.z.norms[i] >= static_cast<T>(kNormEps) ? static_cast<T>(u_dot_du[i]) : T(0);
       const T scale = T(1) / std::max(in.z.norms[i], static_cast<T>(kNormEps));
       for (int64_t d = 0; d < width; ++d) g[d] = (g[d] - radial * z[d]) * scale;
     }
   });
-  return std::accumulate(along.begin(), along.end(), 0.0);
+  return std::accumulate(u_dot_du.begin(), u_dot_du.end(), 0.0);
 }
 
 // grad += everything but the positives.
@@ -305,14 +305,15 @@ std::tuple<at::Tensor, at::Tensor> backward(const GuidedArguments& arguments, co
   const RowGradients<T> rows_gradients = order_gradients(saved, in);
   if (in.contrast || in.distill) add_tiles(in, rows_gradients, grad.get());
   if (has_contrast) add_positives(in, rows_gradients, saved.neighbors, grad.get());
-  const double along = through_normalisation(in, arguments.normalize, arguments.temperature, grad.get());
+  const double u_dot_du = through_normalisation(in, arguments.normalize, arguments.temperature, grad.get());
 
   const auto options = at::TensorOptions().dtype(c10::CppTypeToScalarType<T>::value);
   at::Tensor grad_z = at::empty({n, width}, options);
   T* out = grad_z.mutable_data_ptr<T>();
   for (int64_t i = 0; i < n; ++i) std::copy_n(grad.get() + i * width, width, out + order.row_at[i] * width);
   const auto dtype = arguments.z.scalar_type();
-  return {grad_z.to(dtype), at::scalar_tensor(-along / (2 * arguments.temperature), options.dtype(wide_dtype(dtype)))};
+  return {grad_z.to(dtype),
+          at::scalar_tensor(-u_dot_du / (2 * arguments.temperature), options.dtype(wide_dtype(dtype)))};
 }
 
 template <typename T>

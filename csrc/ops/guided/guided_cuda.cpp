@@ -76,8 +76,8 @@ class GuidedCall {
   // Room that the kernels write.
   template <typename T>
   T* fresh(at::IntArrayRef shape) {
-    held_.push_back(empty(shape, c10::CppTypeToScalarType<T>::value));
-    return held_.back().template mutable_data_ptr<T>();
+    kept_.push_back(empty(shape, c10::CppTypeToScalarType<T>::value));
+    return kept_.back().template mutable_data_ptr<T>();
   }
 
   at::Tensor empty(at::IntArrayRef shape, at::ScalarType dtype) const {
@@ -87,8 +87,8 @@ class GuidedCall {
   // Float64 rows that the kernels read; null where there is nothing.
   const double* rows(const MaybeTensor& x) {
     if (!x.has_value() || x->numel() == 0) return nullptr;
-    held_.push_back(x->to(at::kDouble).contiguous());
-    return held_.back().const_data_ptr<double>();
+    kept_.push_back(x->to(at::kDouble).contiguous());
+    return kept_.back().const_data_ptr<double>();
   }
 
   // Columns, nothing up to the first row, rows, as the kernels number them: the columns alone are a square.
@@ -108,8 +108,8 @@ class GuidedCall {
   // Doubles by number.
   const double* states(const MaybeTensor& columns, const MaybeTensor& rows) {
     if (!columns.has_value()) return nullptr;
-    held_.push_back(numbered(*columns, rows));
-    return held_.back().const_data_ptr<double>();
+    kept_.push_back(numbered(*columns, rows));
+    return kept_.back().const_data_ptr<double>();
   }
 
   void plan(bool backward) {
@@ -149,7 +149,7 @@ class GuidedCall {
   static int64_t whole_blocks(int64_t rows) { return (rows + kGuidedRows - 1) / kGuidedRows * kGuidedRows; }
 
   const int64_t* hold(const at::Tensor& x) {
-    held_.push_back(x);
+    kept_.push_back(x);
     return x.const_data_ptr<int64_t>();
   }
 
@@ -170,7 +170,7 @@ class GuidedCall {
     }
     neighbor_at_ = at::empty_like(neighbors);
     p.k = static_cast<int>(neighbors.size(1));
-    held_.push_back(neighbors);
+    kept_.push_back(neighbors);
     p.neighbors = neighbors.mutable_data_ptr<int64_t>(), p.neighbor_at = neighbor_at_.mutable_data_ptr<int64_t>();
   }
 
@@ -203,7 +203,7 @@ class GuidedCall {
 
   const GuidedArguments& in_;
   void* stream_;
-  std::vector<at::Tensor> held_;
+  std::vector<at::Tensor> kept_;
   at::Tensor order_, neighbor_at_, values_;
   OperandTensors z_, e_;
 };
@@ -315,11 +315,11 @@ std::tuple<at::Tensor, at::Tensor> guided_bwd_cuda(
   p.teacher_lse = const_cast<double*>(call.rows(teacher_lse));
   call.plan(true);
   at::Tensor grad_z = at::empty(z.sizes(), z.options());
-  at::Tensor along = call.empty({z.size(0)}, at::kFloat);
+  at::Tensor u_dot_du = call.empty({z.size(0)}, at::kFloat);
   p.grad_type = element_type(kOp, "z", z), p.grad_z = grad_z.data_ptr();
-  p.along = along.mutable_data_ptr<float>();
+  p.u_dot_du = u_dot_du.mutable_data_ptr<float>();
   call.backward();
-  const at::Tensor total = along.sum();
+  const at::Tensor total = u_dot_du.sum();
   return {grad_z, tau.on_device.defined() ? at::div(total, tau.on_device).div_(-2) : total.div(-2 * tau.value)};
 }
 

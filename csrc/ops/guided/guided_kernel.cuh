@@ -3,7 +3,7 @@
 //   distill     KL(softmax_j t_ij || softmax_j s_ij), j != i
 // A block owns 128 rows and walks over the column tiles that its rows read (all for distillation, about 1 / K of them
 // for the negatives), or over its share of them. Every lane keeps the sums of its own columns (online form); lanes meet
-// once, at the end, and shares of columns in the kernel that finishes rows.
+// once, at the end, and shares of columns in the epilogue kernel.
 //
 //   tile   rows × columns   warps   a warp's part      shared memory                     blocks an SM
 //   all    128 × 64         4       32 × 64, twice     3 × (24 KiB + 512 B) = 73.5 KiB   2 (1 where an SM has 100 KiB)

@@ -106,9 +106,9 @@ struct GuidedParams {
   float* gradient;        // [k_splits, n - first, 64 k_tiles] by position, by unit rows
   const float* inv_norm;  // [n] by position
   int normalize;
-  int grad_type;  // ElementType of grad_z
-  void* grad_z;   // [n, d] by row
-  float* along;   // [n] <z_i, dL/dz_i> of the unit rows
+  int grad_type;    // ElementType of grad_z
+  void* grad_z;     // [n, d] by row
+  float* u_dot_du;  // [n] <z_i, dL/dz_i> of the unit rows
 
   // Backward of a partial problem, in place of the above but `gradient`.
   const double *contrast_state, *distill_state;  // [n, kStateColumns] by row

@@ -261,16 +261,16 @@ __global__ void __launch_bounds__(32 * kRowWarps, 7) guided_backward_epilogue_ke
   if (position >= p.n) return;
   float* gradient = collect_gradient<half_t>(p, position);
   const float inv_tau = p.temperature ? 1.f / *p.temperature : p.inv_tau, scale = p.z.scale[position];
-  float along = 0;
+  float u_dot_du = 0;
   for (int feature = threadIdx.x % 32 * 2; feature < width; feature += 64) {
     const float2 z = feature_pair<half_t>(p.z, position, feature);
     const float2 g = pair_at(gradient, feature);
-    along += g.x * z.x + g.y * z.y;
+    u_dot_du += g.x * z.x + g.y * z.y;
   }
-  along = prim::warp_sum(along) * scale * inv_tau;
-  if (threadIdx.x % 32 == 0) p.along[position] = along;
+  u_dot_du = prim::warp_sum(u_dot_du) * scale * inv_tau;
+  if (threadIdx.x % 32 == 0) p.u_dot_du[position] = u_dot_du;
   const float length = p.normalize ? p.inv_norm[position] : 1.f;
-  const float radial = p.normalize && length < 1 / kNormEps ? along * scale : 0.f;
+  const float radial = p.normalize && length < 1 / kNormEps ? u_dot_du * scale : 0.f;
   const int64_t to = row_at(p, position) * p.d;
   for (int feature = threadIdx.x % 32 * 2; feature < p.d; feature += 64) {
     const float2 z = feature_pair<half_t>(p.z, position, feature), g = pair_at(gradient, feature);

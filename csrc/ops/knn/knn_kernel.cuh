@@ -49,7 +49,7 @@ __global__ void __launch_bounds__(kThreads, 2) topk_kernel(TopkKernelParams para
                                         min(begin + params.k_split_tiles, tile_count),
                                         prim::shared_address(shared + kPendingBytes), use_tile);
 
-  lists.finish();
+  lists.epilogue();
   if (params.k_splits == 1) write_lists(p, params.keys, first_row, first_row + 32);
 }
 

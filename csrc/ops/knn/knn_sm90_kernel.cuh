@@ -58,7 +58,7 @@ __global__ void __launch_bounds__(warpgroups::kThreads, 1) topk_sm90_kernel(cons
       scale_products(c, scale, p.y, first_column);
       lists.offer(c, first_column);
     });
-    lists.finish();
+    lists.epilogue();
     for (int l = 0; l < 32 && params.k_splits == 1; l += 16) {
       const int row = first_row + mainloop::list_row(l);
       write_lists(p, params.keys, row, row + 16);

@@ -170,7 +170,7 @@ struct RowLists {
   }
 
   // Sorts the lists, best first: of a heap whose root is the worst, the root goes last.
-  __device__ void finish() {
+  __device__ void epilogue() {
     flush();
     if (row < p.x.rows) {
       for (int size = p.k - 1; size > 0; --size) {
