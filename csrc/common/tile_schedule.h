@@ -22,20 +22,20 @@ void run_parallel(int64_t count, const Task& task) {
   });
 }
 
-// body(i, j) once for all 0 <= i <= j < n_blocks. Calls that run at one time share no block, so that tile (i, j) may
-// add into what belongs to the rows of i and of j; and every block meets its tiles in an order that the number of
+// body(i, j) once for all 0 <= i <= j < n_panels. Calls that run at one time share no panel, so that tile (i, j) may
+// add into what belongs to the rows of i and of j; and every panel meets its tiles in an order that the number of
 // threads does not change. First the diagonal, then the rounds of a round-robin tournament (the circle method: the last
-// player stays, the others move on by one), n_blocks / 2 tiles a round.
+// player stays, the others move on by one), n_panels / 2 tiles a round.
 template <typename Body>
-void for_each_tile(int64_t n_blocks, const Body& body) {
-  run_parallel(n_blocks, [&](int64_t i) { body(i, i); });
-  const int64_t players = n_blocks + n_blocks % 2;  // an odd one sits out when it meets the player that is not there
+void for_each_tile(int64_t n_panels, const Body& body) {
+  run_parallel(n_panels, [&](int64_t i) { body(i, i); });
+  const int64_t players = n_panels + n_panels % 2;  // an odd one sits out when it meets the player that is not there
   const int64_t ring = players - 1;
   for (int64_t round = 0; round < ring; ++round) {
     run_parallel(players / 2, [&](int64_t table) {
       const int64_t a = table == 0 ? ring : (round + table) % ring;
       const int64_t b = table == 0 ? round : (round - table + ring) % ring;
-      if (std::max(a, b) < n_blocks) body(std::min(a, b), std::max(a, b));
+      if (std::max(a, b) < n_panels) body(std::min(a, b), std::max(a, b));
     });
   }
 }

@@ -1,7 +1,7 @@
-// cluster_kl on the CPU: blocks of rows against all centroids.
+// cluster_kl on the CPU: panels of rows against all centroids.
 //
 // Forward: pass 1 assigns the rows and sums the mass of the clusters, pass 2 needs that mass for target and loss.
-// Backward: the weights of a block give grad_z = W mu - (W 1) z and grad_centroids += W' z - (W' 1) mu.
+// Backward: the weights of a panel give grad_z = W mu - (W 1) z and grad_centroids += W' z - (W' 1) mu.
 // Distances of the first `cached_rows` rows are computed once and kept for pass 2 and the backward; all others are
 // computed again each time. Results do not depend on the number of threads: the rows are dealt to a number of workers
 // that follows from the sizes alone, and their sums are added in the workers' order.
@@ -23,7 +23,7 @@
 namespace ltood::cluster_kl {
 namespace {
 
-constexpr int64_t kBlockElements = 32 * 1024;  // of a block's rows or distances: 128 KiB in fp32, three fit in L2
+constexpr int64_t kPanelElements = 32 * 1024;  // of a panel's rows or distances: 128 KiB in fp32, three fit in L2
 constexpr int64_t kMaxWorkers = 64;            // as many threads find work
 constexpr int64_t kPartialElements = 4 * 1024 * 1024;  // of the workers' grad_centroids: at most 16 MiB in fp32
 
@@ -33,21 +33,21 @@ struct Rows {
 
 // How the rows are cut, from the sizes alone.
 struct Plan {
-  int64_t n, block, n_blocks, workers;
+  int64_t n, panel, n_panels, workers;
 
   explicit Plan(const Sizes& s) : n(s.n) {
-    block = std::clamp<int64_t>(kBlockElements / std::max(s.k, s.d) / 16 * 16, 16, 512);
-    n_blocks = (n + block - 1) / block;
-    workers = std::min(std::clamp<int64_t>(kPartialElements / (s.k * s.d), 4, kMaxWorkers), n_blocks);
+    panel = std::clamp<int64_t>(kPanelElements / std::max(s.k, s.d) / 16 * 16, 16, 512);
+    n_panels = (n + panel - 1) / panel;
+    workers = std::min(std::clamp<int64_t>(kPartialElements / (s.k * s.d), 4, kMaxWorkers), n_panels);
   }
 
-  // Calls body(worker, rows, scratch) for all blocks; a worker's blocks come one after another.
+  // Calls body(worker, rows, scratch) for all panels; a worker's panels come one after another.
   template <typename Scratch, typename Body>
-  void for_each_block(const Scratch& prototype, const Body& body) const {
+  void for_each_panel(const Scratch& prototype, const Body& body) const {
     run_parallel(workers, [&](int64_t w) {
       Scratch scratch = prototype.fresh();
-      for (int64_t b = n_blocks * w / workers; b < n_blocks * (w + 1) / workers; ++b) {
-        body(w, Rows{b * block, std::min(block, n - b * block)}, scratch);
+      for (int64_t b = n_panels * w / workers; b < n_panels * (w + 1) / workers; ++b) {
+        body(w, Rows{b * panel, std::min(panel, n - b * panel)}, scratch);
       }
     });
   }
@@ -58,7 +58,7 @@ T* data(const at::Tensor& x) {
   return x.mutable_data_ptr<T>();
 }
 
-// The inputs as every block reads them: in the wide dtype, around an origin that makes the norms small. Distances do
+// The inputs as every panel reads them: in the wide dtype, around an origin that makes the norms small. Distances do
 // not change with the origin; the median keeps one far centroid from taking it away from all others.
 struct Problem {
   Sizes sizes;
@@ -78,21 +78,21 @@ struct Problem {
   }
 };
 
-// What a thread needs for one block at a time.
+// What a thread needs for one panel at a time.
 template <typename T>
-struct Block {
+struct Panel {
   const Problem& p;
   at::Tensor x, norms, tile, weights, row_sums, row, sums;
 
-  explicit Block(const Problem& problem) : p(problem) {}
+  explicit Panel(const Problem& problem) : p(problem) {}
 
-  Block fresh() const {
-    Block b(p);
-    b.x = at::empty({p.plan.block, p.sizes.d}, p.wide);
-    b.norms = at::empty({p.plan.block}, p.wide);
-    b.tile = at::empty({p.plan.block, p.sizes.k}, p.wide);
+  Panel fresh() const {
+    Panel b(p);
+    b.x = at::empty({p.plan.panel, p.sizes.d}, p.wide);
+    b.norms = at::empty({p.plan.panel}, p.wide);
+    b.tile = at::empty({p.plan.panel, p.sizes.k}, p.wide);
     b.weights = at::empty_like(b.tile);
-    b.row_sums = at::empty({p.plan.block}, p.wide);
+    b.row_sums = at::empty({p.plan.panel}, p.wide);
     b.row = at::empty({p.sizes.k}, p.wide);
     b.sums = at::zeros({p.sizes.k}, p.wide);
     return b;
@@ -130,7 +130,7 @@ RowStats<T> stats_at(const at::Tensor& stats, int64_t row) {
   return {first, first + n, first + 2 * n};
 }
 
-// partial[w] += block sums, in float64; the block's sums start again at 0.
+// partial[w] += panel sums, in float64; the panel's sums start again at 0.
 template <typename T>
 void flush(const at::Tensor& partial, int64_t worker, T* sums) {
   const int64_t k = partial.size(1);
@@ -162,7 +162,7 @@ at::Tensor inverse(const at::Tensor& mass) {
 template <typename T>
 at::Tensor assign(const Problem& p, const at::Tensor& stats, const at::Tensor& cache, const at::Tensor& assignments) {
   at::Tensor partial = at::zeros({p.plan.workers, p.sizes.k}, p.wide.dtype(at::kDouble));
-  p.plan.for_each_block(Block<T>(p), [&](int64_t worker, Rows rows, Block<T>& b) {
+  p.plan.for_each_panel(Panel<T>(p), [&](int64_t worker, Rows rows, Panel<T>& b) {
     b.load(rows);
     const T* tile = b.compute(rows, cache);
     assign_rows(tile, stats_at<T>(stats, rows.first), data<T>(b.sums), data<T>(b.row), rows.count, p.sizes.k, p.nu);
@@ -185,9 +185,9 @@ Forward cluster_kl_cpu(const at::Tensor& z, const at::Tensor& centroids, double 
                cache = at::empty({cached_rows, k}, p.wide);
     at::Tensor q = at::empty({return_q ? n : 0, k}, p.wide);
     at::Tensor assignments = at::empty({return_assignments ? n : 0}, p.wide.dtype(at::kLong));
-    cache.narrow(0, cached_rows / p.plan.block * p.plan.block, cached_rows % p.plan.block).zero_();
+    cache.narrow(0, cached_rows / p.plan.panel * p.plan.panel, cached_rows % p.plan.panel).zero_();
     const at::Tensor mass = assign<T>(p, stats, cache, assignments), inverse_mass = inverse<T>(mass);
-    p.plan.for_each_block(Block<T>(p), [&](int64_t, Rows rows, Block<T>& b) {
+    p.plan.for_each_panel(Panel<T>(p), [&](int64_t, Rows rows, Panel<T>& b) {
       const T* tile = b.recall(rows, cache, false);
       T* q_rows = return_q ? data<T>(q) + rows.first * k : data<T>(b.row);
       row_losses(tile, stats_at<T>(stats, rows.first), data<T>(inverse_mass), data<T>(loss) + rows.first, q_rows,
@@ -205,7 +205,7 @@ struct Backward {
   at::Tensor grad_z;                // [N, D] in the dtype of z, or [0, D]
   at::Tensor partial, column_sums;  // [workers, K, D], [workers, K]; or [0, ...]
 
-  void block(int64_t worker, Rows rows, Block<T>& b) const {
+  void panel(int64_t worker, Rows rows, Panel<T>& b) const {
     const int64_t k = p.sizes.k, d = p.sizes.d;
     b.load(rows);
     const T* tile = b.recall(rows, cache, true);
@@ -214,9 +214,9 @@ struct Backward {
                     data<T>(grad_loss) + rows.first, data<T>(b.row_sums), data<T>(b.sums), rows.count, k, p.nu);
     if (partial.numel()) {
       // The distances have served: their place takes W', which the product reads row by row.
-      at::Tensor transposed = b.tile.view({k, p.plan.block}).narrow(1, 0, rows.count);
+      at::Tensor transposed = b.tile.view({k, p.plan.panel}).narrow(1, 0, rows.count);
       transposed.copy_(weights.t());
-      multiply(k, d, rows.count, {data<T>(transposed), p.plan.block}, {data<T>(x), d},
+      multiply(k, d, rows.count, {data<T>(transposed), p.plan.panel}, {data<T>(x), d},
                {data<T>(partial) + worker * k * d, d}, true);
       flush(column_sums, worker, data<T>(b.sums));
     }
@@ -257,8 +257,8 @@ std::tuple<at::Tensor, at::Tensor> cluster_kl_bwd_cpu(const at::Tensor& grad_los
                          at::empty({need_z ? sizes.n : 0, sizes.d}, z.options()),
                          at::zeros({workers, sizes.k, sizes.d}, p.wide),
                          at::zeros({workers, sizes.k}, p.wide.dtype(at::kDouble))};
-    p.plan.for_each_block(Block<T>(p),
-                          [&](int64_t worker, Rows rows, Block<T>& b) { backward.block(worker, rows, b); });
+    p.plan.for_each_panel(Panel<T>(p),
+                          [&](int64_t worker, Rows rows, Panel<T>& b) { backward.panel(worker, rows, b); });
     return {backward.grad_z, backward.grad_centroids(centroids.scalar_type())};
   });
 }

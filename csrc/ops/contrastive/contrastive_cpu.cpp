@@ -21,15 +21,15 @@ using ContrastiveOutputs =
 
 // One pass over the upper triangle: row log-sum-exp (returned), and the neighbours in the batch when k > 0.
 template <typename T>
-std::vector<double> similarity_pass(const PreparedRows& rows, const RowBlocks<T>& blocks, bool search,
+std::vector<double> similarity_pass(const PreparedRows& rows, const RowPanels<T>& panels, bool search,
                                     const CandidateRows& candidates, Neighbors<T>& neighbors) {
   const int64_t n = rows.u.size(0);
   const bool fixed_shift = rows.exponent_bound <= safe_exponent<T>();
   std::vector<double> sum(n, 0.0);
   std::vector<T> largest(fixed_shift ? 0 : n, -std::numeric_limits<T>::infinity());
-  for_each_tile(blocks.count(), [&](int64_t i, int64_t j) {
-    const Tile<T> tile = tile_of(blocks.products(i, j), blocks.size(i), blocks.size(j), rows);
-    const int64_t r = blocks.start(i), c = blocks.start(j);
+  for_each_tile(panels.count(), [&](int64_t i, int64_t j) {
+    const Tile<T> tile = tile_of(panels.products(i, j), panels.size(i), panels.size(j), rows);
+    const int64_t r = panels.start(i), c = panels.start(j);
     double* col_sum = i == j ? nullptr : sum.data() + c;
     if (fixed_shift) {
       add_exp_sums(tile, sum.data() + r, col_sum);
@@ -47,22 +47,22 @@ std::vector<double> similarity_pass(const PreparedRows& rows, const RowBlocks<T>
   return sum;
 }
 
-// The neighbours in a bank: a product with other columns, the bank's rows made ready a block at a time.
+// The neighbours in a bank: a product with other columns, the bank's rows made ready a panel at a time.
 template <typename T>
-void search_bank(const ContrastiveInputs& in, const PreparedRows& rows, const RowBlocks<T>& blocks,
+void search_bank(const ContrastiveInputs& in, const PreparedRows& rows, const RowPanels<T>& panels,
                  const CandidateRows& candidates, Neighbors<T>& neighbors) {
   const at::Tensor bank = in.bank->detach();
-  const int64_t q = bank.size(0), block = blocks.block();
-  run_parallel(blocks.count(), [&](int64_t i) {
-    const int64_t r = blocks.start(i);
-    at::Tensor transposed = at::empty({bank.size(1), block}, rows.u.options());
-    for (int64_t c = 0; c < q; c += block) {
-      const int64_t size = std::min(block, q - c);
-      const at::Tensor columns = pad_rows(bank.narrow(0, c, size), block, rows.u.scalar_type());
+  const int64_t q = bank.size(0), panel = panels.panel();
+  run_parallel(panels.count(), [&](int64_t i) {
+    const int64_t r = panels.start(i);
+    at::Tensor transposed = at::empty({bank.size(1), panel}, rows.u.options());
+    for (int64_t c = 0; c < q; c += panel) {
+      const int64_t size = std::min(panel, q - c);
+      const at::Tensor columns = pad_rows(bank.narrow(0, c, size), panel, rows.u.scalar_type());
       if (in.normalize) normalize_in_place(columns, norms_of_rows(columns));
       transposed.copy_(columns.t());
-      const Matrix<T> values = blocks.products(i, {transposed.const_data_ptr<T>(), block}, block);
-      offer_neighbors(tile_of(values, blocks.size(i), size, rows), r, c, candidates.of_rows(r),
+      const Matrix<T> values = panels.products(i, {transposed.const_data_ptr<T>(), panel}, panel);
+      offer_neighbors(tile_of(values, panels.size(i), size, rows), r, c, candidates.of_rows(r),
                       candidates.of_columns(c), neighbors.best(r), BestK<T>{});
     }
   });
@@ -131,9 +131,9 @@ ContrastiveOutputs forward(const ContrastiveInputs& in, const PreparedRows& rows
   const auto doubles = rows.u.options().dtype(at::kDouble);
   Neighbors<T> neighbors(n, in.k, rows.u.options());
   const CandidateRows candidates = candidates_of(in, n);
-  const RowBlocks<T> blocks = row_blocks<T>(rows);
-  const std::vector<double> lse = similarity_pass(rows, blocks, in.k > 0 && !in.bank, candidates, neighbors);
-  if (in.k > 0 && in.bank) search_bank(in, rows, blocks, candidates, neighbors);
+  const RowPanels<T> panels = row_panels<T>(rows);
+  const std::vector<double> lse = similarity_pass(rows, panels, in.k > 0 && !in.bank, candidates, neighbors);
+  if (in.k > 0 && in.bank) search_bank(in, rows, panels, candidates, neighbors);
 
   at::Tensor instance_loss = at::empty({0}, doubles.dtype(dtype)), instance_weight = at::empty({0}, doubles);
   at::Tensor class_loss = instance_loss.clone(), class_weight = instance_weight.clone();

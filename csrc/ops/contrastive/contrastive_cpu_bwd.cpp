@@ -78,24 +78,24 @@ RowGradients row_gradients(const BackwardInputs& in, int64_t n) {
 // u_i, is summed transposed, u_i^T G: both products then read G as it lies.
 template <typename T>
 at::Tensor lse_gradient(const PreparedRows& rows, const RowGradients& row, const at::Tensor& lse) {
-  const RowBlocks<T> blocks = row_blocks<T>(rows);
-  const int64_t n = rows.u.size(0), d = rows.u.size(1), block = blocks.block();
+  const RowPanels<T> panels = row_panels<T>(rows);
+  const int64_t n = rows.u.size(0), d = rows.u.size(1), panel = panels.panel();
   const bool fixed_shift = rows.exponent_bound <= safe_exponent<T>();
   const SoftmaxFactors<T> factors(row.lse.data(), lse.const_data_ptr<double>(), n, row.largest, fixed_shift);
   const at::Tensor grad = at::zeros_like(rows.padded);
-  const at::Tensor of_columns = at::zeros({blocks.count(), d, block}, grad.options());
-  for_each_tile(blocks.count(), [&](int64_t i, int64_t j) {
-    const Matrix<T> values = blocks.products(i, j);
-    const Tile<T> tile = tile_of(values, blocks.size(i), blocks.size(j), rows);
-    const int64_t r = blocks.start(i), c = blocks.start(j);
+  const at::Tensor of_columns = at::zeros({panels.count(), d, panel}, grad.options());
+  for_each_tile(panels.count(), [&](int64_t i, int64_t j) {
+    const Matrix<T> values = panels.products(i, j);
+    const Tile<T> tile = tile_of(values, panels.size(i), panels.size(j), rows);
+    const int64_t r = panels.start(i), c = panels.start(j);
     weight_tile(tile, fixed_shift, factors.from(r), factors.from(c));
     const Matrix<const T> g{values.data, values.stride};
-    multiply(block, d, block, g, blocks.rows(j), {grad.mutable_data_ptr<T>() + r * d, d}, true);
+    multiply(panel, d, panel, g, panels.rows(j), {grad.mutable_data_ptr<T>() + r * d, d}, true);
     if (i == j) return;
-    multiply(d, block, block, blocks.transposed(i), g, {of_columns.mutable_data_ptr<T>() + c * d, block}, true);
+    multiply(d, panel, panel, panels.transposed(i), g, {of_columns.mutable_data_ptr<T>() + c * d, panel}, true);
   });
-  run_parallel(blocks.count(), [&](int64_t b) {
-    grad.narrow(0, blocks.start(b), block).add_(of_columns.select(0, b).t().contiguous());
+  run_parallel(panels.count(), [&](int64_t b) {
+    grad.narrow(0, panels.start(b), panel).add_(of_columns.select(0, b).t().contiguous());
   });
   return grad.narrow(0, 0, n);
 }

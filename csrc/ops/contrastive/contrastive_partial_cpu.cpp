@@ -1,4 +1,4 @@
-// Partial contrastive similarities on the CPU. A task owns a block of rows and meets the blocks of columns
+// Partial contrastive similarities on the CPU. A task owns a panel of rows and meets the panels of columns
 // in their order, so no number of threads changes a bit. Nothing is symmetric here: every product serves its row alone.
 //
 // cost  n M D multiply-adds and n M exponentials for the sums; twice the products for the lse_bwd (S, then G u(y)), and
@@ -19,25 +19,25 @@
 namespace ltood {
 namespace {
 
-// The rows and the columns in blocks, and the products of a block of rows with a block of columns.
+// The rows and the columns in panels, and the products of a panel of rows with a panel of columns.
 template <typename T>
 class RowsAndColumns {
  public:
   RowsAndColumns(const PartialInputs& in, const PreparedRows& x, const PreparedRows& y)
-      : x_(x), rows_(row_blocks<T>(x)), cols_(row_blocks<T>(y)), diagonal_(bounded_diagonal(in)) {}
+      : x_(x), rows_(row_panels<T>(x)), cols_(row_panels<T>(y)), diagonal_(bounded_diagonal(in)) {}
 
-  const RowBlocks<T>& rows() const { return rows_; }
-  const RowBlocks<T>& cols() const { return cols_; }
+  const RowPanels<T>& rows() const { return rows_; }
+  const RowPanels<T>& cols() const { return cols_; }
 
   Tile<T> tile(int64_t i, int64_t j) const {
-    const Matrix<T> values = rows_.products(i, cols_.transposed(j), cols_.block());
+    const Matrix<T> values = rows_.products(i, cols_.transposed(j), cols_.panel());
     exclude_diagonal(values, rows_.size(i), cols_.size(j), rows_.start(i) + diagonal_ - cols_.start(j));
     return tile_of(values, rows_.size(i), cols_.size(j), x_);
   }
 
  private:
   const PreparedRows& x_;
-  RowBlocks<T> rows_, cols_;
+  RowPanels<T> rows_, cols_;
   int64_t diagonal_;
 };
 
@@ -126,15 +126,15 @@ at::Tensor lse_bwd(const PartialInputs& in, const PartialLseGrads& weights, cons
   const SoftmaxFactors<T> of_rows(row.weight.data(), row.lse.data(), n, unit, fixed_shift);
   const SoftmaxFactors<T> of_cols(col.weight.data(), col.lse.data(), m, unit, fixed_shift);
   const RowsAndColumns<T> pair(in, x, y);
-  const RowBlocks<T>&rows = pair.rows(), &cols = pair.cols();
+  const RowPanels<T>&rows = pair.rows(), &cols = pair.cols();
   const at::Tensor out = at::zeros_like(x.padded);
   run_parallel(rows.count(), [&](int64_t i) {
-    T* block = out.mutable_data_ptr<T>() + rows.start(i) * d;
+    T* panel = out.mutable_data_ptr<T>() + rows.start(i) * d;
     for (int64_t j = 0; j < cols.count(); ++j) {
       const Tile<T> tile = pair.tile(i, j);
       weight_tile(tile, fixed_shift, of_rows.from(rows.start(i)), of_cols.from(cols.start(j)));
       const Matrix<const T> g{tile.values, tile.stride};
-      multiply(rows.block(), d, cols.block(), g, cols.rows(j), {block, d}, true);
+      multiply(rows.panel(), d, cols.panel(), g, cols.rows(j), {panel, d}, true);
     }
   });
   return out.narrow(0, 0, n).mul_(unit * x.inv_tau).to(wide_dtype(in.x.scalar_type())).contiguous();

@@ -12,7 +12,7 @@
 #include <vector>
 
 #include "common/dispatch.h"
-#include "common/row_blocks.h"
+#include "common/row_panels.h"
 #include "common/simd.h"
 #include "ops/contrastive/contrastive.h"
 #include "ops/contrastive/contrastive_positives.h"
@@ -28,7 +28,7 @@ constexpr double kMaxFloatExponent = 128;
 
 // The rows as tiles take them, the same in forward and backward.
 struct PreparedRows {
-  at::Tensor padded;          // [blocks * block, D], the type of the computation: float or double
+  at::Tensor padded;          // [panels * panel, D], the type of the computation: float or double
   at::Tensor u;               // [N, D], the rows of `padded` before the padding
   std::vector<double> norms;  // [N]
   double inv_tau;
@@ -72,12 +72,12 @@ inline void normalize_in_place(const at::Tensor& x, const std::vector<double>& n
 }
 
 // Rows in a tile. The bits of a result depend on it, so it depends on N alone, never on the number of threads.
-// N = 4096 makes 32 blocks of 128: 16 independent tiles a round, and the two halves of a diagonal tile, of which one
+// N = 4096 makes 32 panels of 128: 16 independent tiles a round, and the two halves of a diagonal tile, of which one
 // would do, cost 3 %. Many rows no longer fit in the cache: tiles of 256 then read each of them half as often. A
 // multiple of 16: whole vectors, few shapes.
 inline int64_t tile_rows(int64_t n) {
-  const int64_t blocks = count_blocks(n, n >= 8192 ? kMaxBlock : 128);
-  return count_blocks(count_blocks(n, blocks), 16) * 16;
+  const int64_t panels = count_panels(n, n >= 8192 ? kMaxPanel : 128);
+  return count_panels(count_panels(n, panels), 16) * 16;
 }
 
 // |u| of the longest row, NaN when one is.
@@ -120,7 +120,7 @@ inline std::pair<PreparedRows, PreparedRows> prepare_rows(const at::Tensor& x, c
 }
 
 template <typename T>
-RowBlocks<T> row_blocks(const PreparedRows& rows) {
+RowPanels<T> row_panels(const PreparedRows& rows) {
   return {rows.padded, rows.u.size(0), tile_rows(rows.u.size(0))};
 }
 

@@ -15,36 +15,36 @@ namespace ltood {
 namespace {
 
 template <typename T>
-RowBlocks<T> unit_blocks(const at::Tensor& x, bool normalize, bool keep = true) {
-  const int64_t n = x.size(0), block = tile_rows(n);
-  const at::Tensor padded = pad_rows(x, block, c10::CppTypeToScalarType<T>::value);
+RowPanels<T> unit_panels(const at::Tensor& x, bool normalize, bool keep = true) {
+  const int64_t n = x.size(0), panel = tile_rows(n);
+  const at::Tensor padded = pad_rows(x, panel, c10::CppTypeToScalarType<T>::value);
   const at::Tensor rows = padded.narrow(0, 0, n);
   if (normalize) normalize_in_place(rows, norms_of_rows(rows));
-  return {padded, n, block, keep};
+  return {padded, n, panel, keep};
 }
 
-// Both embeddings of the rows, in the same blocks.
+// Both embeddings of the rows, in the same panels.
 template <typename T>
-struct PairBlocks {
-  explicit PairBlocks(const GuidedArguments& arguments)
-      : student(unit_blocks<T>(arguments.z, arguments.normalize)),
-        guide(unit_blocks<T>(arguments.guide, true, false)),
+struct PairPanels {
+  explicit PairPanels(const GuidedArguments& arguments)
+      : student(unit_panels<T>(arguments.z, arguments.normalize)),
+        guide(unit_panels<T>(arguments.guide, true, false)),
         student_scale(static_cast<T>(kLog2E / arguments.temperature)),
         teacher_scale(static_cast<T>(kLog2E / arguments.teacher_temperature)) {}
 
   PairTile<T> tile(int64_t i, int64_t j, const T* cosines) const {
-    const Matrix<T> products = student.products(i, student.transposed(j), student.block());
+    const Matrix<T> products = student.products(i, student.transposed(j), student.panel());
     return {products.data,   cosines,       products.stride, student.size(i),
             student.size(j), student_scale, teacher_scale,   i == j};
   }
 
-  RowBlocks<T> student, guide;
+  RowPanels<T> student, guide;
   T student_scale, teacher_scale;
 };
 
 template <typename T>
-const T* cosines_of(const RowBlocks<T>& guide, int64_t i, int64_t j) {
-  return guide.products(i, guide.transposed(j), guide.block()).data;
+const T* cosines_of(const RowPanels<T>& guide, int64_t i, int64_t j) {
+  return guide.products(i, guide.transposed(j), guide.panel()).data;
 }
 
 // The nearest rows of the guide among those of other images.
@@ -59,8 +59,8 @@ struct GuideSearch {
     candidates = {arguments.instance_ids ? *arguments.instance_ids : views(), std::nullopt};
   }
 
-  void offer(const RowBlocks<T>& guide, int64_t i, int64_t j, const T* cosines) {
-    const Tile<T> tile{const_cast<T*>(cosines), guide.block(), guide.size(i), guide.size(j), 1};
+  void offer(const RowPanels<T>& guide, int64_t i, int64_t j, const T* cosines) {
+    const Tile<T> tile{const_cast<T*>(cosines), guide.panel(), guide.size(i), guide.size(j), 1};
     const int64_t r = guide.start(i), c = guide.start(j);
     offer_neighbors(tile, r, c, candidates.of_rows(r), candidates.of_columns(c), neighbors.best(r),
                     i == j ? BestK<T>{} : neighbors.best(c));
@@ -115,18 +115,18 @@ at::Tensor forward_pairs(const GuidedArguments& arguments, int64_t k, std::vecto
   const int64_t n = arguments.n();
   GuideSearch<T> search(arguments, k);
   if (divergence == nullptr) {
-    const RowBlocks<T> guide = unit_blocks<T>(arguments.guide, true);
+    const RowPanels<T> guide = unit_panels<T>(arguments.guide, true);
     for_each_tile(guide.count(), [&](int64_t i, int64_t j) { search.offer(guide, i, j, cosines_of(guide, i, j)); });
     return search.neighbors.indices;
   }
-  const PairBlocks<T> blocks(arguments);
+  const PairPanels<T> panels(arguments);
   std::vector<double> of_rows(4 * n, 0.0);
   double* sums = of_rows.data();
   const PairSums all{sums, sums + n, sums + 2 * n, sums + 3 * n};
-  for_each_tile(blocks.guide.count(), [&](int64_t i, int64_t j) {
-    const T* cosines = cosines_of(blocks.guide, i, j);
-    if (k > 0) search.offer(blocks.guide, i, j, cosines);
-    add_pairs(blocks.tile(i, j, cosines), all.from(blocks.guide.start(i)), all.from(blocks.guide.start(j)));
+  for_each_tile(panels.guide.count(), [&](int64_t i, int64_t j) {
+    const T* cosines = cosines_of(panels.guide, i, j);
+    if (k > 0) search.offer(panels.guide, i, j, cosines);
+    add_pairs(panels.tile(i, j, cosines), all.from(panels.guide.start(i)), all.from(panels.guide.start(j)));
   });
   for (int64_t i = 0; i < n; ++i) {
     (*divergence)[i] = {{0, all.student[i]}, {0, all.teacher[i]}, all.excess[i], all.gap[i]};
@@ -136,24 +136,24 @@ at::Tensor forward_pairs(const GuidedArguments& arguments, int64_t k, std::vecto
 
 template <typename T>
 at::Tensor backward_pairs(const GuidedArguments& arguments, const GuidedSaved& saved) {
-  const PairBlocks<T> blocks(arguments);
-  const RowBlocks<T>& student = blocks.student;
+  const PairPanels<T> panels(arguments);
+  const RowPanels<T>& student = panels.student;
   const PairGradients<T> gradients(saved);
-  const int64_t n = arguments.n(), d = arguments.z.size(1), block = student.block();
+  const int64_t n = arguments.n(), d = arguments.z.size(1), panel = student.panel();
   const auto options = arguments.z.options().dtype(c10::CppTypeToScalarType<T>::value);
-  const at::Tensor grad = at::zeros({student.count() * block, d}, options);
-  const at::Tensor of_columns = at::zeros({student.count(), d, block}, options);  // transposed: u' H reads H as it lies
+  const at::Tensor grad = at::zeros({student.count() * panel, d}, options);
+  const at::Tensor of_columns = at::zeros({student.count(), d, panel}, options);  // transposed: u' H reads H as it lies
   for_each_tile(student.count(), [&](int64_t i, int64_t j) {
     const int64_t r = student.start(i), c = student.start(j);
-    const PairTile<T> tile = blocks.tile(i, j, cosines_of(blocks.guide, i, j));
+    const PairTile<T> tile = panels.tile(i, j, cosines_of(panels.guide, i, j));
     weigh_pairs(tile, gradients.from(r), gradients.from(c));
     const Matrix<const T> h{tile.student, tile.stride};
-    multiply(block, d, block, h, student.rows(j), {grad.mutable_data_ptr<T>() + r * d, d}, true);
+    multiply(panel, d, panel, h, student.rows(j), {grad.mutable_data_ptr<T>() + r * d, d}, true);
     if (i == j) return;
-    multiply(d, block, block, student.transposed(i), h, {of_columns.mutable_data_ptr<T>() + c * d, block}, true);
+    multiply(d, panel, panel, student.transposed(i), h, {of_columns.mutable_data_ptr<T>() + c * d, panel}, true);
   });
   run_parallel(student.count(), [&](int64_t b) {
-    grad.narrow(0, student.start(b), block).add_(of_columns.select(0, b).t().contiguous()).mul_(gradients.largest);
+    grad.narrow(0, student.start(b), panel).add_(of_columns.select(0, b).t().contiguous()).mul_(gradients.largest);
   });
   return grad.narrow(0, 0, n);
 }

@@ -1,0 +1,93 @@
+// Rows cut into panels of one size, as the products of a panel by a panel read them.
+#pragma once
+
+#include <ATen/core/Tensor.h>
+#include <ATen/ops/empty.h>
+#include <ATen/ops/zeros.h>
+
+#include <algorithm>
+#include <cstdint>
+#include <limits>
+
+#include "common/gemm.h"
+#include "common/tile_schedule.h"
+
+namespace ltood {
+
+constexpr int64_t kMaxPanel = 256;
+
+inline int64_t count_panels(int64_t rows, int64_t panel) { return (rows + panel - 1) / panel; }
+
+// [panels * panel, D] in `dtype`: x, then zero rows up to a whole panel.
+inline at::Tensor pad_rows(const at::Tensor& x, int64_t panel, c10::ScalarType dtype) {
+  const int64_t n = x.size(0), padded = count_panels(n, panel) * panel;
+  at::Tensor rows = at::empty({padded, x.size(1)}, x.options().dtype(dtype));
+  rows.narrow(0, 0, n).copy_(x.detach());
+  rows.narrow(0, n, padded - n).zero_();
+  return rows;
+}
+
+// -inf where row r of a tile meets column r + offset: such a pair is left out of every sum and search.
+template <typename T>
+void exclude_diagonal(Matrix<T> tile, int64_t rows, int64_t cols, int64_t offset) {
+  const int64_t end = std::min(rows, cols - offset);
+  for (int64_t r = std::max<int64_t>(0, -offset); r < end; ++r) {
+    tile.data[r * tile.stride + r + offset] = -std::numeric_limits<T>::infinity();
+  }
+}
+
+// All products are of whole panels, padding included: few shapes occur, and a product has the same bits wherever its
+// rows lie. The right operand is read from a copy that is transposed panel by panel; with `keep` false a panel at a
+// time, which takes a few per cent longer and half the memory.
+template <typename T>
+class RowPanels {
+ public:
+  // padded: from pad_rows
+  RowPanels(const at::Tensor& padded, int64_t n, int64_t panel, bool keep = true)
+      : n_(n), d_(padded.size(1)), panel_(panel), count_(padded.size(0) / panel), keep_(keep), rows_(padded) {
+    transposed_ = at::empty({keep ? count_ : at::get_num_threads(), d_, panel}, rows_.options());
+    scratch_ = at::empty({at::get_num_threads(), panel, kMaxPanel}, rows_.options());
+    if (keep) run_parallel(count_, [&](int64_t b) { transpose(b, b); });
+  }
+
+  int64_t panel() const { return panel_; }
+  int64_t count() const { return count_; }
+  int64_t start(int64_t b) const { return b * panel_; }
+  int64_t size(int64_t b) const { return std::min(panel_, n_ - b * panel_); }  // without padding
+
+  Matrix<const T> rows(int64_t b) const { return {rows_.const_data_ptr<T>() + b * panel_ * d_, d_}; }
+  // If not kept, valid until the calling thread's next call.
+  Matrix<const T> transposed(int64_t b) const {
+    const int64_t place = keep_ ? b : at::get_thread_num();
+    if (!keep_) transpose(b, place);
+    return {transposed_.const_data_ptr<T>() + place * d_ * panel_, panel_};
+  }
+
+  // <row of panel b, column> for columns [D, n_columns], at most kMaxPanel, in the calling thread's scratch [panel,
+  // n_columns]; valid until its next call.
+  Matrix<T> products(int64_t b, Matrix<const T> columns, int64_t n_columns) const {
+    T* scratch = scratch_.mutable_data_ptr<T>() + at::get_thread_num() * panel_ * kMaxPanel;
+    multiply(panel_, n_columns, d_, rows(b), columns, {scratch, n_columns}, false);
+    return {scratch, n_columns};
+  }
+
+  // The same for the rows of panel j, and -inf where a row meets itself.
+  Matrix<T> products(int64_t i, int64_t j) const {
+    const Matrix<T> tile = products(i, transposed(j), panel_);
+    if (i == j) exclude_diagonal(tile, size(i), size(i), 0);
+    return tile;
+  }
+
+ private:
+  void transpose(int64_t b, int64_t place) const {
+    transposed_.select(0, place).copy_(rows_.narrow(0, b * panel_, panel_).t());
+  }
+
+  int64_t n_, d_, panel_, count_;
+  bool keep_;
+  at::Tensor rows_;        // [count * panel, D]
+  at::Tensor transposed_;  // [count or threads, D, panel]
+  at::Tensor scratch_;     // [threads, panel, kMaxPanel]
+};
+
+}  // namespace ltood
