@@ -17,7 +17,7 @@ TopkKernelParams plan(const TopkParams& p, const cuda::DeviceLimits& limits) {
   const bool sm90 = knn::sm90::stages(p.x, limits) > 0;
   TopkKernelParams plan{p, cuda::ceil_div(p.x.rows, sm90 ? knn::sm90::kTile.rows : knn::kBlockM), 1, 0, p.indices};
   const int tiles = (p.y.rows - 1) / (sm90 ? knn::sm90::kTile.columns : knn::kBlockN) + 1;
-  const int places = (sm90 ? knn::sm90::kTile.units : 2) * limits.multiprocessors;
+  const int places = (sm90 ? knn::sm90::kTile.work_tiles : 2) * limits.multiprocessors;
   const int wanted = std::min(cuda::ceil_div(places, plan.row_blocks), knn::kMaxSplits);
   plan.k_split_tiles = cuda::ceil_div(tiles, std::clamp(wanted, 1, std::max(tiles / kLeastTiles, 1)));
   plan.k_splits = cuda::ceil_div(tiles, plan.k_split_tiles);
