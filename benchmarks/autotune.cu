@@ -11,9 +11,9 @@
 #include <random>
 #include <vector>
 
-#include "ops/contrastive/contrastive_sm90_launch.h"
-#include "ops/guided/guided_sm90_launch.h"
-#include "ops/knn/knn_sm90_launch.h"
+#include "ops/contrastive/cuda/sm90/launch.h"
+#include "ops/guided/cuda/sm90/launch.h"
+#include "cuda/topk/sm90/launch.h"
 
 namespace ltood {
 namespace {
@@ -128,7 +128,7 @@ Problem topk(const Operand& u, const cuda::DeviceLimits& limits) {
   TopkParams p{u, u, kNeighbors, 1};
   const size_t count = size_t(u.rows) * kNeighbors;
   p.values = fresh<float>(count), p.indices = fresh<int64_t>(count);
-  const tile_sizes::Tile tile = knn::sm90::kTile;
+  const tile_sizes::TileSize tile = knn::sm90::kTile;
   const int stages = knn::sm90::stages(u, limits);
   must(stages ? 0 : cudaErrorNotSupported, "topk");
   const int row_blocks = cuda::ceil_div(u.rows, tile.rows), tiles = cuda::ceil_div(u.rows, tile.columns);

@@ -23,8 +23,8 @@ import torch
 ROOT = Path(__file__).resolve().parent.parent
 TABLE = ROOT / "csrc/cuda/tile_sizes_sm90.h"
 SOURCES = (
-    "benchmarks/autotune.cu", "csrc/cuda/operand.cu", "csrc/ops/contrastive/contrastive_sm90_launch.cu",
-    "csrc/ops/guided/guided_sm90_launch.cu", "csrc/ops/knn/knn_sm90_launch.cu",
+    "benchmarks/autotune.cu", "csrc/cuda/operand.cu", "csrc/ops/contrastive/cuda/sm90/launch.cu",
+    "csrc/ops/guided/cuda/sm90/launch.cu", "csrc/cuda/topk/sm90/launch.cu",
 )  # fmt: skip
 # What may differ from the entry; what fits is left to the header.
 RING = {"stages": (4, 6, 8)}
@@ -89,8 +89,8 @@ def fitting(tiles: list[Tile], compiler: str = "g++") -> list[Tile]:
     entries = "\n".join(tile.source() for tile in tiles)
     program = (
         '#include <cstdio>\n#include "cuda/tile_sizes_sm90.h"\nusing namespace ltood::sm90;\n'
-        f"constexpr Tile candidates[] = {{{entries}}};\n"
-        "int main() {\n  for (const Tile& t : candidates) std::puts(fits(t) ? \"1\" : \"0\");\n}\n"
+        f"constexpr TileSize candidates[] = {{{entries}}};\n"
+        "int main() {\n  for (const TileSize& t : candidates) std::puts(fits(t) ? \"1\" : \"0\");\n}\n"
     )  # fmt: skip
     with tempfile.TemporaryDirectory() as folder:
         source, binary = Path(folder, "limits.cpp"), Path(folder, "limits")

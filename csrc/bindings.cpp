@@ -6,63 +6,83 @@
 #include "cuda/probe.h"
 #endif
 
+// Inputs that several schemas share. Tensors come first, as torch.library differentiates no keyword-only tensor; all
+// else is keyword-only, with defaults. A backward takes the gradients of the outputs, the outputs that its forward
+// saves, and all inputs; ltood_fast/ops/_autograd.py joins the two by these names.
+#define TEMPERATURE "float temperature=1.0"
+
+#define CONTRASTIVE_INPUTS                                                                         \
+  "Tensor z, Tensor? temperature_tensor=None, Tensor? instance_ids=None, Tensor? labels=None, "    \
+  "Tensor? neighbor_weights=None, Tensor? domain=None, Tensor? bank=None, Tensor? bank_ids=None, " \
+  "Tensor? bank_domain=None, *, " TEMPERATURE                                                      \
+  ", bool normalize=True, bool views=True, int k=0, "                                              \
+  "float neighbor_weight=1.0"
+
+// Rows [n, D] of one process against columns [M, D] of others; row i and column i + diagonal are the same embedding.
+#define PARTIAL_INPUTS \
+  "Tensor x, Tensor y, Tensor? temperature_tensor=None, Tensor? x_instance=None, Tensor? y_instance=None"
+#define PARTIAL_OPTIONS TEMPERATURE ", bool normalize=True, SymInt diagonal=0"
+
+#define GUIDED_INPUTS                                                                                  \
+  "Tensor z, Tensor guide, Tensor? temperature_tensor=None, Tensor? clusters=None, Tensor? far=None, " \
+  "Tensor? instance_ids=None, Tensor? pos_idx=None, *, int k=0, bool normalize=True, bool "            \
+  "distill=False, " GUIDED_OPTIONS
+#define GUIDED_OPTIONS TEMPERATURE ", float? teacher_temperature=None, bool weighted=True, float gamma=1.0"
+#define GUIDED_COLUMNS                                   \
+  "Tensor x_guide, Tensor y_guide, " PARTIAL_INPUTS      \
+  ", Tensor? x_clusters=None, Tensor? y_clusters=None, " \
+  "Tensor? far=None"
+
 TORCH_LIBRARY(ltood_fast, m) {
-  // knn: similarities [N, k] and columns [N, k], best first; without y the rows search themselves, each less its own
-  m.def("knn(Tensor x, Tensor? y, int k, bool normalize) -> (Tensor cosines, Tensor indices)");
-  // cluster_kl: a loss per row [N], mass f [K], row statistics [3, N] ([4, N] on CUDA), distances of the first rows
-  // [cached_rows, K], q [N, K] and assignments [N] on request (else [0, K], [0])
+  // Similarities [N, k] and columns [N, k], best first; without y the rows search themselves, each except its own.
+  m.def("knn(Tensor x, Tensor? y=None, *, int k, bool normalize=True) -> (Tensor cosines, Tensor indices)");
+
+  // A loss per row [N], mass f [K], row statistics [3, N] ([4, N] on CUDA), distances of the first rows [cached_rows,
+  // K], q [N, K] and assignments [N] on request (else [0, K], [0]).
   m.def(
-      "cluster_kl(Tensor z, Tensor centroids, float nu, SymInt cached_rows, bool return_q, bool return_assignments) -> "
-      "(Tensor loss, Tensor mass, Tensor stats, Tensor distances, Tensor q, Tensor assignments)");
+      "cluster_kl(Tensor z, Tensor centroids, *, float nu=1.0, SymInt cached_rows=0, bool return_q=False, "
+      "bool return_assignments=False) -> (Tensor loss, Tensor mass, Tensor stats, Tensor distances, Tensor q, "
+      "Tensor assignments)");
   m.def(
-      "cluster_kl_bwd(Tensor grad_loss, Tensor z, Tensor centroids, Tensor mass, Tensor stats, Tensor distances, "
-      "float nu, bool need_z, bool need_centroids) -> (Tensor grad_z, Tensor grad_centroids)");
+      "cluster_kl_bwd(Tensor grad_loss, Tensor mass, Tensor stats, Tensor distances, Tensor z, Tensor centroids, *, "
+      "float nu=1.0, bool need_z=True, bool need_centroids=True) -> (Tensor grad_z, Tensor grad_centroids)");
+
+  // Row losses [N], empty where one is disabled; log-sum-exp [N] and weights of the positives [N] in float64; the k
+  // nearest rows [N, k].
+  m.def("contrastive(" CONTRASTIVE_INPUTS
+        ") -> (Tensor instance_loss, Tensor class_loss, Tensor lse, Tensor instance_weight, Tensor class_weight, "
+        "Tensor cosines, Tensor indices)");
   m.def(
-      "contrastive(Tensor z, float temperature, Tensor? temperature_tensor, bool normalize, bool views, "
-      "Tensor? instance_ids, Tensor? labels, int k, float neighbor_weight, Tensor? neighbor_weights, Tensor? domain, "
-      "Tensor? bank, Tensor? bank_ids, Tensor? bank_domain) -> (Tensor instance_loss, Tensor class_loss, Tensor lse, "
-      "Tensor instance_weight, Tensor class_weight, Tensor cosines, Tensor indices)");
+      "contrastive_bwd(Tensor? grad_instance_loss, Tensor? grad_class_loss, Tensor? grad_lse, Tensor lse, "
+      "Tensor instance_weight, Tensor class_weight, Tensor cosines, Tensor indices, " CONTRASTIVE_INPUTS
+      ") -> (Tensor grad_z, Tensor grad_temperature_tensor)");
+  // lse [n] and the k best columns [n, k]; grad_unit [n, D] = (1/tau) (x_weight exp(s - x_lse) + y_weight exp(s -
+  // y_lse)) u(y).
+  m.def("contrastive_partial(" PARTIAL_INPUTS ", Tensor? x_domain=None, Tensor? y_domain=None, *, " PARTIAL_OPTIONS
+        ", int k=0) -> (Tensor lse, Tensor cosines, Tensor indices)");
   m.def(
-      "contrastive_bwd(Tensor? grad_instance, Tensor? grad_class, Tensor? grad_lse, Tensor z, float temperature, "
-      "Tensor? temperature_tensor, bool normalize, Tensor? instance_ids, Tensor? labels, float neighbor_weight, "
-      "Tensor? neighbor_weights, Tensor? bank, Tensor lse, Tensor instance_weight, Tensor class_weight, "
-      "Tensor cosines, Tensor indices) -> (Tensor grad_z, Tensor grad_temperature)");
-  // A partial problem of the same similarities: rows [n, D] of one process, columns [M, D] of others. lse [n], the k
-  // best columns [n, k]; then grad_unit [n, D] = (1/tau) (x_weight exp(s - x_lse) + y_weight exp(s - y_lse)) u(y)
+      "contrastive_partial_bwd(Tensor x, Tensor y, Tensor x_lse, Tensor x_weight, Tensor? y_lse=None, "
+      "Tensor? y_weight=None, Tensor? temperature_tensor=None, *, " PARTIAL_OPTIONS ") -> Tensor grad_unit");
+
+  // Stage 2. clusters: the guided contrastive loss; distill: relational distillation. Outputs of a disabled loss are
+  // empty.
+  m.def("guided(" GUIDED_INPUTS
+        ") -> (Tensor loss, Tensor weight, Tensor lse, Tensor neighbors, Tensor kl, Tensor student_lse, "
+        "Tensor teacher_lse)");
   m.def(
-      "contrastive_partial(Tensor x, Tensor y, float temperature, Tensor? temperature_tensor, bool normalize, "
-      "SymInt diagonal, int k, Tensor? x_instance, Tensor? y_instance, Tensor? x_domain, Tensor? y_domain) "
-      "-> (Tensor lse, Tensor cosines, Tensor indices)");
-  m.def(
-      "contrastive_partial_bwd(Tensor x, Tensor y, float temperature, Tensor? temperature_tensor, bool normalize, "
-      "SymInt diagonal, Tensor x_lse, Tensor x_weight, Tensor? y_lse, Tensor? y_weight) -> Tensor grad_unit");
-  // Stage 2. clusters: the guided contrastive loss; distill: relational distillation. What is not asked for is empty.
-  m.def(
-      "guided(Tensor z, Tensor guide, Tensor? clusters, Tensor? far, Tensor? instance_ids, Tensor? pos_idx, "
-      "float temperature, Tensor? temperature_tensor, float? teacher_temperature, int k, bool weighted, float gamma, "
-      "bool normalize, bool distill) -> (Tensor loss, Tensor weight, Tensor lse, Tensor neighbors, Tensor kl, "
-      "Tensor student_lse, Tensor teacher_lse)");
-  m.def(
-      "guided_bwd(Tensor? grad_loss, Tensor? grad_lse, Tensor? grad_kl, Tensor? grad_student_lse, Tensor z, "
-      "Tensor guide, Tensor? clusters, Tensor? far, Tensor? instance_ids, Tensor weight, Tensor lse, Tensor neighbors, "
-      "Tensor student_lse, Tensor teacher_lse, float temperature, Tensor? temperature_tensor, "
-      "float? teacher_temperature, bool weighted, float gamma, bool normalize, bool distill) "
-      "-> (Tensor grad_z, Tensor grad_temperature)");
-  // A partial problem of the same pairs: rows [n] of one process, columns [M] of others. Sums of the rows over the
-  // columns [n], with all columns as negatives where x_every says so, and the k best columns [n, k] by the guide's
-  // cosines
-  m.def(
-      "guided_partial(Tensor x, Tensor x_guide, Tensor y, Tensor y_guide, SymInt diagonal, Tensor? x_clusters, "
-      "Tensor? y_clusters, Tensor? far, Tensor? x_instance, Tensor? y_instance, Tensor? x_every, float temperature, "
-      "Tensor? temperature_tensor, float? teacher_temperature, int k, bool weighted, float gamma, bool normalize, "
-      "bool distill) -> (Tensor lse, Tensor lse_every, Tensor weight, Tensor positive_logit, Tensor cosines, Tensor "
-      "indices, "
-      "Tensor student_lse, Tensor teacher_lse, Tensor excess, Tensor gap)");
-  m.def(
-      "guided_partial_bwd(Tensor x, Tensor x_guide, Tensor y, Tensor y_guide, SymInt diagonal, Tensor? x_clusters, "
-      "Tensor? y_clusters, Tensor? far, Tensor? x_instance, Tensor? y_instance, Tensor? x_contrast, "
-      "Tensor? y_contrast, Tensor? x_distill, Tensor? y_distill, float temperature, Tensor? temperature_tensor, "
-      "float? teacher_temperature, bool weighted, float gamma, bool normalize) -> Tensor grad_unit");
+      "guided_bwd(Tensor? grad_loss, Tensor? grad_lse, Tensor? grad_kl, Tensor? grad_student_lse, Tensor weight, "
+      "Tensor lse, Tensor neighbors, Tensor student_lse, Tensor teacher_lse, " GUIDED_INPUTS
+      ") -> (Tensor grad_z, Tensor grad_temperature_tensor)");
+  // Sums over the columns [n], with all columns as negatives where x_every says so, and the k best columns [n, k] by
+  // the guide's cosines.
+  m.def("guided_partial(" GUIDED_COLUMNS
+        ", Tensor? x_every=None, *, int k=0, bool normalize=True, SymInt diagonal=0, "
+        "bool distill=False, " GUIDED_OPTIONS
+        ") -> (Tensor lse, Tensor lse_every, Tensor weight, Tensor positive_logit, Tensor cosines, Tensor indices, "
+        "Tensor student_lse, Tensor teacher_lse, Tensor excess, Tensor gap)");
+  m.def("guided_partial_bwd(" GUIDED_COLUMNS
+        ", Tensor? x_contrast=None, Tensor? y_contrast=None, Tensor? x_distill=None, Tensor? y_distill=None, *, "
+        "bool normalize=True, SymInt diagonal=0, " GUIDED_OPTIONS ") -> Tensor grad_unit");
 
 #ifdef LTOOD_WITH_CUDA
   m.def("cuda_probe(Tensor out) -> ()");

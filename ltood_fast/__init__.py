@@ -1,6 +1,6 @@
 """Fused ops for long-tailed self-supervised learning with out-of-distribution data."""
 
-from . import nn
+from . import nn, reference
 from ._ext import build_info
 from .ops.cluster_kl import cluster_kl, refine_centroids
 from .ops.contrastive import Stage1Result, domain_loss, nt_xent, psd_loss, stage1_loss, supcon
@@ -13,9 +13,12 @@ from .ops.guided import (
     stage2_loss,
 )
 from .ops.knn import cluster_tailness, knn, knn_density
+from .reference.options import Bank, Distill
 from .sampling.ood import sample_ood
 
 __all__ = [
+    "Bank",
+    "Distill",
     "Stage1Result",
     "Stage2Result",
     "build_info",
@@ -30,6 +33,7 @@ __all__ = [
     "nn",
     "nt_xent",
     "psd_loss",
+    "reference",
     "refine_centroids",
     "relational_distill",
     "sample_ood",

@@ -1,16 +1,22 @@
 // Rows cut into panels of one size, as the products of a panel by a panel read them.
 #pragma once
 
+#include <ATen/Parallel.h>
 #include <ATen/core/Tensor.h>
 #include <ATen/ops/empty.h>
 #include <ATen/ops/zeros.h>
 
 #include <algorithm>
+#include <cmath>
 #include <cstdint>
+#include <functional>
 #include <limits>
+#include <vector>
 
+#include "common/dispatch.h"
 #include "common/gemm.h"
 #include "common/tile_schedule.h"
+#include "common/unit_rows.h"
 
 namespace ltood {
 
@@ -25,6 +31,49 @@ inline at::Tensor pad_rows(const at::Tensor& x, int64_t panel, c10::ScalarType d
   rows.narrow(0, 0, n).copy_(x.detach());
   rows.narrow(0, n, padded - n).zero_();
   return rows;
+}
+
+// Rows in a tile. The bits of a result depend on it, so it depends on N alone, never on the number of threads.
+// N = 4096 makes 32 panels of 128: 16 independent tiles a round, and the two halves of a diagonal tile, of which one
+// would do, cost 3 %. Many rows no longer fit in the cache: tiles of 256 then read each of them half as often. A
+// multiple of 16: whole vectors, few shapes.
+inline int64_t tile_rows(int64_t n) {
+  const int64_t panels = count_panels(n, n >= 8192 ? kMaxPanel : 128);
+  return count_panels(count_panels(n, panels), 16) * 16;
+}
+
+inline void run_rows(int64_t n, const std::function<void(int64_t, int64_t)>& body) { at::parallel_for(0, n, 64, body); }
+
+inline std::vector<double> norms_of_rows(const at::Tensor& x) {
+  std::vector<double> norms(x.size(0));
+  const int64_t d = x.size(1);
+  dispatch_wide(x.scalar_type(), [&](auto type) {
+    const auto* data = x.const_data_ptr<decltype(type)>();
+    run_rows(x.size(0),
+             [&](int64_t begin, int64_t end) { row_norms(data + begin * d, end - begin, d, norms.data() + begin); });
+  });
+  return norms;
+}
+
+inline void normalize_in_place(const at::Tensor& x, const std::vector<double>& norms) {
+  const int64_t d = x.size(1);
+  dispatch_wide(x.scalar_type(), [&](auto type) {
+    auto* data = x.mutable_data_ptr<decltype(type)>();
+    run_rows(x.size(0), [&](int64_t begin, int64_t end) {
+      normalize_rows(data + begin * d, end - begin, d, norms.data() + begin);
+    });
+  });
+}
+
+inline at::Tensor wide_rows(const at::Tensor& z) { return z.contiguous().to(wide_dtype(z.scalar_type())); }
+
+// |u| of the longest row, NaN when one is.
+inline double longest_norm(const std::vector<double>& norms, bool normalize) {
+  double longest = normalize ? 1 : 0;
+  for (size_t i = 0; i < norms.size() && !normalize; ++i) {
+    longest = norms[i] > longest || std::isnan(norms[i]) ? norms[i] : longest;
+  }
+  return longest;
 }
 
 // -inf where row r of a tile meets column r + offset: such a pair is left out of every sum and search.

@@ -75,4 +75,11 @@ LTOOD_INLINE double exp2_simd(double y) {
 constexpr double kLog2E = 1.4426950408889634074;
 constexpr double kLn2 = 0.69314718055994530942;
 
+// |s| up to here needs no shift: N exp(s) and exp(-s) stay inside the type's normal range for N < 2^36 (float:
+// e^60 = 1.1e26), and so does the product of two such factors that the backward forms, exp(s) * exp(-lse) <= 1.
+template <typename T>
+constexpr double safe_exponent() {
+  return sizeof(T) == 4 ? 60.0 : 600.0;
+}
+
 }  // namespace ltood

@@ -32,7 +32,7 @@ __device__ __forceinline__ int slot_row(int s) { return tiles::fragment_row(s / 
 __device__ __forceinline__ float& at(Fragments& c, int s, int j, int e) { return c[s / 2][j][s % 2 * 2 + e]; }
 
 // Where a pipeline is: a column tile, and a step of its product.
-struct Position {
+struct LoopPosition {
   int tile, step;
   __device__ void advance(int steps) {
     if (++step == steps) {
@@ -58,7 +58,7 @@ __device__ __forceinline__ void run(const Operand& x, const Operand& y, int firs
       }
   }
   Fragments c;
-  Position ahead{begin, 0}, now{begin, 0};
+  LoopPosition ahead{begin, 0}, now{begin, 0};
   const auto load = [&](int, int stage) {
     const uint32_t to = shared + stage * stage_bytes(kResident);
     const int k_tile = steps.k_tile(ahead.step);

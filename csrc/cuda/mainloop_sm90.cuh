@@ -9,8 +9,8 @@
 
 namespace ltood::mainloop_sm90 {
 
-using warpgroups::Position;
 using warpgroups::Ring;
+using warpgroups::RingPosition;
 
 constexpr int kBlockM = 256, kBlockN = 128;
 constexpr int kHalves = 2;  // of a warpgroup's rows
@@ -59,7 +59,7 @@ __device__ __forceinline__ void produce(const Maps& maps, const Operand& x, cons
     prim::tma_load(shared.resident + s * kKTileBytes, &maps.x, shared.resident_full, s % x.k_tiles * kKTile, row,
                    split);
   }
-  Position at;
+  RingPosition at;
   for (int tile = begin; tile < end; ++tile) {
     for (int step = 0; step < steps.count(); ++step, at.advance(shared.ring.stages)) {
       shared.ring.claim(at, kKTileBytes);
@@ -75,7 +75,7 @@ template <typename half_t, typename UseTile>
 __device__ __forceinline__ void consume(const Operand& x, const Shared& shared, int begin, int end, UseTile use_tile) {
   const tiles::Steps steps{x.k_tiles, x.splits};
   const uint32_t rows = shared.resident + warpgroups::consumer() * x.splits * x.k_tiles * kKTileBytes;
-  Position at, left;
+  RingPosition at, left;
   warpgroups::begin_turns();
   prim::mbarrier_wait(shared.resident_full, 0);
   for (int tile = begin; tile < end; ++tile) {

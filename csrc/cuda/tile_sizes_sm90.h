@@ -29,7 +29,7 @@ constexpr int kInFlight = 2;         // k_tiles whose products may be unfinished
 constexpr int kFewestStages = kInFlight + 2;
 constexpr int kMostColTiles = 8;  // of a work tile of the upper triangle: their sums stay in shared memory
 
-enum Kernel {
+enum TiledKernel {
   kSums,       // contrastive forward, the log-sum-exp alone
   kNeighbors,  // the same with the nearest row
   kLseBwd,     // contrastive backward
@@ -38,8 +38,8 @@ enum Kernel {
   kGuidedBwd,  // the same backward
 };
 
-struct Tile {
-  Kernel kernel;
+struct TileSize {
+  TiledKernel kernel;
   int splits;   // of the operands; 0: any
   int k_tiles;  // up to so many: splits × k_tiles of the resident rows (guided: both); kLseBwd: k_tiles of a block's
                 // output
@@ -50,7 +50,7 @@ struct Tile {
 };
 
 // clang-format off
-constexpr Tile kTiles[] = {
+constexpr TileSize kTiles[] = {
     {kSums, 0, 4, 256, 128, 1, 6, 8},
     {kSums, 0, 8, 128, 128, 1, 6, 8},
     {kNeighbors, 0, 8, 128, 128, 1, 6, 8},
@@ -77,8 +77,8 @@ constexpr int kPolynomialEighths = LTOOD_POLYNOMIAL_EIGHTHS;
 static_assert(0 <= kPolynomialEighths && kPolynomialEighths <= 8);
 
 // The entry for operands of so many splits and k_tiles; rows = 0: none takes them.
-constexpr Tile tile_of(Kernel kernel, int splits, int k_tiles) {
-  for (const Tile& t : kTiles) {
+constexpr TileSize tile_of(TiledKernel kernel, int splits, int k_tiles) {
+  for (const TileSize& t : kTiles) {
     if (t.kernel == kernel && (t.splits == 0 || t.splits == splits) && k_tiles <= t.k_tiles) return t;
   }
   return {};
@@ -87,7 +87,7 @@ constexpr Tile tile_of(Kernel kernel, int splits, int k_tiles) {
 // Registers of a consumer thread that live from one product to the next: S (and G, its second operand), the output, the
 // sums and neighbours of 32 rows. The guided losses have two products, sums of two rows, an output of 128 features and
 // what H takes of two rows.
-constexpr int registers_of(const Tile& t) {
+constexpr int registers_of(const TileSize& t) {
   const int products = t.rows * t.columns / kConsumerThreads;
   switch (t.kernel) {
     case kSums:
@@ -105,10 +105,10 @@ constexpr int registers_of(const Tile& t) {
   }
 }
 
-constexpr int stage_bytes(const Tile& t) { return t.stage_k_tiles * t.columns * 128; }
+constexpr int stage_bytes(const TileSize& t) { return t.stage_k_tiles * t.columns * 128; }
 
 // Shared memory at the widest rows that an entry takes, but for ring and barriers.
-constexpr int fixed_bytes(const Tile& t) {
+constexpr int fixed_bytes(const TileSize& t) {
   const int rows = t.rows * 128 * t.k_tiles, row_tiles = t.rows / 128, warps = kConsumerThreads / 32;
   const int sums = (row_tiles + warps + row_tiles * kMostColTiles) * 128 * 4;
   switch (t.kernel) {
@@ -127,17 +127,17 @@ constexpr int fixed_bytes(const Tile& t) {
 }
 
 // Stages beside so many bytes; 0: too few for the products in flight, and the kernel does not take the problem.
-constexpr int stages_beside(const Tile& t, int bytes, int shared = kSharedBytes) {
+constexpr int stages_beside(const TileSize& t, int bytes, int shared = kSharedBytes) {
   const int fitting = (shared - bytes - kBarrierBytes) / (stage_bytes(t) + kBarrierBytes);
   return fitting < kFewestStages ? 0 : fitting < t.stages ? fitting : t.stages;
 }
 
-constexpr int block_bytes(const Tile& t, int bytes, int stages) {
+constexpr int block_bytes(const TileSize& t, int bytes, int stages) {
   return bytes + stages * stage_bytes(t) + (stages + 1) * kBarrierBytes;
 }
 
 // wgmma is issued for 64 or 128 columns, and for 64 or 128 features of an output.
-constexpr bool fits(const Tile& t) {
+constexpr bool fits(const TileSize& t) {
   const bool shape = (t.rows == 128 || t.rows == 256) && (t.columns == 64 || t.columns == 128) &&
                      (t.stage_k_tiles == 1 || t.stage_k_tiles == 2) && t.k_tiles % t.stage_k_tiles == 0;
   return shape && t.work_tiles >= 1 && t.stages >= kFewestStages && stages_beside(t, fixed_bytes(t)) > 0 &&
@@ -145,7 +145,7 @@ constexpr bool fits(const Tile& t) {
 }
 
 constexpr bool all_fit() {
-  for (const Tile& t : kTiles) {
+  for (const TileSize& t : kTiles) {
     if (!fits(t)) return false;
   }
   return true;

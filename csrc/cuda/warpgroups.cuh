@@ -46,7 +46,7 @@ inline cudaError_t make_map(CUtensorMap* map, const Operand& x, int box_rows) {
 }
 
 // One of a ring's stages, and the parity of the phase in which it is used.
-struct Position {
+struct RingPosition {
   int stage = 0;
   uint32_t phase = 0;
   __device__ __forceinline__ void advance(int stages) {
@@ -61,27 +61,27 @@ struct Ring {
   uint32_t data, barriers;  // shared addresses
   int stages, stage_bytes;
 
-  __device__ __forceinline__ uint32_t at(Position p) const { return data + p.stage * stage_bytes; }
-  __device__ __forceinline__ uint32_t full(Position p) const { return barriers + p.stage * kBarrierBytes; }
-  __device__ __forceinline__ uint32_t empty(Position p) const { return full(p) + 8; }
+  __device__ __forceinline__ uint32_t at(RingPosition p) const { return data + p.stage * stage_bytes; }
+  __device__ __forceinline__ uint32_t full(RingPosition p) const { return barriers + p.stage * kBarrierBytes; }
+  __device__ __forceinline__ uint32_t empty(RingPosition p) const { return full(p) + 8; }
 
   // By one thread, before anybody uses the ring.
   __device__ void init() const {
-    for (Position p; p.phase == 0; p.advance(stages)) {
+    for (RingPosition p; p.phase == 0; p.advance(stages)) {
       prim::mbarrier_init(full(p), 1);
       prim::mbarrier_init(empty(p), kConsumerWarps);
     }
   }
 
   // The producer: waits for the stage to be free and announces its bytes.
-  __device__ __forceinline__ void claim(Position p, int bytes) const {
+  __device__ __forceinline__ void claim(RingPosition p, int bytes) const {
     prim::mbarrier_wait(empty(p), p.phase ^ 1);
     prim::mbarrier_arrive_expect(full(p), bytes);
   }
 
   // A consumer: waits for the bytes; says that its warp has read them.
-  __device__ __forceinline__ void wait(Position p) const { prim::mbarrier_wait(full(p), p.phase); }
-  __device__ __forceinline__ void release(Position p) const {
+  __device__ __forceinline__ void wait(RingPosition p) const { prim::mbarrier_wait(full(p), p.phase); }
+  __device__ __forceinline__ void release(RingPosition p) const {
     if (threadIdx.x % 32 == 0) prim::mbarrier_arrive(empty(p));
   }
 };
@@ -89,8 +89,8 @@ struct Ring {
 // c = the products of a tile: 64 kHalves rows of A with 2 kSize of B, a k_tile a step from the ring's next stages,
 // which are given back. operands(step, stage) gives the addresses of both k_tiles.
 template <typename half_t, int kHalves, int kSize, typename Operands>
-__device__ __forceinline__ void multiply_tile(float (&c)[kHalves][kSize], int steps, const Ring& ring, Position& at,
-                                              Position& left, Operands operands) {
+__device__ __forceinline__ void multiply_tile(float (&c)[kHalves][kSize], int steps, const Ring& ring, RingPosition& at,
+                                              RingPosition& left, Operands operands) {
   // A turn lasts a tile: the other warpgroup gives no stage back meanwhile, so a longer tile would wait for ever.
   const bool turns = steps <= ring.stages;
   if (turns) wait_for_turn();

@@ -1,46 +1,29 @@
-"""The losses of stage 2 as Modules: hyper-parameters in the constructor, one call in forward."""
+"""The losses of stage 2 as modules."""
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
-from torch import Tensor, nn
+from torch import Tensor
 
 from ..ops import _check as check
-from ..ops._backend import BACKENDS
-from ..ops._group import GroupContext
-from ..ops.guided import DISTILLATIONS, Stage2Result, guided_contrastive, relational_distill, stage2_loss
+from ..ops.guided import DISTILLATIONS, guided_contrastive, relational_distill, stage2_loss
+from ..reference.options import Distill
+from ._loss import Loss
 
 if TYPE_CHECKING:
-    from torch.distributed import ProcessGroup
+    from typing_extensions import Unpack
+
+    from ._loss import LossOptions
 
 
-class _Stage2Term(nn.Module):
-    """A temperature (an ``nn.Parameter`` is learnt) and the keyword arguments that every call gets."""
-
-    def __init__(self, temperature: float | Tensor, **options):
-        super().__init__()
-        name = type(self).__name__
-        check.temperature(name, temperature)
-        check.choice(name, "reduction", options["reduction"], check.REDUCTIONS)
-        check.choice(name, "backend", options["backend"], BACKENDS)
-        GroupContext(name, options["group"], options["reduction"], options["exchange"])  # checks them
-        if "k" in options:
-            check.count(name, "k", options["k"], 1)
-            check.nonnegative_number(name, "gamma", options["gamma"])
-        if options.get("teacher_temperature") is not None:
-            check.positive_number(name, "teacher_temperature", options["teacher_temperature"])
-        self.temperature = temperature
-        self.options = options
-
-    def extra_repr(self) -> str:
-        group = self.options["group"]
-        shown = {"temperature": self.temperature, **self.options, "group": group and group.group_name}
-        return ", ".join(f"{key}={value}" for key, value in shown.items())
+def _check_guided(name: str, k: int, gamma: float) -> None:
+    check.count(name, "k", k, 1)
+    check.nonnegative_number(name, "gamma", gamma)
 
 
-class GuidedContrastiveLoss(_Stage2Term):
-    """:func:`ltood_fast.guided_contrastive` with fixed hyper-parameters, which are described there."""
+class GuidedContrastiveLoss(Loss):
+    """Module of :func:`ltood_fast.guided_contrastive`."""
 
     def __init__(
         self,
@@ -49,120 +32,58 @@ class GuidedContrastiveLoss(_Stage2Term):
         k: int = 5,
         weighted: bool = True,
         gamma: float = 1.0,
-        normalize: bool = True,
-        reduction: str = "mean",
-        return_lse: bool = False,
-        group: ProcessGroup | None = None,
-        exchange: str = "gather",
-        backend: str = "auto",
-    ):
-        super().__init__(
-            temperature,
-            k=k,
-            weighted=weighted,
-            gamma=gamma,
-            normalize=normalize,
-            reduction=reduction,
-            return_lse=return_lse,
-            group=group,
-            exchange=exchange,
-            backend=backend,
-        )
+        **options: Unpack[LossOptions],
+    ) -> None:
+        super().__init__(temperature, options, k=k, weighted=weighted, gamma=gamma)
+        _check_guided("GuidedContrastiveLoss", k, gamma)
 
-    def forward(
-        self,
-        z: Tensor,
-        guide: Tensor,
-        clusters: Tensor,
-        far: Tensor,
-        *,
-        pos_idx: Tensor | None = None,
-        instance_ids: Tensor | None = None,
-    ) -> Tensor | tuple[Tensor, Tensor]:
-        """The loss of ``z`` [N, D] under ``guide`` [N, Dg], its ``clusters`` [N] and their ``far`` clusters [K]."""
-        given = {"pos_idx": pos_idx, "instance_ids": instance_ids}
-        return guided_contrastive(z, guide, clusters, far, self.temperature, **given, **self.options)
+    def forward(self, z: Tensor, guide: Tensor, clusters: Tensor, far: Tensor, **batch: Tensor | None) -> Any:
+        """``z`` [N, D] under ``guide`` [N, Dg], its ``clusters`` [N] and their ``far`` clusters [K]; batch:
+        ``pos_idx`` and ``instance_ids``."""
+        return guided_contrastive(z, guide, clusters, far, self.temperature, **batch, **self.hyper_parameters)
 
 
-class RelationalDistillLoss(_Stage2Term):
-    """:func:`ltood_fast.relational_distill` with fixed hyper-parameters, which are described there."""
+class RelationalDistillLoss(Loss):
+    """Module of :func:`ltood_fast.relational_distill`."""
 
     def __init__(
         self,
         temperature: float | Tensor = 0.2,
         *,
         teacher_temperature: float | None = None,
-        normalize: bool = True,
-        reduction: str = "mean",
-        return_lse: bool = False,
-        group: ProcessGroup | None = None,
-        exchange: str = "gather",
-        backend: str = "auto",
-    ):
-        super().__init__(
-            temperature,
-            teacher_temperature=teacher_temperature,
-            normalize=normalize,
-            reduction=reduction,
-            return_lse=return_lse,
-            group=group,
-            exchange=exchange,
-            backend=backend,
-        )
+        **options: Unpack[LossOptions],
+    ) -> None:
+        super().__init__(temperature, options, teacher_temperature=teacher_temperature)
+        if teacher_temperature is not None:
+            check.positive_number("RelationalDistillLoss", "teacher_temperature", teacher_temperature)
 
-    def forward(self, z: Tensor, guide: Tensor) -> Tensor | tuple[Tensor, Tensor]:
-        """The loss of ``z`` [N, D] under ``guide`` [N, Dg]."""
-        return relational_distill(z, guide, self.temperature, **self.options)
+    def forward(self, z: Tensor, guide: Tensor) -> Any:
+        """``z`` [N, D] under ``guide`` [N, Dg]."""
+        return relational_distill(z, guide, self.temperature, **self.hyper_parameters)
 
 
-class Stage2Loss(_Stage2Term):
-    """:func:`ltood_fast.stage2_loss` with fixed hyper-parameters, which are described there."""
+class Stage2Loss(Loss):
+    """Module of :func:`ltood_fast.stage2_loss`."""
 
     def __init__(
         self,
         temperature: float | Tensor = 0.2,
         *,
         beta: float = 0.4,
-        distill: str = "relational",
-        teacher_temperature: float | None = None,
+        distill: Distill | str = "relational",
         k: int = 5,
         weighted: bool = True,
         gamma: float = 1.0,
-        normalize: bool = True,
-        reduction: str = "mean",
-        return_lse: bool = False,
-        group: ProcessGroup | None = None,
-        exchange: str = "gather",
-        backend: str = "auto",
-    ):
-        super().__init__(
-            temperature,
-            beta=beta,
-            distill=distill,
-            teacher_temperature=teacher_temperature,
-            k=k,
-            weighted=weighted,
-            gamma=gamma,
-            normalize=normalize,
-            reduction=reduction,
-            return_lse=return_lse,
-            group=group,
-            exchange=exchange,
-            backend=backend,
-        )
+        **options: Unpack[LossOptions],
+    ) -> None:
+        distill = Distill.of(distill)
+        super().__init__(temperature, options, beta=beta, distill=distill, k=k, weighted=weighted, gamma=gamma)
         check.nonnegative_number("Stage2Loss", "beta", beta)
-        check.choice("Stage2Loss", "distill", distill, DISTILLATIONS)
+        check.choice("Stage2Loss", "distill", distill.kind, DISTILLATIONS)
+        if distill.teacher_temperature is not None:
+            check.positive_number("Stage2Loss", "distill.teacher_temperature", distill.teacher_temperature)
+        _check_guided("Stage2Loss", k, gamma)
 
-    def forward(
-        self,
-        z: Tensor,
-        guide: Tensor,
-        clusters: Tensor,
-        far: Tensor,
-        *,
-        pos_idx: Tensor | None = None,
-        instance_ids: Tensor | None = None,
-    ) -> Stage2Result | tuple[Stage2Result, Tensor]:
-        """The losses of ``z`` [N, D] under ``guide`` [N, Dg], its ``clusters`` [N] and their ``far`` clusters [K]."""
-        given = {"pos_idx": pos_idx, "instance_ids": instance_ids}
-        return stage2_loss(z, guide, clusters, far, self.temperature, **given, **self.options)
+    def forward(self, z: Tensor, guide: Tensor, clusters: Tensor, far: Tensor, **batch: Tensor | None) -> Any:
+        """As :class:`GuidedContrastiveLoss`."""
+        return stage2_loss(z, guide, clusters, far, self.temperature, **batch, **self.hyper_parameters)

@@ -18,37 +18,19 @@ import torch
 from torch import Tensor
 
 from ..reference import contrastive as reference
-from ._contrastive_op import _wide_dtype
-from ._contrastive_partial_op import contrastive_partial, contrastive_partial_bwd
-from ._group import RankLayout, operator, resolve, save_inputs, saved_inputs, used
+from ._contrastive_op import _fake as fake_of_one
+from ._contrastive_partial import contrastive_partial, contrastive_partial_bwd
+from ._group import RankLayout, operator, resolve
+from ._schema import RANK_NAMES, Arguments, differentiable, fake_gradients, group_schemas, wide_dtype
 
 PARTS = ("instance", "class")
 NORM_EPS = 1e-12
 CHUNK = 256  # rows that are widened to float64 at a time: a small part of the memory
+FORWARD, BACKWARD = group_schemas("contrastive", "Tensor gathered, Tensor sizes")
 
 
-class Inputs(NamedTuple):
-    """The arguments of the operator."""
-
-    z: Tensor
-    temperature: float
-    temperature_tensor: Tensor | None
-    normalize: bool
-    views: bool
-    instance_ids: Tensor | None
-    labels: Tensor | None
-    k: int
-    neighbor_weight: float
-    neighbor_weights: Tensor | None
-    domain: Tensor | None
-    bank: Tensor | None
-    bank_ids: Tensor | None
-    bank_domain: Tensor | None
-    kernel: bool
-    op: str
-    reduction: str
-    exchange: str
-    group: str
+class Inputs(Arguments):
+    """The arguments of the operator, or of its backward."""
 
     @property
     def lam(self) -> float | Tensor:
@@ -56,29 +38,13 @@ class Inputs(NamedTuple):
 
     @property
     def k_batch(self) -> int:
-        """Neighbours that are looked for in the batch."""
+        """Neighbours that are searched for in the batch."""
         return self.k if self.bank is None else 0
 
     @property
     def similarity(self) -> Similarity:
         tensor = self.temperature_tensor
         return Similarity(self.temperature if tensor is None else tensor.detach(), self.normalize, self.kernel)
-
-
-INPUTS = (
-    "Tensor z, float temperature, Tensor? temperature_tensor, bool normalize, bool views, Tensor? instance_ids, "
-    "Tensor? labels, int k, float neighbor_weight, Tensor? neighbor_weights, Tensor? domain, Tensor? bank, "
-    "Tensor? bank_ids, Tensor? bank_domain, bool kernel, str op, str reduction, str exchange, str group"
-)
-FORWARD = (
-    f"({INPUTS}) -> (Tensor instance_loss, Tensor class_loss, Tensor lse, Tensor instance_weight, "
-    "Tensor class_weight, Tensor cosines, Tensor indices, Tensor gathered, Tensor sizes)"
-)
-BACKWARD = (
-    "(Tensor? grad_instance, Tensor? grad_class, Tensor? grad_lse, Tensor lse, Tensor instance_weight, "
-    f"Tensor class_weight, Tensor indices, Tensor gathered, Tensor sizes, {INPUTS}) -> "
-    "(Tensor grad_z, Tensor grad_temperature)"
-)
 
 
 class Similarity(NamedTuple):
@@ -103,8 +69,8 @@ class Similarity(NamedTuple):
         return function(x, y, self.temperature, normalize=self.normalize, **options)
 
     def lse_bwd(self, x: Tensor, y: Tensor, **options: object) -> Tensor:
-        grad_unit = contrastive_partial_bwd if self.kernel else reference.contrastive_partial_bwd
-        return grad_unit(x, y, self.temperature, normalize=self.normalize, **options)
+        function = contrastive_partial_bwd if self.kernel else reference.contrastive_partial_bwd
+        return function(x, y, self.temperature, normalize=self.normalize, **options)
 
     def gradient(self, x: Tensor, at_unit: Tensor) -> Tensor:
         """From the gradient at u(x) to the one at x: through the norm, which is constant below its eps."""
@@ -178,11 +144,10 @@ class Columns:
         names = (["instance"] if inputs.views else []) + (["class"] if inputs.labels is not None else [])
         return {name: Segments(self.keys[name][self.own], self.keys[name]) for name in names}
 
-    def admissible(self, columns: slice) -> dict[str, Tensor]:
+    def admissible(self, columns: slice) -> dict[str, tuple[Tensor, Tensor]]:
         """Instances and domains of the own rows and of a shard's columns, for the search of neighbours."""
-        keys = {name: self.keys[name] for name in ("instance", "domain") if name in self.keys}
-        rows = {f"x_{name}": key[self.own].contiguous() for name, key in keys.items()}
-        return {**rows, **{f"y_{name}": key[columns].contiguous() for name, key in keys.items()}}
+        keys = {f"{name}s": self.keys[name] for name in ("instance", "domain") if name in self.keys}
+        return {name: (key[self.own].contiguous(), key[columns].contiguous()) for name, key in keys.items()}
 
 
 def _agree(inputs: Inputs) -> RankLayout:
@@ -195,9 +160,9 @@ def _agree(inputs: Inputs) -> RankLayout:
         "the dtype of z": str(inputs.z.dtype),
         "temperature": value,
         "normalize": inputs.normalize,
-        "reduction": inputs.reduction,
         "exchange": inputs.exchange,
         "k": inputs.k,
+        **dict(line.split("=", 1) for line in inputs.must_match.splitlines()),
         **{name: "None" if getattr(inputs, name) is None else "a tensor" for name in optional},
     }
     layout = RankLayout.of(op, inputs.group, inputs.z.shape[0], must_match)
@@ -221,11 +186,11 @@ def _search_bank(inputs: Inputs) -> tuple[Tensor, Tensor]:
     """The k nearest rows of the bank, which is on this rank: nothing is exchanged."""
     z, bank, keys = inputs.z, inputs.bank, {}
     if bank.dtype != z.dtype:
-        z, bank = z.to(_wide_dtype(z.dtype)), bank.to(_wide_dtype(z.dtype))
+        z, bank = z.to(wide_dtype(z.dtype)), bank.to(wide_dtype(z.dtype))
     if inputs.bank_ids is not None:
-        keys |= {"x_instance": inputs.instance_ids, "y_instance": inputs.bank_ids}
+        keys["instances"] = inputs.instance_ids, inputs.bank_ids
     if inputs.bank_domain is not None:
-        keys |= {"x_domain": inputs.domain, "y_domain": inputs.bank_domain}
+        keys["domains"] = inputs.domain, inputs.bank_domain
     outside = len(bank)  # no row of z is a row of the bank
     return inputs.similarity.partial(z, bank, diagonal=outside, k=inputs.k, **keys)[1:]
 
@@ -244,13 +209,13 @@ def _row_loss(lse: Tensor, attraction: Tensor, weight: Tensor) -> Tensor:
 
 
 @operator("contrastive_group", FORWARD)
-def contrastive_group(*arguments):
-    inputs = Inputs(*arguments)
+def contrastive_group(*args, **kwargs):
+    inputs = Inputs("contrastive_group", args, kwargs)
     z, similarity, layout = inputs.z, inputs.similarity, _agree(inputs)
     columns = Columns(inputs, layout)
     segments = columns.segments(inputs)
     sums = {name: z.new_zeros(z.shape, dtype=torch.float64) for name in segments}
-    n, wide, k = z.shape[0], _wide_dtype(z.dtype), inputs.k_batch
+    n, wide, k = z.shape[0], wide_dtype(z.dtype), inputs.k_batch
     lse = z.new_full((n,), -torch.inf, dtype=torch.float64)
     found = z.new_empty((n, 0), dtype=wide), z.new_empty((n, 0), dtype=torch.int64)
     for first, shard in layout.shards(z, inputs.exchange):
@@ -278,19 +243,13 @@ def contrastive_group(*arguments):
 
 
 @torch.library.register_fake("ltood_fast::contrastive_group")
-def _(*arguments):
-    inputs = Inputs(*arguments)
-    z, (n, d) = inputs.z, inputs.z.shape
-    wide = _wide_dtype(z.dtype)
-    parts = [n if inputs.views else 0, n if inputs.labels is not None else 0]
+def _(*args, **kwargs):
+    inputs = Inputs("contrastive_group", args, kwargs)
     rows = torch.library.get_ctx().new_dynamic_size() if inputs.exchange == "gather" else 0
+    one = {name: value for name, value in vars(inputs).items() if name not in RANK_NAMES}
     return (
-        *(z.new_empty(part, dtype=wide) for part in parts),
-        z.new_empty(n, dtype=torch.float64),
-        *(z.new_empty(part, dtype=torch.float64) for part in parts),
-        z.new_empty((n, inputs.k), dtype=wide),
-        z.new_empty((n, inputs.k), dtype=torch.int64),
-        z.new_empty((rows, d)),
+        *fake_of_one(**one),
+        inputs.z.new_empty((rows, inputs.z.shape[1])),
         torch.empty(resolve(inputs.group).size(), dtype=torch.int64, device="cpu"),
     )
 
@@ -303,8 +262,10 @@ class PositiveGrads(NamedTuple):
     neighbor: Tensor | None  # to each neighbour
 
     @staticmethod
-    def of(inputs: Inputs, gradients: list[Tensor | None], weights: list[Tensor], lse: Tensor) -> PositiveGrads:
-        *of_parts, of_lse = gradients
+    def of(inputs: Inputs) -> PositiveGrads:
+        lse, of_lse = inputs.lse, inputs.grad_lse
+        of_parts = inputs.grad_instance_loss, inputs.grad_class_loss
+        weights = inputs.instance_weight, inputs.class_weight
         total = torch.zeros_like(lse) if of_lse is None else of_lse.double()
         parts = {}
         for name, gradient, weight in zip(PARTS, of_parts, weights, strict=True):
@@ -361,29 +322,24 @@ def _zeros(z: Tensor) -> Tensor:
 
 
 @operator("contrastive_group_bwd", BACKWARD)
-def contrastive_group_bwd(
-    grad_instance, grad_class, grad_lse, lse, w_instance, w_class, indices, gathered, sizes, *rest
-):
-    inputs = Inputs(*rest)
-    z, similarity, group = inputs.z, inputs.similarity, resolve(inputs.group)
-    layout = RankLayout(inputs.op, group, group.rank(), sizes.tolist())
-    positive_grads = PositiveGrads.of(inputs, [grad_instance, grad_class, grad_lse], [w_instance, w_class], lse)
+def contrastive_group_bwd(*args, **kwargs):
+    inputs = Inputs("contrastive_group_bwd", args, kwargs)
+    z, similarity, group, indices, lse = inputs.z, inputs.similarity, resolve(inputs.group), inputs.indices, inputs.lse
+    layout = RankLayout(inputs.op, group, group.rank(), inputs.sizes.tolist())
+    positive_grads = PositiveGrads.of(inputs)
     choices = indices.unbind(dim=1) if inputs.k_batch else ()
     doubles = (lse, positive_grads.lse, *positive_grads.parts.values(), *([positive_grads.neighbor] if choices else []))
     columns = Columns(inputs, layout, choices, doubles)
     attraction = Attraction(inputs, columns, positive_grads, choices, layout.first)
     grad_unit = None
-    for first, shard in [(0, gathered)] if inputs.exchange == "gather" else layout.shards(z, "ring"):
+    for first, shard in [(0, inputs.gathered)] if inputs.exchange == "gather" else layout.shards(z, "ring"):
         passing = slice(first, first + len(shard))
-        y_lse, y_weight = (x[passing] for x in columns.doubles[:2])
         part = similarity.lse_bwd(
             z,
             shard,
             diagonal=layout.first - first,
-            x_lse=lse,
-            x_weight=positive_grads.lse,
-            y_lse=y_lse,
-            y_weight=y_weight,
+            of_rows=(lse, positive_grads.lse),
+            of_columns=(columns.doubles[0][passing], columns.doubles[1][passing]),
         )
         grad_unit = part if grad_unit is None else grad_unit.add_(part)
         del part  # not beside that of the next shard
@@ -409,31 +365,5 @@ def _epilogue(inputs: Inputs, grad_unit: Tensor, attraction: Attraction) -> tupl
     return grad_z, (-u_dot_du / similarity.tau).to(grad_unit.dtype)
 
 
-@torch.library.register_fake("ltood_fast::contrastive_group_bwd")
-def _(*arguments):
-    z = Inputs(*arguments[9:]).z
-    return z.new_empty(z.shape), z.new_empty((), dtype=_wide_dtype(z.dtype))
-
-
-def _setup_context(ctx, inputs, output):
-    _, _, lse, instance_weight, class_weight, cosines, indices, gathered, sizes = output
-    ctx.mark_non_differentiable(instance_weight, class_weight, cosines, indices, gathered, sizes)
-    ctx.set_materialize_grads(False)
-    save_inputs(ctx, inputs, lse, instance_weight, class_weight, indices, gathered, sizes)
-
-
-def _backward(ctx, grad_instance, grad_class, grad_lse, *_):
-    saved, inputs = saved_inputs(ctx)
-    temperature = inputs[2]
-    gradients = used(grad_instance), used(grad_class), grad_lse
-    grad_z, grad_temperature = torch.ops.ltood_fast.contrastive_group_bwd(*gradients, *saved, *inputs)
-    grad_temperature = None if temperature is None else grad_temperature.to(temperature.dtype)
-    return grad_z, None, grad_temperature, *([None] * (len(inputs) - 3))
-
-
-def _refuse_double_backward(ctx, *_):
-    raise RuntimeError("contrastive: double backward is not supported")
-
-
-torch.library.register_autograd("ltood_fast::contrastive_group", _backward, setup_context=_setup_context)
-torch.library.register_autograd("ltood_fast::contrastive_group_bwd", _refuse_double_backward)
+fake_gradients("contrastive_group")
+differentiable("contrastive_group")

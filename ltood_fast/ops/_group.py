@@ -23,14 +23,14 @@ EXCHANGES = ("gather", "ring")
 
 
 class GroupContext:
-    """The `group=` of one call, and the `with` block around the checks of its arguments: what one rank refuses, all
-    ranks raise. False without a group. (While torch.compile traces, a rank that refuses is alone: the others see its
-    absence as the time-out of the group.)"""
+    """The process group of one call, and the `with` statement around the checks of its arguments: an error of one rank
+    is raised by all. (While torch.compile traces, a rank that refuses is alone: the others see its absence as the
+    time-out of the group.)"""
 
     def __init__(self, op: str, group: object, reduction: str = "mean", exchange: str = "gather"):
         check.choice(op, "exchange", exchange, EXCHANGES)
         self.op, self.reduction, self.exchange = op, reduction, exchange
-        self.many = group is not None
+        self.many = group is not None  # also for a group of one rank
         self.name = group_name(op, group) if self.many else ""
 
     def __enter__(self) -> GroupContext:
@@ -39,6 +39,11 @@ class GroupContext:
     def __exit__(self, kind, error, trace) -> None:
         if self.many and isinstance(error, (ValueError, TypeError, RuntimeError)):
             RankLayout.of(self.op, self.name, 0, {}, refusal=f"{type(error).__name__}: {error}")
+
+    def options(self, kernel: bool, must_match: str) -> dict[str, object]:
+        """What the variant of an operator over a process group takes in addition."""
+        values = {"op": self.op, "exchange": self.exchange, "group": self.name}
+        return {"kernel": kernel, "must_match": must_match, **values}
 
 
 ALONE = GroupContext("", None)
@@ -193,36 +198,13 @@ def _disagreement(refused: list[bool], texts: list[str]) -> Exception:
         kind, _, sentence = texts[rank].partition(": ")
         kinds = {"TypeError": TypeError, "RuntimeError": RuntimeError}
         return kinds.get(kind, ValueError)(f"{sentence}, on rank {rank}")
-    must_match = [json.loads(text) for text in texts]
-    rank = next(rank for rank, fact in enumerate(must_match) if fact != must_match[0])
-    name = next(
-        name for name in {**must_match[0], **must_match[rank]} if must_match[0].get(name) != must_match[rank].get(name)
-    )
-    first, other = must_match[0].get(name), must_match[rank].get(name)
+    calls = [json.loads(text) for text in texts]
+    rank = next(rank for rank, call in enumerate(calls) if call != calls[0])
+    name = next(name for name in {**calls[0], **calls[rank]} if calls[0].get(name) != calls[rank].get(name))
     return ValueError(
-        f"{must_match[0]['call']}: {name} must be the same on all ranks of the group, got {first} on rank 0 and {other} on "
-        f"rank {rank}"
+        f"{calls[0]['call']}: {name} must be the same on all ranks of the group, got {calls[0].get(name)} on rank 0 "
+        f"and {calls[rank].get(name)} on rank {rank}"
     )
-
-
-def gather_rows(group: dist.ProcessGroup, *tensors: Tensor) -> tuple[Tensor, ...]:
-    """The rows of all ranks in the order of the ranks, without gradient: ``[n, ...]`` here, ``[M, ...]`` on every rank.
-
-    What is built from them is the same on all ranks, e.g. the queue that :func:`ltood_fast.psd_loss` searches::
-
-        queue.push(*gather_rows(group, z.detach(), ids, domain))
-
-    Args:
-        group: the process group; all of its ranks call this together.
-        tensors: with as many rows each as the first; the number of rows may differ from rank to rank, the rest not.
-    """
-    op = "gather_rows"
-    with GroupContext(op, group) as context:
-        rows = [x.shape[0] for x in tensors]
-        check.require(len(set(rows)) == 1, op, "tensors", "of one number of rows", rows)
-    must_match = {"shapes": [list(x.shape[1:]) for x in tensors], "dtypes": [str(x.dtype) for x in tensors]}
-    layout = RankLayout.of(op, context.name, rows[0], must_match)
-    return tuple(layout.gather(x) for x in tensors)
 
 
 def operator(name: str, schema: str) -> Callable[[Callable], Callable]:
@@ -237,26 +219,6 @@ def operator(name: str, schema: str) -> Callable[[Callable], Callable]:
         return function
 
     return register
-
-
-def save_inputs(ctx, inputs: tuple, *outputs: Tensor) -> None:
-    """For the backward of an operator that takes all of the forward's arguments again."""
-    ctx.tensors = [isinstance(x, Tensor) for x in inputs]
-    ctx.others = [None if isinstance(x, Tensor) else x for x in inputs]
-    ctx.save_for_backward(*outputs, *(x for x in inputs if isinstance(x, Tensor)))
-
-
-def saved_inputs(ctx) -> tuple[list[Tensor], list[object]]:
-    """(outputs, inputs) as they were saved."""
-    outputs = len(ctx.saved_tensors) - sum(ctx.tensors)
-    given = iter(ctx.saved_tensors[outputs:])
-    inputs = [next(given) if tensor else other for tensor, other in zip(ctx.tensors, ctx.others, strict=True)]
-    return list(ctx.saved_tensors[:outputs]), inputs
-
-
-def used(gradient: Tensor | None) -> Tensor | None:
-    """None for the gradient of a part that was not asked for, which torch.compile makes an empty tensor."""
-    return None if gradient is None or gradient.shape[0] == 0 else gradient
 
 
 @operator("sum_over_ranks", "(Tensor x, str op, str same, str group) -> Tensor")

@@ -22,35 +22,20 @@ from torch import Tensor
 
 from . import _check as check
 from ._contrastive_group import CHUNK, Similarity, add_chosen, add_rows, combine_best
-from ._group import RankLayout, gather_even, operator, resolve, save_inputs, saved_inputs, used
+from ._group import RankLayout, gather_even, operator, resolve
 from ._guided_batch import agree, ids_of
-from ._guided_op import _wide_dtype
-from ._guided_partial_op import GuidedPartial
+from ._guided_op import fake_guided
+from ._guided_partial import GuidedPartial
+from ._schema import RANK_NAMES, Arguments, differentiable, fake_gradients, group_schemas, overload, wide_dtype
 
 GUIDE = Similarity(1.0, True, True)  # cosines
+FORWARD, BACKWARD = group_schemas(
+    "guided", "Tensor pairs, Tensor fallback, Tensor gathered, Tensor gathered_guide, Tensor sizes"
+)
 
 
-class Inputs(NamedTuple):
-    """The arguments of the operator."""
-
-    z: Tensor
-    guide: Tensor
-    clusters: Tensor | None
-    far: Tensor | None
-    instance_ids: Tensor | None
-    pos_idx: Tensor | None
-    temperature: float
-    temperature_tensor: Tensor | None
-    teacher_temperature: float | None
-    k: int
-    weighted: bool
-    gamma: float
-    normalize: bool
-    distill: bool
-    op: str
-    must_match: str
-    exchange: str
-    group: str
+class Inputs(Arguments):
+    """The arguments of the operator, or of its backward."""
 
     @property
     def contrast(self) -> bool:
@@ -58,7 +43,7 @@ class Inputs(NamedTuple):
 
     @property
     def searched(self) -> int:
-        """Neighbours to look for."""
+        """Neighbours to search for."""
         return self.k if self.contrast and self.pos_idx is None else 0
 
     @property
@@ -72,8 +57,10 @@ class Inputs(NamedTuple):
         return Similarity(self.temperature if tensor is None else tensor.detach(), self.normalize, True)
 
     @property
-    def temperatures(self) -> tuple:
-        return self.temperature, self.temperature_tensor, self.teacher_temperature
+    def of_pairs(self) -> dict[str, object]:
+        """The options that decide the forces and exponents of a pair."""
+        names = "temperature_tensor", "temperature", "teacher_temperature", "weighted", "gamma", "normalize"
+        return {name: getattr(self, name) for name in names}
 
     def shards(self, layout: RankLayout):
         """(number of the first row, z, guide) of what passes by."""
@@ -83,22 +70,6 @@ class Inputs(NamedTuple):
 
     def force(self, cosines: Tensor) -> Tensor:
         return ((1 + cosines) / 2).clamp(min=0) ** self.gamma if self.weighted else torch.ones_like(cosines)
-
-
-INPUTS = (
-    "Tensor z, Tensor guide, Tensor? clusters, Tensor? far, Tensor? instance_ids, Tensor? pos_idx, float temperature, "
-    "Tensor? temperature_tensor, float? teacher_temperature, int k, bool weighted, float gamma, bool normalize, "
-    "bool distill, str op, str must_match, str exchange, str group"
-)
-FORWARD = (
-    f"({INPUTS}) -> (Tensor loss, Tensor weight, Tensor lse, Tensor neighbors, Tensor kl, Tensor student_lse, "
-    "Tensor teacher_lse, Tensor pairs, Tensor fallback, Tensor gathered, Tensor gathered_guide, Tensor sizes)"
-)
-BACKWARD = (
-    "(Tensor? grad_loss, Tensor? grad_lse, Tensor? grad_kl, Tensor? grad_student_lse, Tensor weight, Tensor lse, "
-    "Tensor neighbors, Tensor student_lse, Tensor teacher_lse, Tensor pairs, Tensor fallback, Tensor gathered, "
-    f"Tensor gathered_guide, Tensor sizes, {INPUTS}) -> (Tensor grad_z, Tensor grad_temperature)"
-)
 
 
 class Keys:
@@ -118,12 +89,13 @@ class Keys:
             far = inputs.far.where((inputs.far >= 0) & (inputs.far < count), count + 1)
             self.own_far = torch.cat([far, far.new_full((1,), count + 1)])[self.cluster[self.own]]
 
-    def of_columns(self, columns: slice) -> tuple[Tensor | None, ...]:
+    def of_columns(self, columns: slice) -> dict[str, Tensor]:
         """Clusters, far and instances of the own rows and of a shard, as the kernels take them."""
         if self.cluster is None:
-            return (None,) * 5
-        pairs = [x[part].contiguous() for x in (self.cluster, self.instance) for part in (self.own, columns)]
-        return *pairs[:2], self.far, *pairs[2:]
+            return {}
+        keys = {"clusters": self.cluster, "instance": self.instance}
+        of_rows = {f"x_{name}": key[self.own].contiguous() for name, key in keys.items()}
+        return {"far": self.far, **of_rows, **{f"y_{name}": key[columns].contiguous() for name, key in keys.items()}}
 
     def others_in_far(self) -> Tensor:
         """[n]: how many rows of other instances each own row's farthest cluster holds."""
@@ -169,7 +141,7 @@ class Sums:
         n, k, z = inputs.z.shape[0], inputs.width, inputs.z
         self.inputs, self.partial = inputs, None
         self.neighbors = z.new_full((n, k), -1, dtype=torch.int64) if given is None else given
-        self.ranked = z.new_full((n, k), -torch.inf, dtype=_wide_dtype(z.dtype))
+        self.ranked = z.new_full((n, k), -torch.inf, dtype=wide_dtype(z.dtype))
         self.s, self.cos = (z.new_zeros((n, k), dtype=torch.float64) for _ in range(2))
 
     def add(self, first: int, shard: Tensor, guide: Tensor, partial: GuidedPartial) -> None:
@@ -236,23 +208,20 @@ def _combined(a: GuidedPartial, b: GuidedPartial) -> GuidedPartial:
 
 
 @operator("guided_group", FORWARD)
-def guided_group(*arguments):
-    inputs = Inputs(*arguments)
+def guided_group(*args, **kwargs):
+    inputs = Inputs("guided_group", args, kwargs)
     z, guide = inputs.z, inputs.guide
-    names = z, guide, inputs.far, inputs.instance_ids, inputs.pos_idx, inputs.op, inputs.must_match, inputs.group
-    layout = agree(*names)
+    layout = agree(inputs)
     keys = Keys(inputs, layout)
     others = keys.others_in_far() if inputs.contrast else None
     every = None if others is None else others <= inputs.width
     sums = Sums(inputs, None if inputs.pos_idx is None else _given(inputs, layout, keys))
+    options = {"k": inputs.searched, "distill": inputs.distill, "x_every": every, **inputs.of_pairs}
     for first, shard, guide_shard in inputs.shards(layout):
-        passing = keys.of_columns(slice(first, first + len(shard)))
-        options = (inputs.searched, inputs.weighted, inputs.gamma, inputs.normalize, inputs.distill)
-        pairs_of_sets = z, guide, shard, guide_shard, layout.first - first, *passing, every, *inputs.temperatures
-        sums.add(
-            first, shard, guide_shard, GuidedPartial(*torch.ops.ltood_fast.guided_partial(*pairs_of_sets, *options))
-        )
-    wide, none = _wide_dtype(z.dtype), z.new_empty(0, dtype=torch.float64)
+        pair = {"x": z, "x_guide": guide, "y": shard, "y_guide": guide_shard, "diagonal": layout.first - first}
+        of_columns = keys.of_columns(slice(first, first + len(shard)))
+        sums.add(first, shard, guide_shard, GuidedPartial(*overload("guided_partial")(**pair, **of_columns, **options)))
+    wide, none = wide_dtype(z.dtype), z.new_empty(0, dtype=torch.float64)
     contrast = none, none.clone(), none.clone(), z.new_empty((3, len(z), 0), dtype=torch.float64), none.bool()
     loss, weight, lse, pairs, fallback = sums.contrast(keys, others) if inputs.contrast else contrast
     kl = sums.divergence() if inputs.distill else none
@@ -264,22 +233,15 @@ def guided_group(*arguments):
 
 
 @torch.library.register_fake("ltood_fast::guided_group")
-def _(*arguments):
-    inputs = Inputs(*arguments)
+def _(*args, **kwargs):
+    inputs = Inputs("guided_group", args, kwargs)
     z, guide, n = inputs.z, inputs.guide, inputs.z.shape[0]
-    parts = n if inputs.contrast else 0, n if inputs.distill else 0
     rows = torch.library.get_ctx().new_dynamic_size() if inputs.exchange == "gather" else 0
-
-    def doubles(*shape: int) -> Tensor:
-        return z.new_empty(shape, dtype=torch.float64)
-
-    wide = _wide_dtype(z.dtype)
+    one = {name: value for name, value in vars(inputs).items() if name not in RANK_NAMES}
     return (
-        *(z.new_empty(parts[0], dtype=wide), doubles(parts[0]), doubles(parts[0])),
-        z.new_empty((n, inputs.width), dtype=torch.int64),
-        *(z.new_empty(parts[1], dtype=wide), doubles(parts[1]), doubles(parts[1])),
-        doubles(3, n, inputs.width),
-        z.new_empty(parts[0], dtype=torch.bool),
+        *fake_guided(**one),
+        z.new_empty((3, n, inputs.width), dtype=torch.float64),
+        z.new_empty(n if inputs.contrast else 0, dtype=torch.bool),
         z.new_empty((rows, z.shape[1])),
         guide.new_empty((rows, guide.shape[1])),
         torch.empty(resolve(inputs.group).size(), dtype=torch.int64, device="cpu"),
@@ -287,29 +249,29 @@ def _(*arguments):
 
 
 class Arrived(NamedTuple):
-    """What the losses of the own rows send back, float64: states as `guided_partial_bwd` takes them, coefficients of the
-    neighbours."""
+    """The gradients that the losses of the own rows send back, float64: states as `guided_partial_bwd` takes them, and
+    coefficients of the neighbours."""
 
     contrast: Tensor | None  # [n, 4]
     distill: Tensor | None  # [n, 4]
     coefficients: Tensor  # [n, k], dL/ds
 
     @staticmethod
-    def of(inputs: Inputs, gradients: list[Tensor | None], saved: list[Tensor]) -> Arrived:
-        grad_loss, grad_lse, grad_kl, grad_student_lse = gradients
-        weight, lse, neighbors, student_lse, teacher_lse, pairs, fallback = saved
-        contrast, distill, coefficients = None, None, pairs[0]
+    def of(inputs: Inputs) -> Arrived:
+        contrast, distill, coefficients = None, None, inputs.pairs[0]
         if inputs.contrast:
-            loss = _doubles(grad_loss, lse).where(weight != 0, 0)
-            grad_lse_total = (_doubles(grad_lse, lse) + loss).where(lse != -torch.inf, 0)
+            weight, lse = inputs.weight, inputs.lse
+            loss = _doubles(inputs.grad_loss, lse).where(weight != 0, 0)
+            grad_lse = (_doubles(inputs.grad_lse, lse) + loss).where(lse != -torch.inf, 0)
             attract = loss / weight.where(weight != 0, 1)
-            contrast = torch.stack([lse, grad_lse_total, attract, fallback.double()], dim=1)
-            s, share, force = pairs
-            coefficients = grad_lse_total[:, None] * share * (s - lse[:, None]).exp() - attract[:, None] * force
-            coefficients = coefficients.where(neighbors >= 0, 0)
+            contrast = torch.stack([lse, grad_lse, attract, inputs.fallback.double()], dim=1)
+            s, share, force = inputs.pairs
+            coefficients = grad_lse[:, None] * share * (s - lse[:, None]).exp() - attract[:, None] * force
+            coefficients = coefficients.where(inputs.neighbors >= 0, 0)
         if inputs.distill:
-            kl = _doubles(grad_kl, student_lse)
-            distill = torch.stack([student_lse, teacher_lse, _doubles(grad_student_lse, student_lse) + kl, kl], dim=1)
+            student_lse, kl = inputs.student_lse, _doubles(inputs.grad_kl, inputs.student_lse)
+            of_lse = _doubles(inputs.grad_student_lse, student_lse) + kl
+            distill = torch.stack([student_lse, inputs.teacher_lse, of_lse, kl], dim=1)
         return Arrived(contrast, distill, coefficients)
 
 
@@ -318,12 +280,11 @@ def _doubles(gradient: Tensor | None, like: Tensor) -> Tensor:
 
 
 @operator("guided_group_bwd", BACKWARD)
-def guided_group_bwd(*arguments):
-    gradients, saved, inputs = list(arguments[:4]), list(arguments[4:14]), Inputs(*arguments[14:])
-    *saved, gathered, gathered_guide, sizes = saved
-    z, student, group = inputs.z, inputs.student, resolve(inputs.group)
-    layout = RankLayout(inputs.op, group, group.rank(), sizes.tolist())
-    arrived, neighbors = Arrived.of(inputs, gradients, saved), saved[2]
+def guided_group_bwd(*args, **kwargs):
+    inputs = Inputs("guided_group_bwd", args, kwargs)
+    z, student, group, neighbors = inputs.z, inputs.student, resolve(inputs.group), inputs.neighbors
+    layout = RankLayout(inputs.op, group, group.rank(), inputs.sizes.tolist())
+    arrived = Arrived.of(inputs)
     states = [state for state in (arrived.contrast, arrived.distill) if state is not None]
     doubles = torch.cat([*states, arrived.coefficients], dim=1)
     keys = Keys(inputs, layout, (*doubles.unbind(dim=1), *neighbors.unbind(dim=1)))
@@ -333,14 +294,16 @@ def guided_group_bwd(*arguments):
     )
     choices = every[:, doubles.shape[1] :]
     near, grad_unit = z.new_zeros(z.shape, dtype=torch.float64), None
-    here = [(0, gathered, gathered_guide)] if inputs.exchange == "gather" else inputs.shards(layout)
+    here = [(0, inputs.gathered, inputs.gathered_guide)] if inputs.exchange == "gather" else inputs.shards(layout)
     for first, shard, guide_shard in here:
         passing = slice(first, first + len(shard))
+        pair = {"x": z, "x_guide": inputs.guide, "y": shard, "y_guide": guide_shard, "diagonal": layout.first - first}
         of_columns = iter(states)
-        pairs = [(x, x if x is None else next(of_columns)[passing].contiguous()) for x in arrived[:2]]
-        pairs_of_sets = z, inputs.guide, shard, guide_shard, layout.first - first, *keys.of_columns(passing)
-        options = *inputs.temperatures, inputs.weighted, inputs.gamma, inputs.normalize
-        part = torch.ops.ltood_fast.guided_partial_bwd(*pairs_of_sets, *pairs[0], *pairs[1], *options)
+        arrivals = {}
+        for name in ("contrast", "distill"):
+            if (of_rows := getattr(arrived, name)) is not None:
+                arrivals |= {f"x_{name}": of_rows, f"y_{name}": next(of_columns)[passing].contiguous()}
+        part = overload("guided_partial_bwd")(**pair, **keys.of_columns(passing), **arrivals, **inputs.of_pairs)
         grad_unit = part if grad_unit is None else grad_unit.add_(part)
         del part  # not beside that of the next shard
         for slot in range(inputs.width):
@@ -361,31 +324,5 @@ def _epilogue(inputs: Inputs, grad_unit: Tensor, near: Tensor) -> tuple[Tensor, 
     return grad_z, (-u_dot_du / student.tau).to(grad_unit.dtype)
 
 
-@torch.library.register_fake("ltood_fast::guided_group_bwd")
-def _(*arguments):
-    z = Inputs(*arguments[14:]).z
-    return z.new_empty(z.shape), z.new_empty((), dtype=_wide_dtype(z.dtype))
-
-
-def _setup_context(ctx, inputs, output):
-    loss, weight, lse, neighbors, kl, student_lse, teacher_lse, *rest = output
-    ctx.mark_non_differentiable(weight, neighbors, teacher_lse, *rest)
-    ctx.set_materialize_grads(False)
-    save_inputs(ctx, inputs, weight, lse, neighbors, student_lse, teacher_lse, *rest)
-
-
-def _backward(ctx, grad_loss, _weight, grad_lse, _neighbors, grad_kl, grad_student_lse, *_):
-    saved, inputs = saved_inputs(ctx)
-    gradients = [used(gradient) for gradient in (grad_loss, grad_lse, grad_kl, grad_student_lse)]
-    grad_z, grad_temperature = torch.ops.ltood_fast.guided_group_bwd(*gradients, *saved, *inputs)
-    temperature = Inputs(*inputs).temperature_tensor
-    grad_temperature = None if temperature is None else grad_temperature.to(temperature.dtype)
-    return grad_z, *([None] * 6), grad_temperature, *([None] * (len(inputs) - 8))
-
-
-def _refuse_double_backward(ctx, *_):
-    raise RuntimeError("guided: double backward is not supported")
-
-
-torch.library.register_autograd("ltood_fast::guided_group", _backward, setup_context=_setup_context)
-torch.library.register_autograd("ltood_fast::guided_group_bwd", _refuse_double_backward)
+fake_gradients("guided_group")
+differentiable("guided_group")

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import NamedTuple
+
 import torch
 import torch.distributed as dist
 from torch import Tensor
@@ -11,6 +13,7 @@ from ..reference._common import common_dtype, unit_rows
 from . import _check
 from ._backend import use_kernel
 from ._group import RankLayout
+from ._schema import Arguments, differentiable, overload
 from ._shards import add, fingerprint, shards_of
 
 # Distances that the CPU kernel keeps from its first pass for the later ones: those of the first rows, up to this much.
@@ -130,7 +133,8 @@ def refine_centroids(
 
     if group is not None:
         layout = shards_of("refine_centroids", group, z, lambda: check(True))
-        return _refine_shards(z.detach(), centroids.detach(), nu, normalize, steps, lr, tol, layout)
+        options = _Descent(nu, normalize, steps, lr, tol)
+        return _refine_shards(z.detach(), centroids.detach(), options, layout)
     check(False)
     if not use_kernel("refine_centroids", backend, z, centroids):
         return reference.refine_centroids(z, centroids, nu=nu, normalize=normalize, steps=steps, lr=lr, tol=tol)
@@ -148,11 +152,20 @@ def refine_centroids(
         return refined, _run_kernel(z, refined, nu, normalize, return_assignments=True)[5]
 
 
+class _Descent(NamedTuple):
+    """How `refine_centroids` descends."""
+
+    nu: float
+    normalize: bool
+    steps: int
+    lr: float
+    tol: float
+
+
 @torch.no_grad()
-def _refine_shards(
-    z: Tensor, centroids: Tensor, nu: float, normalize: bool, steps: int, lr: float, tol: float, layout: RankLayout
-) -> tuple[Tensor, Tensor]:
-    """The reference's descent over blocks of rows: the masses f_j of all ranks first, then loss and gradient."""
+def _refine_shards(z: Tensor, centroids: Tensor, options: _Descent, layout: RankLayout) -> tuple[Tensor, Tensor]:
+    """The reference's descent over shards of rows: the masses f_j of all ranks first, then loss and gradient."""
+    nu, normalize, steps, lr, tol = options
     _check.require(layout.total > 0, "refine_centroids", "z", "non-empty on a rank at least", "0 rows")
     group, blocks = layout.group, [block for block in z.split(SHARD_ROWS) if len(block)]
 
@@ -209,58 +222,35 @@ def _run_kernel(
             z, centroids = unit_rows(z), unit_rows(centroids)
     cached_rows = min(len(z), CACHE_BYTES // (len(centroids) * common_dtype(z, centroids).itemsize))
     cached_rows = 0 if z.is_cuda else cached_rows
-    return torch.ops.ltood_fast.cluster_kl(z, centroids, nu, cached_rows, return_q, return_assignments)
+    return overload("cluster_kl")(
+        z=z,
+        centroids=centroids,
+        nu=nu,
+        cached_rows=cached_rows,
+        return_q=return_q,
+        return_assignments=return_assignments,
+    )
 
 
 @torch.library.register_fake("ltood_fast::cluster_kl")
-def _(
-    z: Tensor, centroids: Tensor, nu: float, cached_rows: int, return_q: bool, return_assignments: bool
-) -> tuple[Tensor, ...]:
-    n, k = len(z), len(centroids)
+def _(*args, **kwargs):
+    call = Arguments("cluster_kl", args, kwargs)
+    z, n, k = call.z, len(call.z), len(call.centroids)
 
     def wide(*shape: int) -> Tensor:
-        return z.new_empty(shape, dtype=common_dtype(z, centroids))
+        return z.new_empty(shape, dtype=common_dtype(z, call.centroids))
 
-    assignments = z.new_empty(n if return_assignments else 0, dtype=torch.int64)
-    stats, q = wide(4 if z.is_cuda else 3, n), wide(n if return_q else 0, k)
-    return wide(n), wide(k), stats, wide(cached_rows, k), q, assignments
+    assignments = z.new_empty(n if call.return_assignments else 0, dtype=torch.int64)
+    stats, q = wide(4 if z.is_cuda else 3, n), wide(n if call.return_q else 0, k)
+    return wide(n), wide(k), stats, wide(call.cached_rows, k), q, assignments
 
 
 @torch.library.register_fake("ltood_fast::cluster_kl_bwd")
-def _(
-    grad_loss: Tensor,
-    z: Tensor,
-    centroids: Tensor,
-    mass: Tensor,
-    stats: Tensor,
-    distances: Tensor,
-    nu: float,
-    need_z: bool,
-    need_centroids: bool,
-) -> tuple[Tensor, Tensor]:
-    n, k, d = len(z), len(centroids), z.shape[1]
-    return z.new_empty(n if need_z else 0, d), centroids.new_empty(k if need_centroids else 0, d)
+def _(*args, **kwargs):
+    call = Arguments("cluster_kl_bwd", args, kwargs)
+    z, centroids, d = call.z, call.centroids, call.z.shape[1]
+    rows, clusters = len(z) if call.need_z else 0, len(centroids) if call.need_centroids else 0
+    return z.new_empty(rows, d), centroids.new_empty(clusters, d)
 
 
-def _setup_context(ctx, inputs, output) -> None:
-    z, centroids, ctx.nu, *_ = inputs
-    _, mass, stats, distances, q, assignments = output
-    ctx.save_for_backward(z, centroids, mass, stats, distances)
-    ctx.mark_non_differentiable(mass, stats, distances, q, assignments)
-    ctx.set_materialize_grads(False)
-
-
-def _backward(ctx, grad_loss: Tensor | None, *_: Tensor | None) -> tuple[Tensor | None, ...]:
-    if grad_loss is None:
-        return (None,) * 6
-    need_z, need_centroids = ctx.needs_input_grad[:2]
-    grads = torch.ops.ltood_fast.cluster_kl_bwd(grad_loss, *ctx.saved_tensors, ctx.nu, need_z, need_centroids)
-    return grads[0] if need_z else None, grads[1] if need_centroids else None, None, None, None, None
-
-
-def _refuse_double_backward(ctx, *_: Tensor | None) -> None:
-    raise RuntimeError("cluster_kl: double backward is not supported")
-
-
-torch.library.register_autograd("ltood_fast::cluster_kl", _backward, setup_context=_setup_context)
-torch.library.register_autograd("ltood_fast::cluster_kl_bwd", _refuse_double_backward)
+differentiable("cluster_kl")

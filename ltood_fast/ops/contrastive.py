@@ -1,12 +1,12 @@
 """Contrastive losses of one set of embeddings: nt_xent, supcon, psd_loss, domain_loss, stage1_loss.
 
-All five are one computation: the row log-sum-exp over all other rows, less the (weighted) mean similarity to the
+All five are one computation: the row log-sum-exp over all other rows, minus the (weighted) mean similarity to the
 positives of the row. They differ in who the positives are.
 """
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any, Literal, overload
 
 import torch
 from torch import Tensor
@@ -14,21 +14,25 @@ from torch import Tensor
 from .._ext import has_kernel
 from ..reference import contrastive as reference
 from ..reference.contrastive import Stage1Result
+from ..reference.options import Bank
 from . import _check as check
 from . import _contrastive_group  # noqa: F401  (registers the operator of many ranks)
 from ._backend import use_kernel
-from ._contrastive_op import Rows, contrastive
+from ._contrastive_op import ContrastiveRows, contrastive
 from ._group import GroupContext, reduce_parts
 
 if TYPE_CHECKING:
     from torch.distributed import ProcessGroup
+    from typing_extensions import Unpack
+
+    from ._typing import DomainOptions, NTXentOptions, PSDOptions, SharedOptions, Stage1Options
 
 __all__ = ["Stage1Result", "domain_loss", "nt_xent", "psd_loss", "stage1_loss", "supcon"]
 
 DOMAIN_KINDS = ("supcon", "bce")
 
 
-def _check_common(op: str, z: Tensor, temperature: float | Tensor, reduction: str) -> None:
+def check_common(op: str, z: Tensor, temperature: float | Tensor, reduction: str) -> None:
     check.embeddings(op, "z", z)
     check.temperature(op, temperature)
     if isinstance(temperature, Tensor):
@@ -36,7 +40,7 @@ def _check_common(op: str, z: Tensor, temperature: float | Tensor, reduction: st
     check.choice(op, "reduction", reduction, check.REDUCTIONS)
 
 
-def _check_views(op: str, z: Tensor, instance_ids: Tensor | None) -> None:
+def check_views(op: str, z: Tensor, instance_ids: Tensor | None) -> None:
     n = z.shape[0]
     if instance_ids is not None:
         check.integers(op, "instance_ids", instance_ids, n, z)
@@ -52,54 +56,70 @@ def _check_neighbor_weight(op: str, value: float | Tensor, z: Tensor) -> None:
         check.nonnegative_number(op, "neighbor_weight", value)
 
 
+def _check_bank(op: str, z: Tensor, bank: Bank, domain: Tensor | None, instance_ids: Tensor | None) -> None:
+    check.same_width(op, "bank", bank.z, "z", z)
+    rows = bank.z.shape[0]
+    if bank.ids is not None:
+        check.integers(op, "bank.ids", bank.ids, rows, z)
+        allowed = "given with bank.ids, which are compared with them"
+        check.require(instance_ids is not None, op, "instance_ids", allowed, None)
+    if bank.domain is not None:
+        check.integers(op, "bank.domain", bank.domain, rows, z)
+        allowed = "None unless neighbours are restricted to the row's domain"
+        check.require(domain is not None, op, "bank.domain", allowed, "a tensor")
+
+
 def _check_neighbors(
     op: str,
     z: Tensor,
     k: int,
     neighbor_weight: float | Tensor,
     domain: Tensor | None,
-    bank: Tensor | None,
+    bank: Bank | None,
     instance_ids: Tensor | None,
-    bank_ids: Tensor | None,
-    bank_domain: Tensor | None,
     context: GroupContext,
 ) -> None:
     if domain is not None:
         check.integers(op, "domain", domain, z.shape[0], z)
-    if bank is None:
-        for name, value in (("bank_ids", bank_ids), ("bank_domain", bank_domain)):
-            check.require(value is None, op, name, "None when there is no bank", "a tensor")
-        if context.many:  # the rows of all ranks are counted when they are known
-            check.count(op, "k", k, 1)
-        else:
-            allowed = "at least 2 rows, to find neighbours in the batch"
-            check.require(z.shape[0] > 1, op, "z", allowed, f"{z.shape[0]} row")
-            check.count(op, "k", k, 1, z.shape[0] - 1)
+    if bank is not None:
+        _check_bank(op, z, bank, domain, instance_ids)
+        check.count(op, "k", k, 1, bank.z.shape[0])
+    elif context.many:  # the rows of all ranks are counted when they are known
+        check.count(op, "k", k, 1)
     else:
-        check.same_width(op, "bank", bank, "z", z)
-        check.count(op, "k", k, 1, bank.shape[0])
-        if bank_ids is not None:
-            check.integers(op, "bank_ids", bank_ids, bank.shape[0], z)
-            allowed = "given with bank_ids, which are compared with them"
-            check.require(instance_ids is not None, op, "instance_ids", allowed, None)
-        if bank_domain is not None:
-            check.integers(op, "bank_domain", bank_domain, bank.shape[0], z)
-            allowed = "None unless neighbours are restricted to the row's domain"
-            check.require(domain is not None, op, "bank_domain", allowed, "a tensor")
+        allowed = "at least 2 rows, to find neighbours in the batch"
+        check.require(z.shape[0] > 1, op, "z", allowed, f"{z.shape[0]} row")
+        check.count(op, "k", k, 1, z.shape[0] - 1)
     _check_neighbor_weight(op, neighbor_weight, z)
 
 
 def _kernel(op: str, backend: str, context: GroupContext, *inputs: Tensor | None) -> bool:
-    """Whether the kernel runs: for many ranks that of blocks of rows and columns."""
+    """Whether the kernel runs: over a process group that of rows against other columns."""
     kernel = use_kernel(op, backend, *inputs)
     return kernel and (not context.many or has_kernel("contrastive_partial", inputs[0].device.type))
 
 
-def _with_extras(loss, rows: Rows, return_lse: bool, return_neighbors: bool = False):
+def _with_extras(loss: Any, rows: ContrastiveRows, return_lse: bool, return_neighbors: bool = False) -> Any:
     extras = rows.extras(return_lse, return_neighbors)
     return (loss, *extras) if extras else loss
 
 
+@overload
+def nt_xent(
+    z: Tensor,
+    temperature: float | Tensor = 0.5,
+    *,
+    return_lse: Literal[False] = False,
+    **options: Unpack[NTXentOptions],
+) -> Tensor: ...
+@overload
+def nt_xent(
+    z: Tensor, temperature: float | Tensor = 0.5, *, return_lse: Literal[True], **options: Unpack[NTXentOptions]
+) -> tuple[Tensor, Tensor]: ...
+@overload
+def nt_xent(
+    z: Tensor, temperature: float | Tensor = 0.5, *, return_lse: bool, **options: Unpack[NTXentOptions]
+) -> Tensor | tuple[Tensor, Tensor]: ...
 def nt_xent(
     z: Tensor,
     temperature: float | Tensor = 0.5,
@@ -116,7 +136,7 @@ def nt_xent(
 
     ``l_i = lse_i - mean_{v in V(i)} s_iv`` with ``s_ij = <u_i, u_j> / temperature``, ``u`` the (normalised) rows of z,
     and ``lse_i = log sum_{j != i} exp(s_ij)``. NT-Xent of SimCLR [Chen et al. 2020, eq. 1], for any number of views.
-    Replaces, in O(N·D) memory where the kernel serves the device::
+    Replaces, in O(N·D) memory::
 
         u = F.normalize(z, dim=1)
         s = (u @ u.T / temperature).fill_diagonal_(-torch.inf)
@@ -132,28 +152,12 @@ def nt_xent(
         reduction: ``"mean"`` (over the rows that have a positive), ``"sum"``, or ``"none"`` (``[N]``).
         return_lse: also return ``lse [N]``, differentiable.
         group: a ``torch.distributed.ProcessGroup`` whose ranks call this together: the batch is the concatenation of
-            their rows in the order of the ranks, whose numbers may differ; N counts this rank's, M all. See below.
-        exchange: with a group, ``"gather"`` (all rows at once, kept for the backward) or ``"ring"`` (one rank's rows at
-            a time, the next on their way meanwhile; sent again by the backward).
-        backend: ``"auto"``, ``"reference"``, ``"cpu"`` or ``"cuda"`` (not yet verified on hardware; no float64), see
-            ``ltood_fast.build_info()``.
+            their rows in the order of the ranks, which may hold different numbers. See docs/many_gpus.md.
+        exchange: with a group, ``"gather"`` (all rows at once) or ``"ring"`` (one rank's rows at a time, less memory).
+        backend: ``"auto"``, ``"reference"``, ``"cpu"`` or ``"cuda"`` (no float64), see ``ltood_fast.build_info()``.
 
     Returns:
         The loss, 0-d (or ``[N]``), float32 (float64 for float64 input); with ``return_lse``, ``(loss, lse)``.
-
-    **Many ranks.** ``mean`` and ``sum`` are those of the whole batch, the same number on every rank; ``none``, ``lse``
-    and neighbours are of this rank's rows, neighbours' indices number the whole batch. The backward gives the gradient
-    of the sum of what all ranks return, so that the average over ranks that DDP and FSDP take is the gradient of one
-    process with the whole batch, also of a learnt temperature (open_clip's ``local_loss`` with ``gather_with_grad``).
-    Views by default are rows i and i + N/2 of one rank; a bank is the same on all ranks. What the ranks must agree on
-    is compared first, and an error of one is raised by all. For W ranks of N rows (M in all) of D elements of b bytes,
-    w = 4 (8 for float64), p parts (2 in stage 1, else 1), c integers of a row that are given (ids, labels, a domain
-    that neighbours are searched in) and k neighbours searched in the batch, in bytes a rank and step on the CPU::
-
-        received, gather:  (W - 1) (N D b + 16 + 32 p + 8 N (2 c + 2 + p + k + [k > 0])),  ring:  (W - 1) N D b more
-        peak, gather:      M D (b + 2 w) + N D (3 w + 16 p + 8 [k > 0])
-        peak, ring:        N D (2 b + 6 w + 16 p + 8 [k > 0])
-        work:              6 N M D FLOP, 4 of the 6 in the backward
 
     Raises:
         ValueError: shapes, ranges or devices that do not fit (an odd N without ``instance_ids``, N = 0, tau <= 0, ...).
@@ -162,8 +166,8 @@ def nt_xent(
     """
     op = "nt_xent"
     with GroupContext(op, group, reduction, exchange) as context:
-        _check_common(op, z, temperature, reduction)
-        _check_views(op, z, instance_ids)
+        check_common(op, z, temperature, reduction)
+        check_views(op, z, instance_ids)
         kernel = _kernel(op, backend, context, z)
     if kernel or context.many:
         rows = contrastive(
@@ -176,6 +180,28 @@ def nt_xent(
     )
 
 
+@overload
+def supcon(
+    z: Tensor,
+    labels: Tensor,
+    temperature: float | Tensor = 0.5,
+    *,
+    return_lse: Literal[False] = False,
+    **options: Unpack[SharedOptions],
+) -> Tensor: ...
+@overload
+def supcon(
+    z: Tensor,
+    labels: Tensor,
+    temperature: float | Tensor = 0.5,
+    *,
+    return_lse: Literal[True],
+    **options: Unpack[SharedOptions],
+) -> tuple[Tensor, Tensor]: ...
+@overload
+def supcon(
+    z: Tensor, labels: Tensor, temperature: float | Tensor = 0.5, *, return_lse: bool, **options: Unpack[SharedOptions]
+) -> Tensor | tuple[Tensor, Tensor]: ...
 def supcon(
     z: Tensor,
     labels: Tensor,
@@ -203,13 +229,11 @@ def supcon(
     Args:
         z: ``[N, D]`` float64, float32, bfloat16 or float16: one embedding a row, any N >= 1.
         labels: ``[N]`` integers of any value. A row that is alone in its class has loss 0.
-        temperature: tau > 0, a number or a 0-d tensor; a tensor that requires grad gets its gradient.
+        temperature: tau > 0, a number or a 0-d tensor, which gets its gradient.
         normalize: L2-normalise the rows first (eps 1e-12); the gradient goes through it. ``False``: use them as given.
         reduction: ``"mean"`` (over the rows that have a positive), ``"sum"``, or ``"none"`` (``[N]``).
         return_lse: also return ``lse [N]``, differentiable.
-        group, exchange: the process group whose ranks' rows are one batch, and how they travel: see :func:`nt_xent`.
-        backend: ``"auto"``, ``"reference"``, ``"cpu"`` or ``"cuda"`` (not yet verified on hardware; no float64), see
-            ``ltood_fast.build_info()``.
+        group, exchange, backend: as :func:`nt_xent`.
 
     Returns:
         The loss, 0-d (or ``[N]``), float32 (float64 for float64 input); with ``return_lse``, ``(loss, lse)``.
@@ -219,7 +243,7 @@ def supcon(
     """
     op = "supcon"
     with GroupContext(op, group, reduction, exchange) as context:
-        _check_common(op, z, temperature, reduction)
+        check_common(op, z, temperature, reduction)
         check.integers(op, "labels", labels, z.shape[0], z)
         kernel = _kernel(op, backend, context, z)
     if kernel or context.many:
@@ -231,17 +255,33 @@ def supcon(
     return reference.supcon(z, labels, temperature, normalize=normalize, reduction=reduction, return_lse=return_lse)
 
 
+@overload
+def psd_loss(
+    z: Tensor,
+    temperature: float | Tensor = 0.2,
+    *,
+    return_lse: Literal[False] = False,
+    return_neighbors: Literal[False] = False,
+    **options: Unpack[PSDOptions],
+) -> Tensor: ...
+@overload
+def psd_loss(
+    z: Tensor,
+    temperature: float | Tensor = 0.2,
+    *,
+    return_lse: bool = False,
+    return_neighbors: bool = False,
+    **options: Unpack[PSDOptions],
+) -> Tensor | tuple[Tensor, ...]: ...
 def psd_loss(
     z: Tensor,
     temperature: float | Tensor = 0.2,
     *,
     k: int = 1,
     neighbor_weight: float | Tensor = 1.0,
-    bank: Tensor | None = None,
+    bank: Bank | Tensor | None = None,
     domain: Tensor | None = None,
     instance_ids: Tensor | None = None,
-    bank_ids: Tensor | None = None,
-    bank_domain: Tensor | None = None,
     normalize: bool = True,
     reduction: str = "mean",
     return_lse: bool = False,
@@ -250,7 +290,7 @@ def psd_loss(
     exchange: str = "gather",
     backend: str = "auto",
 ) -> Tensor | tuple[Tensor, ...]:
-    r"""Pseudo semantic discrimination: a row's nearest neighbours are positives beside its other views.
+    r"""Pseudo semantic discrimination: a row's nearest neighbours are positives, as are its other views.
 
     ``l_i = lse_i - (sum_{V(i)} s_iv + lam_i sum_{M_k(i)} s_im) / (|V(i)| + lam_i |M_k(i)|)``, terms as in
     :func:`nt_xent`; ``M_k(i)`` are the k most similar rows outside i's own instance, of the batch or of ``bank``, ties
@@ -268,46 +308,40 @@ def psd_loss(
 
     Args:
         z: ``[N, D]`` float64, float32, bfloat16 or float16: one embedding a row.
-        temperature: tau > 0, a number or a 0-d tensor; a tensor that requires grad gets its gradient.
+        temperature: tau > 0, a number or a 0-d tensor, which gets its gradient.
         k: neighbours of a row, ``1 <= k < N`` (``<= Q`` with a bank). A row with fewer candidates uses what it has.
         neighbor_weight: lam >= 0, a number or one weight a row ``[N]`` (no gradient).
-        bank: ``[Q, D]`` rows to search for neighbours instead of the batch (a queue, features of the data set). They
-            are detached and are no negatives. Normalised as z is.
+        bank: rows to search for neighbours instead of the batch: a ``[Q, D]`` tensor, or a :class:`ltood_fast.Bank`
+            with ids (needs ``instance_ids``) or domains (needs ``domain``). Detached, no negatives, normalised as z is.
         domain: ``[N]`` integers (0 = in-distribution, 1 = OOD): neighbours come from the row's own domain only.
         instance_ids: ``[N]`` integers: rows with one id are views of one image; None: rows i and i + N/2 are.
-        bank_ids: ``[Q]`` integers, needs ``instance_ids``: a bank row with the row's own id is never its neighbour.
-        bank_domain: ``[Q]`` integers, needs ``domain``. Without it a bank is not restricted by domain. **[ltood_fast]**
         normalize: L2-normalise the rows first (eps 1e-12); the gradient goes through it. ``False``: use them as given.
         reduction: ``"mean"`` (over the rows that have a positive), ``"sum"``, or ``"none"`` (``[N]``).
         return_lse: also return ``lse [N]``, differentiable.
         return_neighbors: also return ``cosines [N, k]`` (inner products when ``normalize=False``; no gradient) and
             ``indices [N, k]`` int64, best first; -inf and -1 where a row ran out of candidates.
-        group, exchange: the process group whose ranks' rows are one batch, and how they travel: see :func:`nt_xent`.
-        backend: ``"auto"``, ``"reference"``, ``"cpu"`` or ``"cuda"`` (not yet verified on hardware; no float64), see
-            ``ltood_fast.build_info()``.
+        group, exchange, backend: as :func:`nt_xent`.
 
     Returns:
         The loss, 0-d (or ``[N]``), float32 (float64 for float64 input); with extras
         ``(loss[, lse][, cosines, indices])``.
 
     Raises:
-        ValueError, TypeError, RuntimeError: as :func:`nt_xent`; also k larger than the candidates, ``bank_ids``
-        without ``instance_ids``, ``bank_domain`` without ``domain``, a negative weight.
+        ValueError, TypeError, RuntimeError: as :func:`nt_xent`; also k larger than the candidates, ids or domains of
+        a bank without those of the batch, a negative weight.
     """
-    op = "psd_loss"
+    op, bank = "psd_loss", Bank.of(bank)
     with GroupContext(op, group, reduction, exchange) as context:
-        _check_common(op, z, temperature, reduction)
-        _check_views(op, z, instance_ids)
-        _check_neighbors(op, z, k, neighbor_weight, domain, bank, instance_ids, bank_ids, bank_domain, context)
-        kernel = _kernel(op, backend, context, z, bank)
+        check_common(op, z, temperature, reduction)
+        check_views(op, z, instance_ids)
+        _check_neighbors(op, z, k, neighbor_weight, domain, bank, instance_ids, context)
+        kernel = _kernel(op, backend, context, z, bank and bank.z)
     options = {
         "k": k,
         "neighbor_weight": neighbor_weight,
         "bank": bank,
         "domain": domain,
         "instance_ids": instance_ids,
-        "bank_ids": bank_ids,
-        "bank_domain": bank_domain,
         "normalize": normalize,
     }
     if kernel or context.many:
@@ -318,6 +352,28 @@ def psd_loss(
     return reference.psd_loss(z, temperature, **options)
 
 
+@overload
+def domain_loss(
+    z: Tensor,
+    domain: Tensor,
+    temperature: float | Tensor = 0.2,
+    *,
+    return_lse: Literal[False] = False,
+    **options: Unpack[DomainOptions],
+) -> Tensor: ...
+@overload
+def domain_loss(
+    z: Tensor,
+    domain: Tensor,
+    temperature: float | Tensor = 0.2,
+    *,
+    return_lse: Literal[True],
+    **options: Unpack[DomainOptions],
+) -> tuple[Tensor, Tensor]: ...
+@overload
+def domain_loss(
+    z: Tensor, domain: Tensor, temperature: float | Tensor = 0.2, *, return_lse: bool, **options: Unpack[DomainOptions]
+) -> Tensor | tuple[Tensor, Tensor]: ...
 def domain_loss(
     z: Tensor,
     domain: Tensor,
@@ -350,8 +406,7 @@ def domain_loss(
         normalize: L2-normalise the rows first (eps 1e-12); the gradient goes through it. ``False``: use them as given.
         reduction: ``"mean"``, ``"sum"`` or ``"none"``.
         return_lse: ("supcon" only) also return ``lse [N]``, differentiable.
-        backend: ``"auto"``, ``"reference"``, ``"cpu"`` or ``"cuda"`` (not yet verified on hardware; no float64);
-            "bce" has no kernel of its own.
+        group, exchange, backend: as :func:`nt_xent`; "bce" has no kernel of its own.
 
     Returns:
         The loss, 0-d (or ``[N]``), float32 (float64 for float64 input); with ``return_lse``, ``(loss, lse)``.
@@ -361,7 +416,7 @@ def domain_loss(
     """
     op = "domain_loss"
     with GroupContext(op, group, reduction, exchange) as context:
-        _check_common(op, z, temperature, reduction)
+        check_common(op, z, temperature, reduction)
         check.integers(op, "domain", domain, z.shape[0], z)
         check.choice(op, "kind", kind, DOMAIN_KINDS)
         if kind == "bce":
@@ -408,6 +463,26 @@ def _check_head(
     check.choice(op, "backend", backend, ("auto", "reference"))
 
 
+@overload
+def stage1_loss(
+    z: Tensor,
+    domain: Tensor,
+    temperature: float | Tensor = 0.2,
+    *,
+    return_lse: Literal[False] = False,
+    return_neighbors: Literal[False] = False,
+    **options: Unpack[Stage1Options],
+) -> Stage1Result: ...
+@overload
+def stage1_loss(
+    z: Tensor,
+    domain: Tensor,
+    temperature: float | Tensor = 0.2,
+    *,
+    return_lse: bool = False,
+    return_neighbors: bool = False,
+    **options: Unpack[Stage1Options],
+) -> Stage1Result | tuple[Any, ...]: ...
 def stage1_loss(
     z: Tensor,
     domain: Tensor,
@@ -417,10 +492,8 @@ def stage1_loss(
     k: int = 1,
     neighbor_weight: float | Tensor = 1.0,
     same_domain: bool = True,
-    bank: Tensor | None = None,
+    bank: Bank | Tensor | None = None,
     instance_ids: Tensor | None = None,
-    bank_ids: Tensor | None = None,
-    bank_domain: Tensor | None = None,
     normalize: bool = True,
     reduction: str = "mean",
     return_lse: bool = False,
@@ -428,7 +501,7 @@ def stage1_loss(
     group: ProcessGroup | None = None,
     exchange: str = "gather",
     backend: str = "auto",
-) -> Stage1Result | tuple:
+) -> Stage1Result | tuple[Any, ...]:
     r"""The loss of stage 1, ``psd_loss + alpha * domain_loss``, in one pass forward and one backward.
 
     Both parts have the same similarities, log-sum-exp and temperature: see :func:`psd_loss` and :func:`supcon` for
@@ -441,22 +514,18 @@ def stage1_loss(
     Args:
         z: ``[N, D]`` float64, float32, bfloat16 or float16: one embedding a row.
         domain: ``[N]`` integers, 0 = in-distribution, 1 = OOD.
-        temperature: tau > 0, a number or a 0-d tensor; a tensor that requires grad gets its gradient.
+        temperature: tau > 0, a number or a 0-d tensor, which gets its gradient.
         alpha: weight >= 0 of the domain loss.
         k: neighbours of a row, ``1 <= k < N`` (``<= Q`` with a bank). A row with fewer candidates uses what it has.
         neighbor_weight: lam >= 0, a number or one weight a row ``[N]`` (no gradient).
-        same_domain: neighbours come from the row's own domain only (of a bank's rows: only with ``bank_domain``).
-        bank: ``[Q, D]`` rows to search for neighbours instead of the batch, detached, no negatives.
+        same_domain: neighbours come from the row's own domain only (of a bank's rows: only where it has domains).
+        bank: rows to search for neighbours instead of the batch, as :func:`psd_loss`; domains need ``same_domain``.
         instance_ids: ``[N]`` integers: rows with one id are views of one image; None: rows i and i + N/2 are.
-        bank_ids: ``[Q]`` integers, needs ``instance_ids``: a bank row with the row's own id is never its neighbour.
-        bank_domain: ``[Q]`` integers, needs ``same_domain``.
         normalize: L2-normalise the rows first (eps 1e-12); the gradient goes through it. ``False``: use them as given.
         reduction: ``"mean"`` (each part over its own rows that have a positive), ``"sum"``, or ``"none"`` (``[N]``).
         return_lse: also return ``lse [N]``, differentiable.
         return_neighbors: also return ``cosines [N, k]`` (no gradient) and ``indices [N, k]``, as :func:`psd_loss`.
-        group, exchange: the process group whose ranks' rows are one batch, and how they travel: see :func:`nt_xent`.
-        backend: ``"auto"``, ``"reference"``, ``"cpu"`` or ``"cuda"`` (not yet verified on hardware; no float64), see
-            ``ltood_fast.build_info()``.
+        group, exchange, backend: as :func:`nt_xent`.
 
     Returns:
         ``Stage1Result(total, psd, domain)``, each 0-d (or ``[N]``), float32 (float64 for float64 input); with extras
@@ -465,22 +534,20 @@ def stage1_loss(
     Raises:
         ValueError, TypeError, RuntimeError: as :func:`psd_loss`.
     """
-    op = "stage1_loss"
+    op, bank = "stage1_loss", Bank.of(bank)
     own_domain = domain if same_domain else None
     with GroupContext(op, group, reduction, exchange) as context:
-        _check_common(op, z, temperature, reduction)
-        _check_views(op, z, instance_ids)
+        check_common(op, z, temperature, reduction)
+        check_views(op, z, instance_ids)
         check.integers(op, "domain", domain, z.shape[0], z)
         check.nonnegative_number(op, "alpha", alpha)
-        _check_neighbors(op, z, k, neighbor_weight, own_domain, bank, instance_ids, bank_ids, bank_domain, context)
-        kernel = _kernel(op, backend, context, z, bank)
+        _check_neighbors(op, z, k, neighbor_weight, own_domain, bank, instance_ids, context)
+        kernel = _kernel(op, backend, context, z, bank and bank.z)
     options = {
         "k": k,
         "neighbor_weight": neighbor_weight,
         "bank": bank,
         "instance_ids": instance_ids,
-        "bank_ids": bank_ids,
-        "bank_domain": bank_domain,
         "normalize": normalize,
     }
     if kernel or context.many:

@@ -5,27 +5,64 @@ Legend: N rows, D and Dg features, K clusters. z student [N, D], e guide [N, Dg]
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal, overload
 
 import torch
 from torch import Tensor
 
 from ..reference import guided as reference
 from ..reference.guided import Stage2Result
+from ..reference.options import Distill
 from . import _check as check
 from . import _guided_group  # noqa: F401  (defines the operator)
 from ._backend import use_kernel
 from ._group import GroupContext, reduce_parts
-from ._guided_batch import batch_of
+from ._guided_batch import Batch, batch_of
 from ._guided_op import all_of, guided
-from .contrastive import _check_common, _check_views
+from .contrastive import check_common, check_views
 
 if TYPE_CHECKING:
     from torch.distributed import ProcessGroup
+    from typing_extensions import Unpack
+
+    from ._typing import GuidedOptions, RelationalOptions, Stage2Options
 
 DISTILLATIONS = ("relational", "feature")
 
 
+@overload
+def guided_contrastive(
+    z: Tensor,
+    guide: Tensor,
+    clusters: Tensor,
+    far: Tensor,
+    temperature: float | Tensor = 0.2,
+    *,
+    return_lse: Literal[False] = False,
+    **options: Unpack[GuidedOptions],
+) -> Tensor: ...
+@overload
+def guided_contrastive(
+    z: Tensor,
+    guide: Tensor,
+    clusters: Tensor,
+    far: Tensor,
+    temperature: float | Tensor = 0.2,
+    *,
+    return_lse: Literal[True],
+    **options: Unpack[GuidedOptions],
+) -> tuple[Tensor, Tensor]: ...
+@overload
+def guided_contrastive(
+    z: Tensor,
+    guide: Tensor,
+    clusters: Tensor,
+    far: Tensor,
+    temperature: float | Tensor = 0.2,
+    *,
+    return_lse: bool,
+    **options: Unpack[GuidedOptions],
+) -> Tensor | tuple[Tensor, Tensor]: ...
 def guided_contrastive(
     z: Tensor,
     guide: Tensor,
@@ -86,31 +123,11 @@ def guided_contrastive(
         normalize: L2-normalise the rows of ``z`` (eps 1e-12); the gradient goes through it.
         reduction: ``"mean"`` over the rows with positives, ``"sum"``, or ``"none"`` (``[N]``, row order).
         return_lse: also return ``lse`` ``[N]`` (-inf for a row with neither positives nor negatives).
-        group: a ``torch.distributed.ProcessGroup`` whose ranks call this together: the batch is the concatenation of
-            their rows in the order of the ranks, whose numbers may differ; see below.
-        exchange: with a group, ``"gather"`` (all rows at once, kept for the backward) or ``"ring"`` (one rank's rows at
-            a time, the next on their way meanwhile; sent again by the backward).
-        backend: ``"auto"``, ``"reference"``, ``"cpu"`` or ``"cuda"`` (not yet verified on hardware; no float64).
+        group, exchange, backend: as :func:`ltood_fast.nt_xent`. ``clusters`` and ``far`` number the same clusters on
+            all ranks, ``pos_idx`` the rows of the whole batch.
 
     Returns:
         The loss, 0-d or ``[N]``, float32 (float64 for float64 ``z``); with ``return_lse`` the tuple ``(loss, lse)``.
-
-    **Many ranks.** Values, rows and gradients are as :func:`ltood_fast.nt_xent` says; ``clusters`` and ``far`` number
-    the same clusters on all ranks, ``pos_idx`` the rows of the whole batch. A rank computes its own rows against all
-    ranks' columns. For W ranks of N rows (M in all) with b and bg bytes an element of z and of the guide, w = 4 (8 for
-    float64), k neighbours, p losses with a mean or sum, c and r = 1 for the contrastive part and for relational
-    distillation, else 0, in bytes a rank and step (the peaks are the CPU's; CUDA's are not yet measured)::
-
-        received, gather:  (W - 1) (N (D b + Dg bg + 8 (8 c + 4 r + 2 k)) + 16 + 32 p)
-        received, ring:    (W - 1) N (D b + Dg bg) more
-        peak, gather:      M (D b + Dg bg) + (M + N) (D + Dg) w + N D (2 w + 8) + 8 M (12 c + 8 r + 4 k)
-        peak, ring:        2 N (D b + Dg bg) + 2 N (D + Dg) w + N D (3 w + 8) + 8 M (12 c + 8 r + 4 k)
-        work:              2 N M (3 D + 2 Dg) FLOP with relational distillation, else 2 N M (Dg + (5 D + 3 Dg) / K)
-
-    Where there is no kernel for it (float64 on CUDA, the reference), every rank gathers all rows, whatever ``exchange``
-    says, and computes the whole loss: the work is that of one process, the memory O(M·(D + Dg)), and a rank receives
-    ``(W - 1) (16 + N (D b + Dg bg + 16 + 8 k'))`` bytes forward (k' the width of ``pos_idx``) and ``(W - 1) N D b``
-    backward.
 
     Raises:
         TypeError, ValueError: an argument of the wrong type, shape, device or range, named in the message.
@@ -119,22 +136,49 @@ def guided_contrastive(
     op = "guided_contrastive"
     with GroupContext(op, group, reduction, exchange) as context:
         _check_pair(op, z, guide, temperature, reduction)
-        _check_selection(op, z, clusters, far, k, pos_idx, gamma, instance_ids, context)
+        _check_selection(op, Batch(z, guide, clusters, instance_ids, pos_idx), far, k, gamma, context)
         kernel = use_kernel(op, backend, z, guide)
     options = {"k": k, "weighted": weighted, "gamma": gamma, "normalize": normalize}
-    same = {"temperature": temperature, **options}
-    batch = batch_of(context, kernel, z, guide, far, clusters, instance_ids, pos_idx, **same)
+    batch = Batch(z, guide, clusters, instance_ids, pos_idx)
+    batch = batch_of(batch, far, context, kernel, {"temperature": temperature, **options})
     options |= {"pos_idx": batch.pos_idx, "instance_ids": batch.instance_ids}
-    embeddings = batch.z, batch.guide, batch.clusters, far, temperature
     if kernel:
-        rows = guided(*embeddings, **options, context=batch.context, must_match=batch.must_match)
+        rows = guided(batch.z, batch.guide, temperature, **options, **batch.clusters_and(far), **batch.ranks)
         (loss,) = reduce_parts([rows.contrast], reduction, batch.context)
         lse = rows.lse.to(rows.loss.dtype)
     else:
-        loss, lse = reference.guided_contrastive(*embeddings, **options, reduction=reduction, return_lse=True)
+        options |= {"reduction": reduction, "return_lse": True}
+        loss, lse = reference.guided_contrastive(batch.z, batch.guide, batch.clusters, far, temperature, **options)
     return (batch.local(loss), batch.local(lse)) if return_lse else batch.local(loss)
 
 
+@overload
+def relational_distill(
+    z: Tensor,
+    guide: Tensor,
+    temperature: float | Tensor = 0.2,
+    *,
+    return_lse: Literal[False] = False,
+    **options: Unpack[RelationalOptions],
+) -> Tensor: ...
+@overload
+def relational_distill(
+    z: Tensor,
+    guide: Tensor,
+    temperature: float | Tensor = 0.2,
+    *,
+    return_lse: Literal[True],
+    **options: Unpack[RelationalOptions],
+) -> tuple[Tensor, Tensor]: ...
+@overload
+def relational_distill(
+    z: Tensor,
+    guide: Tensor,
+    temperature: float | Tensor = 0.2,
+    *,
+    return_lse: bool,
+    **options: Unpack[RelationalOptions],
+) -> Tensor | tuple[Tensor, Tensor]: ...
 def relational_distill(
     z: Tensor,
     guide: Tensor,
@@ -172,9 +216,7 @@ def relational_distill(
         normalize: L2-normalise the rows of ``z`` (eps 1e-12); the gradient goes through it.
         reduction: ``"mean"``, ``"sum"``, or ``"none"`` (``[N]``, row order).
         return_lse: also return the student's ``log sum_{j != i} exp(s_ij)``, ``[N]`` (-inf for N = 1).
-        group, exchange: the process group whose ranks' rows are one batch, and how they travel: see
-            :func:`guided_contrastive`.
-        backend: ``"auto"``, ``"reference"``, ``"cpu"`` or ``"cuda"`` (not yet verified on hardware; no float64).
+        group, exchange, backend: as :func:`ltood_fast.nt_xent`.
 
     Returns:
         The loss in nats, 0-d or ``[N]``, float32 (float64 for float64 ``z``); with ``return_lse`` ``(loss, lse)``.
@@ -189,10 +231,9 @@ def relational_distill(
         _check_teacher(op, teacher_temperature)
         kernel = use_kernel(op, backend, z, guide)
     options = {"normalize": normalize, "teacher_temperature": teacher_temperature}
-    batch = batch_of(context, kernel, z, guide, temperature=temperature, **options)
+    batch = batch_of(Batch(z, guide), None, context, kernel, {"temperature": temperature, **options})
     if kernel:
-        ranks = {"context": batch.context, "must_match": batch.must_match}
-        rows = guided(batch.z, batch.guide, None, None, temperature, distill=True, **options, **ranks)
+        rows = guided(batch.z, batch.guide, temperature, distill=True, **options, **batch.ranks)
         (loss,) = reduce_parts([rows.divergence], reduction, batch.context)
         lse = rows.student_lse.to(rows.kl.dtype)
     else:
@@ -235,6 +276,39 @@ def feature_distill(
     return reduce_parts([all_of(rows)], reduction, context, reduction)[0]
 
 
+@overload
+def stage2_loss(
+    z: Tensor,
+    guide: Tensor,
+    clusters: Tensor,
+    far: Tensor,
+    temperature: float | Tensor = 0.2,
+    *,
+    return_lse: Literal[False] = False,
+    **options: Unpack[Stage2Options],
+) -> Stage2Result: ...
+@overload
+def stage2_loss(
+    z: Tensor,
+    guide: Tensor,
+    clusters: Tensor,
+    far: Tensor,
+    temperature: float | Tensor = 0.2,
+    *,
+    return_lse: Literal[True],
+    **options: Unpack[Stage2Options],
+) -> tuple[Stage2Result, Tensor]: ...
+@overload
+def stage2_loss(
+    z: Tensor,
+    guide: Tensor,
+    clusters: Tensor,
+    far: Tensor,
+    temperature: float | Tensor = 0.2,
+    *,
+    return_lse: bool,
+    **options: Unpack[Stage2Options],
+) -> Stage2Result | tuple[Stage2Result, Tensor]: ...
 def stage2_loss(
     z: Tensor,
     guide: Tensor,
@@ -243,8 +317,7 @@ def stage2_loss(
     temperature: float | Tensor = 0.2,
     *,
     beta: float = 0.4,
-    distill: str = "relational",
-    teacher_temperature: float | None = None,
+    distill: Distill | str = "relational",
     k: int = 5,
     pos_idx: Tensor | None = None,
     weighted: bool = True,
@@ -262,7 +335,7 @@ def stage2_loss(
     It replaces::
 
         guided = guided_contrastive(z, guide, clusters, far, temperature, ...)
-        distill = relational_distill(z, guide, temperature, teacher_temperature=teacher_temperature)
+        distill = relational_distill(z, guide, temperature)
         total = guided + beta * distill
 
     Args:
@@ -270,13 +343,10 @@ def stage2_loss(
             :func:`guided_contrastive`.
         beta: weight >= 0 of the distillation.
         distill: ``"relational"`` (:func:`relational_distill`) or ``"feature"`` (:func:`feature_distill`, for which the
-            guide must be as wide as ``z``).
-        teacher_temperature: of the guide in relational distillation; None: the same value as ``temperature``.
+            guide must be as wide as ``z``), or :class:`ltood_fast.Distill` with a temperature of the teacher's own.
         reduction: ``"mean"``, ``"sum"``, or ``"none"`` (``[N]`` each), applied to each part.
         return_lse: also return the guided loss's ``lse`` ``[N]``.
-        group, exchange: the process group whose ranks' rows are one batch, and how they travel: see
-            :func:`guided_contrastive`.
-        backend: ``"auto"``, ``"reference"``, ``"cpu"`` or ``"cuda"`` (not yet verified on hardware; no float64).
+        group, exchange, backend: as :func:`ltood_fast.nt_xent`.
 
     Returns:
         ``Stage2Result(total, guided, distill)``, float32 (float64 for float64 ``z``); with ``return_lse`` the tuple
@@ -286,30 +356,24 @@ def stage2_loss(
         TypeError, ValueError: an argument of the wrong type, shape, device or range, named in the message.
         RuntimeError: ``backend`` names a kernel that this build lacks; double backward.
     """
-    op = "stage2_loss"
+    op, distill = "stage2_loss", Distill.of(distill)
     with GroupContext(op, group, reduction, exchange) as context:
         _check_pair(op, z, guide, temperature, reduction)
-        _check_selection(op, z, clusters, far, k, pos_idx, gamma, instance_ids, context)
-        _check_teacher(op, teacher_temperature)
+        _check_selection(op, Batch(z, guide, clusters, instance_ids, pos_idx), far, k, gamma, context)
+        _check_teacher(op, distill.teacher_temperature)
         check.nonnegative_number(op, "beta", beta)
-        check.choice(op, "distill", distill, DISTILLATIONS)
-        if distill == "feature":
+        check.choice(op, "distill", distill.kind, DISTILLATIONS)
+        if distill.kind == "feature":
             check.same_width(op, "guide", guide, "z", z)
         kernel = use_kernel(op, backend, z, guide)
-    relational = distill == "relational"
-    options = {
-        "k": k,
-        "weighted": weighted,
-        "gamma": gamma,
-        "normalize": normalize,
-        "teacher_temperature": teacher_temperature,
-    }
-    same = {"temperature": temperature, "beta": beta, "distill": distill, **options}
-    batch = batch_of(context, kernel, z, guide, far, clusters, instance_ids, pos_idx, **same)
+    relational = distill.kind == "relational"
+    options = {"k": k, "weighted": weighted, "gamma": gamma, "normalize": normalize}
+    same = {"temperature": temperature, "beta": beta, **vars(distill), **options}
+    batch = batch_of(Batch(z, guide, clusters, instance_ids, pos_idx), far, context, kernel, same)
     options |= {"pos_idx": batch.pos_idx, "instance_ids": batch.instance_ids}
-    embeddings = batch.z, batch.guide, batch.clusters, far, temperature
     if kernel:
-        rows = guided(*embeddings, distill=relational, **options, context=batch.context, must_match=batch.must_match)
+        options |= {"distill": relational, "teacher_temperature": distill.teacher_temperature}
+        rows = guided(batch.z, batch.guide, temperature, **options, **batch.clusters_and(far), **batch.ranks)
         features = None if relational else reference.feature_distill(batch.z, batch.guide, reduction="none")
         second = rows.divergence if relational else all_of(features)
         contrast, distilled = reduce_parts([rows.contrast, second], reduction, batch.context)
@@ -317,7 +381,7 @@ def stage2_loss(
         lse = rows.lse.to(rows.loss.dtype)
     else:
         options |= {"beta": beta, "distill": distill, "reduction": reduction, "return_lse": True}
-        losses, lse = reference.stage2_loss(*embeddings, **options)
+        losses, lse = reference.stage2_loss(batch.z, batch.guide, batch.clusters, far, temperature, **options)
     losses = Stage2Result(*(batch.local(loss) for loss in losses))
     return (losses, batch.local(lse)) if return_lse else losses
 
@@ -348,7 +412,7 @@ def farthest_cluster(centroids: Tensor) -> Tensor:
 
 
 def _check_pair(op: str, z: Tensor, guide: Tensor, temperature: float | Tensor, reduction: str) -> None:
-    _check_common(op, z, temperature, reduction)
+    check_common(op, z, temperature, reduction)
     check.embeddings(op, "guide", guide)
     n = z.shape[0]
     check.require(guide.shape[0] == n, op, "guide", f"of {n} rows as z is", f"shape {tuple(guide.shape)}")
@@ -360,27 +424,17 @@ def _check_teacher(op: str, teacher_temperature: float | None) -> None:
         check.positive_number(op, "teacher_temperature", teacher_temperature)
 
 
-def _check_selection(
-    op: str,
-    z: Tensor,
-    clusters: Tensor,
-    far: Tensor,
-    k: int,
-    pos_idx: Tensor | None,
-    gamma: float,
-    instance_ids: Tensor | None,
-    context: GroupContext,
-) -> None:
+def _check_selection(op: str, batch: Batch, far: Tensor, k: int, gamma: float, context: GroupContext) -> None:
     """What decides positives, negatives and forces."""
-    n = z.shape[0]
+    z, pos_idx, n = batch.z, batch.pos_idx, batch.z.shape[0]
     check.integer_tensor(op, "far", far, z)
     check.require(far.dim() == 1 and far.shape[0] > 0, op, "far", "of shape [K], K > 0", f"shape {tuple(far.shape)}")
     check.index_range(op, "far", far, 0, far.shape[0])
-    check.integers(op, "clusters", clusters, n, z)
-    check.index_range(op, "clusters", clusters, 0, far.shape[0])
+    check.integers(op, "clusters", batch.clusters, n, z)
+    check.index_range(op, "clusters", batch.clusters, 0, far.shape[0])
     check.nonnegative_number(op, "gamma", gamma)
-    _check_views(op, z, instance_ids)
-    if pos_idx is None:  # across ranks, k and pos_idx are held against the rows of all ranks when these are known
+    check_views(op, z, batch.instance_ids)
+    if pos_idx is None:  # over a process group, k and pos_idx are compared with the rows of all ranks later
         check.count(op, "k", k, 1, None if context.many else n - 1)
     else:
         check.integer_tensor(op, "pos_idx", pos_idx, z)

@@ -14,6 +14,7 @@ from ..reference import knn as reference
 from ..reference._common import common_dtype
 from . import _check
 from ._backend import use_kernel
+from ._schema import Arguments, constant, overload
 from ._shards import add, passing, shards_of
 
 METHODS = ("exact", "ivf")
@@ -65,7 +66,7 @@ def knn(
     _check_knn("knn", x, k, y)
     if not use_kernel("knn", backend, x, y):
         return reference.knn(x, k, y=y, normalize=normalize)
-    return torch.ops.ltood_fast.knn(x, y, k, normalize)
+    return overload("knn")(x=x, y=y, k=k, normalize=normalize)
 
 
 def knn_density(
@@ -118,7 +119,7 @@ def knn_density(
         return _ivf_density(x, k, n_lists, n_probes)
     if not use_kernel("knn_density", backend, x):
         return reference.knn_density(x, k)
-    cosines, _ = torch.ops.ltood_fast.knn(x, None, k, True)
+    cosines, _ = overload("knn")(x=x, k=k)
     return (1 - cosines).mean(dim=1)
 
 
@@ -335,17 +336,10 @@ def _ivf_search(index: Any, rows: Tensor, k: int) -> tuple[Tensor, Tensor]:
 
 
 @torch.library.register_fake("ltood_fast::knn")
-def _(x: Tensor, y: Tensor | None, k: int, normalize: bool) -> tuple[Tensor, Tensor]:
-    dtype = common_dtype(x, x if y is None else y)
-    return x.new_empty(len(x), k, dtype=dtype), x.new_empty(len(x), k, dtype=torch.int64)
+def _(*args, **kwargs):
+    call = Arguments("knn", args, kwargs)
+    n, dtype = len(call.x), common_dtype(call.x, call.x if call.y is None else call.y)
+    return call.x.new_empty(n, call.k, dtype=dtype), call.x.new_empty(n, call.k, dtype=torch.int64)
 
 
-def _mark_outputs(ctx, inputs, output) -> None:
-    ctx.mark_non_differentiable(*output)
-
-
-def _no_gradient(ctx, *_: Tensor | None) -> tuple[None, ...]:
-    return None, None, None, None
-
-
-torch.library.register_autograd("ltood_fast::knn", _no_gradient, setup_context=_mark_outputs)
+constant("knn")

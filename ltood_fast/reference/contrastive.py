@@ -6,6 +6,7 @@ Every loss is l_i = lse_i - (weighted mean of s_ij over the positives of i); a r
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import NamedTuple
 
 import torch
@@ -13,6 +14,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from ._common import best_k, reduce_rows, unit_rows, view_mask
+from .options import Bank
 
 
 class Stage1Result(NamedTuple):
@@ -59,9 +61,7 @@ def _neighbors(
     k: int,
     instance_ids: Tensor | None,
     domain: Tensor | None,
-    bank: Tensor | None,  # [Q, D], rows as u's
-    bank_ids: Tensor | None,
-    bank_domain: Tensor | None,
+    bank: Bank | None,  # rows as u's
 ) -> tuple[Tensor, Tensor]:
     """(cosines [N, k], columns [N, k]) of M_k(i): in the batch, or in the bank. No gradient."""
     n = u.shape[0]
@@ -69,35 +69,26 @@ def _neighbors(
         admissible = ~view_mask(n, instance_ids, u.device) & ~torch.eye(n, dtype=torch.bool, device=u.device)
         column_domain = domain
     else:
-        admissible = torch.ones(n, bank.shape[0], dtype=torch.bool, device=u.device)
-        if bank_ids is not None:
-            admissible = instance_ids[:, None] != bank_ids[None, :]
-        column_domain = bank_domain
+        admissible = torch.ones(n, bank.z.shape[0], dtype=torch.bool, device=u.device)
+        if bank.ids is not None:
+            admissible = instance_ids[:, None] != bank.ids[None, :]
+        column_domain = bank.domain
     if column_domain is not None:
         admissible = admissible & (domain[:, None] == column_domain[None, :])
     with torch.no_grad():
-        return best_k(u @ (u if bank is None else bank).T, admissible, k)
+        return best_k(u @ (u if bank is None else bank.z).T, admissible, k)
 
 
-def _instance_losses(
-    u: Tensor,
-    s: Tensor,
-    lse: Tensor,
-    temperature: float | Tensor,
-    instance_ids: Tensor | None,
-    neighbor_weight: float | Tensor,
-    bank: Tensor | None,
-    columns: Tensor,  # [N, k], -1 = none
+def _neighbor_term(
+    u: Tensor, temperature: float | Tensor, neighbor_weight: float | Tensor, bank: Bank | None, columns: Tensor
 ) -> tuple[Tensor, Tensor]:
-    """The pseudo semantic discrimination's rows: the positives are the other views and the neighbours."""
-    view_sum, n_views = _view_term(s, instance_ids)
+    """(lam_i times the sum of s over M_k(i), lam_i |M_k(i)|); columns [N, k], -1 = none."""
     found = columns >= 0
-    similarity = torch.einsum("nd,nkd->nk", u, (u if bank is None else bank)[columns.clamp(min=0)]) / temperature
+    similarity = torch.einsum("nd,nkd->nk", u, (u if bank is None else bank.z)[columns.clamp(min=0)]) / temperature
     neighbor_sum = similarity.masked_fill(~found, 0).sum(dim=1)
     if isinstance(neighbor_weight, Tensor):
-        neighbor_weight = neighbor_weight.detach().to(s.dtype)
-    weight = n_views + neighbor_weight * found.sum(dim=1)
-    return _row_losses(lse, view_sum + neighbor_weight * neighbor_sum, weight)
+        neighbor_weight = neighbor_weight.detach().to(u.dtype)
+    return neighbor_weight * neighbor_sum, neighbor_weight * found.sum(dim=1)
 
 
 def nt_xent(
@@ -138,11 +129,9 @@ def psd_loss(
     *,
     k: int = 1,
     neighbor_weight: float | Tensor = 1.0,
-    bank: Tensor | None = None,
+    bank: Bank | Tensor | None = None,
     domain: Tensor | None = None,
     instance_ids: Tensor | None = None,
-    bank_ids: Tensor | None = None,
-    bank_domain: Tensor | None = None,
     normalize: bool = True,
     reduction: str = "mean",
     return_lse: bool = False,
@@ -150,12 +139,14 @@ def psd_loss(
 ) -> Tensor | tuple[Tensor, ...]:
     """l_i = lse_i - (sum_{V(i)} s_iv + lam_i sum_{M_k(i)} s_im) / (|V(i)| + lam_i |M_k(i)|)."""
     with _full_precision(z):
-        u = unit_rows(z, normalize)
-        b = None if bank is None else unit_rows(bank.detach().to(u.dtype), normalize)
+        u, bank = unit_rows(z, normalize), Bank.of(bank)
+        if bank is not None:
+            bank = replace(bank, z=unit_rows(bank.z.detach().to(u.dtype), normalize))
         s, lse = _similarities(u, temperature)
-        cosines, columns = _neighbors(u, k, instance_ids, domain, b, bank_ids, bank_domain)
-        rows = _instance_losses(u, s, lse, temperature, instance_ids, neighbor_weight, b, columns)
-        loss = reduce_rows(*rows, reduction)
+        cosines, columns = _neighbors(u, k, instance_ids, domain, bank)
+        view_sum, n_views = _view_term(s, instance_ids)
+        neighbor_sum, neighbor_count = _neighbor_term(u, temperature, neighbor_weight, bank, columns)
+        loss = reduce_rows(*_row_losses(lse, view_sum + neighbor_sum, n_views + neighbor_count), reduction)
     extras = ((lse,) if return_lse else ()) + ((cosines, columns) if return_neighbors else ())
     return (loss, *extras) if extras else loss
 
@@ -190,10 +181,8 @@ def stage1_loss(
     k: int = 1,
     neighbor_weight: float | Tensor = 1.0,
     same_domain: bool = True,
-    bank: Tensor | None = None,
+    bank: Bank | Tensor | None = None,
     instance_ids: Tensor | None = None,
-    bank_ids: Tensor | None = None,
-    bank_domain: Tensor | None = None,
     normalize: bool = True,
     reduction: str = "mean",
     return_lse: bool = False,
@@ -208,8 +197,6 @@ def stage1_loss(
         bank=bank,
         domain=domain if same_domain else None,
         instance_ids=instance_ids,
-        bank_ids=bank_ids,
-        bank_domain=bank_domain,
         normalize=normalize,
         reduction=reduction,
         return_lse=True,
@@ -221,9 +208,7 @@ def stage1_loss(
     return (result, *extras) if extras else result
 
 
-def _block(
-    x: Tensor, y: Tensor, temperature: float | Tensor, normalize: bool, diagonal: int
-) -> tuple[Tensor, Tensor, Tensor]:
+def _partial_products(x: Tensor, y: Tensor, normalize: bool, diagonal: int) -> tuple[Tensor, Tensor, Tensor]:
     """(unit rows of y, their inner products [n, M] with the rows of x, where row i is not column i + diagonal)."""
     u, v = unit_rows(x, normalize), unit_rows(y, normalize)
     rows, columns = torch.arange(len(u), device=u.device), torch.arange(len(v), device=u.device)
@@ -234,25 +219,24 @@ def contrastive_partial(
     x: Tensor,  # [n, D]
     y: Tensor,  # [M, D]
     temperature: float | Tensor,
+    *,
     normalize: bool,
     diagonal: int,
-    k: int,
-    x_instance: Tensor | None = None,
-    y_instance: Tensor | None = None,
-    x_domain: Tensor | None = None,
-    y_domain: Tensor | None = None,
+    k: int = 0,
+    instances: tuple[Tensor, Tensor] | None = None,  # of the rows, of the columns
+    domains: tuple[Tensor, Tensor] | None = None,
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Some rows against some columns: (lse [n] float64, cosines [n, k], columns [n, k]). Row i and column i + diagonal
     are the same embedding; lse is -inf where a row has no other. Neighbours are of another instance, of one domain."""
     with torch.no_grad(), _full_precision(x):
-        _, products, other = _block(x, y, temperature, normalize, diagonal)
+        _, products, other = _partial_products(x, y, normalize, diagonal)
         s = (products / temperature).double()
         alone = ~other.any(dim=1)
         lse = s.masked_fill(~other, -torch.inf).masked_fill(alone[:, None], 0).logsumexp(dim=1)
-        if x_instance is not None:
-            other = other & (x_instance[:, None] != y_instance[None, :])
-        if x_domain is not None:
-            other = other & (x_domain[:, None] == y_domain[None, :])
+        if instances is not None:
+            other = other & (instances[0][:, None] != instances[1][None, :])
+        if domains is not None:
+            other = other & (domains[0][:, None] == domains[1][None, :])
         cosines, columns = best_k(products, other, k)
         missing = (0, k - cosines.shape[1])
         cosines, columns = F.pad(cosines, missing, value=-torch.inf), F.pad(columns, missing, value=-1)
@@ -263,17 +247,17 @@ def contrastive_partial_bwd(
     x: Tensor,
     y: Tensor,
     temperature: float | Tensor,
+    *,
     normalize: bool,
     diagonal: int,
-    x_lse: Tensor,
-    x_weight: Tensor,
-    y_lse: Tensor,
-    y_weight: Tensor,
+    of_rows: tuple[Tensor, Tensor],  # lse and its gradient w
+    of_columns: tuple[Tensor, Tensor],
 ) -> Tensor:
     """[n, D]: (1/tau) sum_j G_ij u(y_j) over the other columns, G_ij = w_i exp(s_ij - lse_i) + w_j exp(s_ij - lse_j):
     the gradient of sum w lse, over all rows, at u(x_i)."""
+    (x_lse, x_weight), (y_lse, y_weight) = of_rows, of_columns
     with torch.no_grad(), _full_precision(x):
-        v, products, other = _block(x, y, temperature, normalize, diagonal)
+        v, products, other = _partial_products(x, y, normalize, diagonal)
         s = (products / temperature).double()
         g = x_weight[:, None] * (s - x_lse[:, None]).exp() + y_weight[None, :] * (s - y_lse[None, :]).exp()
         return (g.masked_fill(~other, 0) @ v.double() / temperature).to(v.dtype)

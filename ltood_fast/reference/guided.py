@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from ._common import best_k, reduce_rows, unit_rows, view_mask, wide
+from .options import Distill
 
 
 class Stage2Result(NamedTuple):
@@ -134,8 +135,7 @@ def stage2_loss(
     temperature: float | Tensor = 0.2,
     *,
     beta: float = 0.4,
-    distill: str = "relational",
-    teacher_temperature: float | None = None,
+    distill: Distill | str = "relational",
     k: int = 5,
     pos_idx: Tensor | None = None,
     weighted: bool = True,
@@ -161,15 +161,10 @@ def stage2_loss(
         reduction=reduction,
         return_lse=True,
     )
-    if distill == "relational":
-        distilled = relational_distill(
-            z,
-            guide,
-            temperature,
-            teacher_temperature=teacher_temperature,
-            normalize=normalize,
-            reduction=reduction,
-        )
+    distill = Distill.of(distill)
+    if distill.kind == "relational":
+        options = {"teacher_temperature": distill.teacher_temperature, "normalize": normalize}
+        distilled = relational_distill(z, guide, temperature, reduction=reduction, **options)
     else:
         distilled = feature_distill(z, guide, reduction=reduction)
     losses = Stage2Result(guided + beta * distilled, guided, distilled)

@@ -6,16 +6,16 @@ import pytest
 from ptxsim import Device, Library, have_nvcc
 
 LAUNCHERS = [
-    "csrc/ops/contrastive/contrastive_launch.cu", "csrc/ops/contrastive/contrastive_sm90_launch.cu",
-    "csrc/cuda/operand.cu", "csrc/cuda/segment_sums.cu", "csrc/ops/contrastive/contrastive_partial_launch.cu",
-    "csrc/ops/knn/knn_launch.cu",
-    "csrc/ops/knn/knn_sm90_launch.cu", "csrc/ops/guided/guided_launch.cu",
-    "csrc/ops/guided/guided_sm90_launch.cu", "csrc/ops/cluster_kl/cluster_kl_launch.cu",
-    "csrc/ops/cluster_kl/cluster_kl_bwd_launch.cu", "csrc/cuda/probe.cu",
+    "csrc/ops/contrastive/cuda/launch.cu", "csrc/ops/contrastive/cuda/sm90/launch.cu",
+    "csrc/cuda/operand.cu", "csrc/cuda/segment_sums.cu", "csrc/ops/contrastive/cuda/partial_launch.cu",
+    "csrc/cuda/topk/launch.cu",
+    "csrc/cuda/topk/sm90/launch.cu", "csrc/ops/guided/cuda/launch.cu",
+    "csrc/ops/guided/cuda/sm90/launch.cu", "csrc/ops/cluster_kl/cuda/launch.cu",
+    "csrc/ops/cluster_kl/cuda/bwd_launch.cu", "csrc/cuda/probe.cu",
 ]  # fmt: skip
 GLUE = [
-    "csrc/ops/contrastive/contrastive_cuda.cpp", "csrc/ops/guided/guided.cpp", "csrc/ops/guided/guided_cuda.cpp",
-    "csrc/ops/knn/knn_cuda.cpp", "csrc/cuda/operand_torch.cpp", "csrc/ops/cluster_kl/cluster_kl_cuda.cpp",
+    "csrc/ops/contrastive/cuda/glue.cpp", "csrc/ops/guided/guided.cpp", "csrc/ops/guided/cuda/glue.cpp",
+    "csrc/ops/knn/cuda/glue.cpp", "csrc/cuda/operand_torch.cpp", "csrc/ops/cluster_kl/cuda/glue.cpp",
 ]  # fmt: skip
 OPERATORS = (
     "contrastive", "contrastive_bwd", "contrastive_partial", "contrastive_partial_bwd", "guided", "guided_bwd",
@@ -36,7 +36,7 @@ def _library(sources: tuple[str, ...], arch: str, defines: tuple[tuple[str, str]
 
 @pytest.fixture(scope="session")
 def simulate():
-    """Opens a Device on launcher files: simulate("csrc/ops/knn/knn_launch.cu", seed=1). Libraries are shared."""
+    """Opens a Device on launcher files: simulate("csrc/cuda/topk/launch.cu", seed=1). Libraries are shared."""
 
     def open_device(*sources: str, arch: str = "80", defines: dict[str, str] | None = None, **options) -> Device:
         return Device(_library(sources, arch, tuple(sorted((defines or {}).items()))), **options)

@@ -1,4 +1,4 @@
-"""The contrastive launchers on the simulated device: what contrastive_cuda.cpp does with torch, done with NumPy."""
+"""The contrastive launchers on the simulated device: what contrastive/cuda/glue.cpp does with torch, done with NumPy."""
 
 import ctypes as C
 import math

@@ -1,4 +1,4 @@
-"""What guided_cuda.cpp does with torch, done with numpy: the guided family's launchers on a simulated device."""
+"""What guided/cuda/glue.cpp does with torch, done with numpy: the guided family's launchers on a simulated device."""
 
 import ctypes
 from ctypes import c_float, c_int, c_void_p
@@ -8,7 +8,7 @@ import numpy as np
 
 from python_tests.cuda_sim.structs import Operand, as_type, bf16_bits, check, prepare
 
-SOURCES = ("csrc/ops/guided/guided_launch.cu", "csrc/ops/guided/guided_sm90_launch.cu", "csrc/cuda/operand.cu")
+SOURCES = ("csrc/ops/guided/cuda/launch.cu", "csrc/ops/guided/cuda/sm90/launch.cu", "csrc/cuda/operand.cu")
 FIELDS, SUMS, ROWS, COLUMNS = 10, 8, 128, 64
 GRADIENTS = ("grad_loss", "grad_lse", "grad_kl", "grad_student_lse")
 KINDS = ("float32", "bfloat16", "float16")  # in the order of ElementType

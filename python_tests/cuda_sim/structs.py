@@ -1,4 +1,4 @@
-"""The parameter structs of csrc/cuda and csrc/ops/knn/topk.h as ctypes, and operands made by their real launcher."""
+"""The parameter structs of csrc/cuda and csrc/cuda/topk/topk.h as ctypes, and operands made by their real launcher."""
 
 import ctypes
 from ctypes import c_int, c_int64, c_void_p

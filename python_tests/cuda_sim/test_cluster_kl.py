@@ -12,11 +12,11 @@ from python_tests.cuda_sim.structs import ELEMENT_TYPES, Operand, bf16_values, c
 from python_tests.tolerances import GRADIENT, LOSS
 
 SOURCES = (
-    "csrc/ops/cluster_kl/cluster_kl_launch.cu",
-    "csrc/ops/cluster_kl/cluster_kl_bwd_launch.cu",
+    "csrc/ops/cluster_kl/cuda/launch.cu",
+    "csrc/ops/cluster_kl/cuda/bwd_launch.cu",
     "csrc/cuda/operand.cu",
 )
-SHARE = {"float32": 1 / 8, "bfloat16": 1 / 1024, "float16": 1 / 1024}  # as in cluster_kl_cuda.cpp
+SHARE = {"float32": 1 / 8, "bfloat16": 1 / 1024, "float16": 1 / 1024}  # as in cluster_kl/cuda/glue.cpp
 
 
 class ClusterDistances(ctypes.Structure):

@@ -9,8 +9,8 @@ from tolerances import GRADIENT, LOSS, relative_error
 from ltood_fast.reference import contrastive as reference
 
 SOURCES = (
-    "csrc/ops/contrastive/contrastive_launch.cu",
-    "csrc/ops/contrastive/contrastive_sm90_launch.cu",
+    "csrc/ops/contrastive/cuda/launch.cu",
+    "csrc/ops/contrastive/cuda/sm90/launch.cu",
     "csrc/cuda/operand.cu",
     "csrc/cuda/segment_sums.cu",
 )

@@ -16,8 +16,8 @@ from cuda_sim.structs import prepare
 from tolerances import GRADIENT, LOSS, relative_error
 
 SOURCES = (
-    "csrc/ops/contrastive/contrastive_partial_launch.cu", "csrc/ops/contrastive/contrastive_launch.cu",
-    "csrc/ops/contrastive/contrastive_sm90_launch.cu", "csrc/cuda/operand.cu",
+    "csrc/ops/contrastive/cuda/partial_launch.cu", "csrc/ops/contrastive/cuda/launch.cu",
+    "csrc/ops/contrastive/cuda/sm90/launch.cu", "csrc/cuda/operand.cu",
 )  # fmt: skip
 TYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 

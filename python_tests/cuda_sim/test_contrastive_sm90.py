@@ -1,5 +1,7 @@
 """The Hopper kernels of the contrastive family, executed: asked for by LTOOD_CUDA_PATH=sm90, on a simulated sm_90a."""
 
+import re
+
 import numpy as np
 import pytest
 import torch
@@ -16,7 +18,9 @@ def device(simulate, monkeypatch):
 
 
 def kernels(device):
-    return {name.split("sm9029")[-1].split("sm9028")[-1].split("EvNS")[0] for name in device.launches if "sm90" in name}
+    """Names and template arguments of the Hopper kernels launched: `4sm90<length><name>I<arguments>EEvNS...` mangled."""
+    found = (re.search(r"4sm90\d\d(contrastive_.*?)EvNS", name) for name in device.launches)
+    return {match[1] for match in found if match}
 
 
 # Every kernel of the backward: type, splits, and one, two or four k_tiles; then S in four chunks, V on its own. The

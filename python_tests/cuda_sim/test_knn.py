@@ -8,7 +8,7 @@ import pytest
 from python_tests.cuda_sim.structs import TopkParams, check, pointer, prepare
 from python_tests.tolerances import LOSS
 
-SOURCES = ("csrc/ops/knn/knn_launch.cu", "csrc/ops/knn/knn_sm90_launch.cu", "csrc/cuda/operand.cu")
+SOURCES = ("csrc/cuda/topk/launch.cu", "csrc/cuda/topk/sm90/launch.cu", "csrc/cuda/operand.cu")
 TOLERANCE = LOSS[next(dtype for dtype in LOSS if str(dtype) == "torch.float32")]
 
 

@@ -9,8 +9,8 @@ from pathlib import Path
 import pytest
 from ptxsim.build import ROOT, compile_launchers, nvcc_path, run_compiler
 
-LAUNCHERS = sorted(str(path.relative_to(ROOT)) for path in ROOT.glob("csrc/ops/*/*_launch.cu"))
-HOPPER = [launcher for launcher in LAUNCHERS if "_sm90_" in launcher]
+LAUNCHERS = sorted(str(path.relative_to(ROOT)) for path in ROOT.glob("csrc/**/*launch.cu"))
+HOPPER = [launcher for launcher in LAUNCHERS if "/sm90/" in launcher]
 
 
 def assemble(ptx: str, arch: str, output: str) -> str:

@@ -13,7 +13,7 @@ from torch.nn.functional import normalize as unit
 import ltood_fast
 from ltood_fast._ext import has_kernel
 from ltood_fast.ops._group import ALONE
-from ltood_fast.ops._guided_group import Keys
+from ltood_fast.ops._guided_group import Keys, _combined
 from ltood_fast.ops._guided_partial_op import GuidedPartial
 from python_tests.ops.test_contrastive_partial import assert_neighbors_right
 from python_tests.tolerances import assert_gradient_close, assert_loss_close

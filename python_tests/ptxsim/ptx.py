@@ -40,7 +40,7 @@ class Instruction:
     operands: tuple[str, ...]
     predicate: str | None
     negated: bool
-    where: str  # "knn_kernel.cuh:57 (ld.global.v4.f32)"
+    where: str  # "kernel.cuh:57 (ld.global.v4.f32)"
 
     @property
     def parts(self) -> list[str]:

@@ -11,45 +11,69 @@
 
 #include <optional>
 
+#include "common/arguments.h"
 #include "common/check.h"
 #include "common/dispatch.h"
 
 namespace ltood {
 
-using OptionalTensor = std::optional<at::Tensor>;
-
-inline OptionalTensor dense(const OptionalTensor& x) { return x ? OptionalTensor(x->contiguous()) : std::nullopt; }
-
 struct ContrastiveInputs {
-  const at::Tensor& z;  // [N, D] float
-  double temperature;
-  const OptionalTensor& temperature_tensor;  // 0-d, wins over `temperature`
-  bool normalize;
-  bool views;                              // whether there is an instance part
-  const OptionalTensor& instance_ids;      // [N] int64; none: rows i and i + N/2
-  const OptionalTensor& labels;            // [N] int64; none: no class part
-  int64_t k;                               // neighbours of the instance part, 0 = none
-  double neighbor_weight;                  // lam
-  const OptionalTensor& neighbor_weights;  // [N] float64, wins over `neighbor_weight`
-  const OptionalTensor& domain;            // [N] int64
-  const OptionalTensor& bank;              // [Q, D] float
-  const OptionalTensor& bank_ids;          // [Q] int64
-  const OptionalTensor& bank_domain;       // [Q] int64
+  at::Tensor z;  // [N, D] float
+  Temperature temperature;
+  bool normalize = true;
+  bool views = true;                // whether there is an instance part
+  OptionalTensor instance_ids;      // [N] int64; none: rows i and i + N/2
+  OptionalTensor labels;            // [N] int64; none: no class part
+  int64_t k = 0;                    // neighbours of the instance part
+  double neighbor_weight = 1;       // lam
+  OptionalTensor neighbor_weights;  // [N] float64, wins over `neighbor_weight`
+  OptionalTensor domain;            // [N] int64
+  OptionalTensor bank;              // [Q, D] float
+  OptionalTensor bank_ids;          // [Q] int64
+  OptionalTensor bank_domain;       // [Q] int64
 };
+
+inline ContrastiveInputs contrastive_inputs(const Arguments& arguments) {
+  ContrastiveInputs in;
+  in.z = arguments.tensor("z");
+  in.temperature = arguments.temperature();
+  in.normalize = arguments.flag("normalize");
+  in.views = arguments.flag("views");
+  in.instance_ids = arguments.dense("instance_ids");
+  in.labels = arguments.dense("labels");
+  in.k = arguments.integer("k");
+  in.neighbor_weight = arguments.number("neighbor_weight");
+  in.neighbor_weights = arguments.dense("neighbor_weights");
+  in.domain = arguments.dense("domain");
+  in.bank = arguments.optional("bank");
+  in.bank_ids = arguments.dense("bank_ids");
+  in.bank_domain = arguments.dense("bank_domain");
+  return in;
+}
+
+// What the forward left behind, and the gradients of its outputs; none = 0.
+struct ContrastiveSaved {
+  OptionalTensor grad_instance, grad_class, grad_lse;  // [N]
+  at::Tensor lse, instance_weight, class_weight;       // [N], the weights empty where their part is disabled
+  at::Tensor cosines, indices;                         // [N, k]
+};
+
+inline ContrastiveSaved contrastive_saved(const Arguments& arguments) {
+  ContrastiveSaved saved;
+  saved.grad_instance = arguments.dense("grad_instance_loss");
+  saved.grad_class = arguments.dense("grad_class_loss");
+  saved.grad_lse = arguments.dense("grad_lse");
+  saved.lse = arguments.tensor("lse").contiguous();
+  saved.instance_weight = arguments.tensor("instance_weight").contiguous();
+  saved.class_weight = arguments.tensor("class_weight").contiguous();
+  saved.cosines = arguments.tensor("cosines").contiguous();
+  saved.indices = arguments.tensor("indices").contiguous();
+  return saved;
+}
 
 struct ContrastiveSizes {
   int64_t n, d, q;
 };
-
-inline void check_vector(const char* op, const OptionalTensor& x, const char* name, c10::ScalarType dtype,
-                         int64_t length, const at::Tensor& rows, const char* name_of_rows) {
-  if (!x) return;
-  LTOOD_CHECK_TYPE(x->scalar_type() == dtype, op, name, dtype, x->scalar_type());
-  LTOOD_CHECK_VALUE(x->dim() == 1 && x->size(0) == length, op, name, c10::str("of shape [", length, "]"), "shape ",
-                    x->sizes());
-  LTOOD_CHECK_VALUE(x->device() == rows.device(), op, name, c10::str("on ", rows.device(), " as ", name_of_rows, " is"),
-                    x->device());
-}
 
 inline void check_rows(const OptionalTensor& x, const char* name, c10::ScalarType dtype, int64_t length,
                        const at::Tensor& z) {
@@ -92,29 +116,26 @@ inline ContrastiveSizes check_contrastive(const ContrastiveInputs& in) {
   return sizes;
 }
 
-// What the forward returned must come back as it was.
-inline void check_contrastive_bwd(const OptionalTensor& grad_instance, const OptionalTensor& grad_class,
-                                  const OptionalTensor& grad_lse, const at::Tensor& z,
-                                  const OptionalTensor& instance_ids, const OptionalTensor& labels,
-                                  const OptionalTensor& neighbor_weights, const OptionalTensor& bank,
-                                  const at::Tensor& lse, const at::Tensor& instance_weight,
-                                  const at::Tensor& class_weight, const at::Tensor& cosines,
-                                  const at::Tensor& indices) {
-  const int64_t n = check_embeddings(z, bank).n;
+// What the forward returned must come back unchanged.
+inline void check_contrastive_bwd(const ContrastiveInputs& in, const ContrastiveSaved& saved) {
+  const at::Tensor& z = in.z;
+  const int64_t n = check_embeddings(z, in.bank).n;
   const c10::ScalarType dtype = wide_dtype(z.scalar_type());
-  check_rows(grad_instance, "grad_instance", dtype, n, z);
-  check_rows(grad_class, "grad_class", dtype, n, z);
-  check_rows(grad_lse, "grad_lse", at::kDouble, n, z);
-  check_rows(instance_ids, "instance_ids", at::kLong, n, z);
-  check_rows(labels, "labels", at::kLong, n, z);
-  check_rows(neighbor_weights, "neighbor_weights", at::kDouble, n, z);
-  check_rows(lse, "lse", at::kDouble, n, z);
-  check_rows(instance_weight, "instance_weight", at::kDouble, grad_instance ? n : instance_weight.numel(), z);
-  check_rows(class_weight, "class_weight", at::kDouble, grad_class ? n : class_weight.numel(), z);
-  LTOOD_CHECK_VALUE(!grad_class || labels, "contrastive_bwd", "labels", "given with grad_class", "none");
-  const bool matrices = indices.dim() == 2 && indices.size(0) == n && cosines.sizes() == indices.sizes();
+  check_rows(saved.grad_instance, "grad_instance_loss", dtype, n, z);
+  check_rows(saved.grad_class, "grad_class_loss", dtype, n, z);
+  check_rows(saved.grad_lse, "grad_lse", at::kDouble, n, z);
+  check_rows(in.instance_ids, "instance_ids", at::kLong, n, z);
+  check_rows(in.labels, "labels", at::kLong, n, z);
+  check_rows(in.neighbor_weights, "neighbor_weights", at::kDouble, n, z);
+  check_rows(saved.lse, "lse", at::kDouble, n, z);
+  check_rows(saved.instance_weight, "instance_weight", at::kDouble,
+             saved.grad_instance ? n : saved.instance_weight.numel(), z);
+  check_rows(saved.class_weight, "class_weight", at::kDouble, saved.grad_class ? n : saved.class_weight.numel(), z);
+  LTOOD_CHECK_VALUE(!saved.grad_class || in.labels, "contrastive_bwd", "labels", "given with grad_class_loss", "none");
+  const at::Tensor& indices = saved.indices;
+  const bool matrices = indices.dim() == 2 && indices.size(0) == n && saved.cosines.sizes() == indices.sizes();
   LTOOD_CHECK_VALUE(matrices, "contrastive_bwd", "indices", c10::str("of shape [", n, ", k] as cosines is"), "shapes ",
-                    indices.sizes(), " and ", cosines.sizes());
+                    indices.sizes(), " and ", saved.cosines.sizes());
   LTOOD_CHECK_TYPE(indices.scalar_type() == at::kLong, "contrastive_bwd", "indices", "an int64 tensor",
                    indices.scalar_type());
 }

@@ -32,7 +32,7 @@ void check_indices(const char* argument, const at::Tensor& x, int64_t low, int64
 }
 
 void check_devices(const GuidedArguments& a) {
-  const auto check = [&](const char* argument, const std::optional<at::Tensor>& x) {
+  const auto check = [&](const char* argument, const OptionalTensor& x) {
     const bool fits = !x.has_value() || x->device() == a.z.device();
     LTOOD_CHECK_VALUE(fits, "guided", argument, c10::str("on the device of z, ", a.z.device()), x->device());
   };
@@ -45,29 +45,66 @@ void check_devices(const GuidedArguments& a) {
 
 }  // namespace
 
-GuidedArguments partial_arguments(const GuidedRows& rows, const at::Tensor& y, const at::Tensor& y_guide,
-                                  const std::optional<at::Tensor>& x_clusters,
-                                  const std::optional<at::Tensor>& y_clusters, const std::optional<at::Tensor>& far,
-                                  const std::optional<at::Tensor>& x_instance,
-                                  const std::optional<at::Tensor>& y_instance, double temperature,
-                                  std::optional<double> teacher_temperature, Force force, bool normalize,
-                                  bool distill) {
-  return {y,
-          y_guide,
-          both("clusters", x_clusters, y_clusters),
-          far,
-          both("instance", x_instance, y_instance),
-          std::nullopt,
-          temperature,
-          teacher_temperature.value_or(temperature),
-          force,
-          normalize,
-          distill,
-          rows};
+namespace {
+
+// What both kinds of arguments share. A temperature that a CUDA device holds is not read.
+GuidedArguments shared_arguments(const Arguments& arguments) {
+  GuidedArguments in;
+  in.far = arguments.optional("far");
+  in.tau = arguments.temperature();
+  const bool on_device = in.tau.tensor && !in.tau.tensor->is_cpu();
+  in.temperature = on_device ? 1.0 : in.tau.value();
+  in.teacher_temperature = arguments.optional_number("teacher_temperature");
+  in.force.gamma = arguments.number("gamma");
+  in.force.weighted = arguments.flag("weighted") && in.force.gamma != 0;
+  in.normalize = arguments.flag("normalize");
+  return in;
 }
 
-double temperature_value(double temperature, const std::optional<at::Tensor>& tensor) {
-  return tensor.has_value() ? tensor->item().toDouble() : temperature;
+}  // namespace
+
+GuidedArguments guided_arguments(const Arguments& arguments) {
+  GuidedArguments in = shared_arguments(arguments);
+  in.z = arguments.tensor("z");
+  in.guide = arguments.tensor("guide");
+  in.clusters = arguments.optional("clusters");
+  in.instance_ids = arguments.optional("instance_ids");
+  in.neighbors = arguments.optional("pos_idx");
+  in.distill = arguments.flag("distill");
+  return in;
+}
+
+GuidedArguments guided_partial_arguments(const Arguments& arguments) {
+  GuidedArguments in = shared_arguments(arguments);
+  in.z = arguments.tensor("y");
+  in.guide = arguments.tensor("y_guide");
+  in.clusters = both("clusters", arguments.optional("x_clusters"), arguments.optional("y_clusters"));
+  in.instance_ids = both("instance", arguments.optional("x_instance"), arguments.optional("y_instance"));
+  in.rows = GuidedRows{arguments.tensor("x"), arguments.tensor("x_guide"), arguments.integer("diagonal")};
+  return in;
+}
+
+GuidedSaved guided_saved(const Arguments& arguments) {
+  GuidedSaved saved;
+  saved.grad_loss = arguments.optional("grad_loss");
+  saved.grad_lse = arguments.optional("grad_lse");
+  saved.weight = arguments.tensor("weight");
+  saved.lse = arguments.tensor("lse");
+  saved.neighbors = arguments.tensor("neighbors");
+  saved.grad_kl = arguments.optional("grad_kl");
+  saved.grad_student_lse = arguments.optional("grad_student_lse");
+  saved.student_lse = arguments.tensor("student_lse");
+  saved.teacher_lse = arguments.tensor("teacher_lse");
+  return saved;
+}
+
+GuidedStates guided_states(const Arguments& arguments) {
+  GuidedStates states;
+  states.x_contrast = arguments.optional("x_contrast");
+  states.y_contrast = arguments.optional("y_contrast");
+  states.x_distill = arguments.optional("x_distill");
+  states.y_distill = arguments.optional("y_distill");
+  return states;
 }
 
 c10::ScalarType compute_dtype(const GuidedArguments& a) {
@@ -77,7 +114,7 @@ c10::ScalarType compute_dtype(const GuidedArguments& a) {
     return at::linalg_vector_norm(z, 2, at::IntArrayRef{1}, false, at::kDouble).max().item().toDouble();
   };
   const double product = longest(a.z) * longest(a.rows.has_value() ? a.rows->z : a.z);
-  const double largest = std::max(product / a.temperature, 1 / a.teacher_temperature);
+  const double largest = std::max(product / a.temperature, 1 / a.teacher());
   return largest <= kMaxFloatExponent ? wide_dtype(a.z.scalar_type()) : at::kDouble;
 }
 
@@ -88,7 +125,7 @@ void check_guided(const GuidedArguments& a) {
   check_devices(a);
   LTOOD_CHECK_VALUE(a.guide.size(0) == a.z.size(0), "guided", "guide", "of as many rows as z", a.guide.sizes());
   LTOOD_CHECK_VALUE(a.temperature > 0, "guided", "temperature", "positive", a.temperature);
-  LTOOD_CHECK_VALUE(a.teacher_temperature > 0, "guided", "teacher_temperature", "positive", a.teacher_temperature);
+  LTOOD_CHECK_VALUE(a.teacher() > 0, "guided", "teacher_temperature", "positive", a.teacher());
   LTOOD_CHECK_VALUE(a.force.gamma >= 0, "guided", "gamma", "non-negative", a.force.gamma);
   if (!a.clusters.has_value()) {
     LTOOD_CHECK_VALUE(a.distill, "guided", "clusters", "given when distill is false", "none");
@@ -115,9 +152,9 @@ void check_guided(const GuidedArguments& a) {
   }
 }
 
-void check_guided(const GuidedArguments& a, const GuidedSaved& saved) {
+void check_guided_bwd(const GuidedArguments& a, const GuidedSaved& saved) {
   check_guided(a);
-  const auto check_rows = [&](const char* argument, const std::optional<at::Tensor>& x, bool used) {
+  const auto check_rows = [&](const char* argument, const OptionalTensor& x, bool used) {
     const bool fits = !used || !x.has_value() || (x->dim() == 1 && x->size(0) == a.n());
     LTOOD_CHECK_VALUE(fits, "guided_bwd", argument, "of shape [N]", x->sizes());
   };
@@ -131,8 +168,7 @@ void check_guided(const GuidedArguments& a, const GuidedSaved& saved) {
   check_rows("teacher_lse", saved.teacher_lse, a.distill);
 }
 
-std::optional<at::Tensor> both(const char* argument, const std::optional<at::Tensor>& x,
-                               const std::optional<at::Tensor>& y) {
+OptionalTensor both(const char* argument, const OptionalTensor& x, const OptionalTensor& y) {
   LTOOD_CHECK_VALUE(x.has_value() == y.has_value(), "guided_partial", argument, "given of the rows and of the columns",
                     "one of them");
   if (!x.has_value()) return std::nullopt;
@@ -160,7 +196,7 @@ void check_partial_rows(const GuidedArguments& a) {
 
 }  // namespace
 
-void check_guided_partial(const GuidedArguments& a, const std::optional<at::Tensor>& x_every, int64_t k) {
+void check_guided_partial(const GuidedArguments& a, const OptionalTensor& x_every, int64_t k) {
   check_partial_rows(a);
   const at::Tensor& x = a.rows->z;
   const bool fits = !x_every.has_value() || (x_every->scalar_type() == at::kBool && x_every->is_contiguous() &&
@@ -170,9 +206,9 @@ void check_guided_partial(const GuidedArguments& a, const std::optional<at::Tens
   LTOOD_CHECK_VALUE(k >= 0, "guided_partial", "k", "at least 0", k);
 }
 
-void check_guided_partial(const GuidedArguments& a, const GuidedStates& states) {
+void check_guided_partial_bwd(const GuidedArguments& a, const GuidedStates& states) {
   check_partial_rows(a);
-  const auto check = [&](const char* argument, const std::optional<at::Tensor>& x, bool used, int64_t rows) {
+  const auto check = [&](const char* argument, const OptionalTensor& x, bool used, int64_t rows) {
     const bool fits = x.has_value() == used && (!used || (x->scalar_type() == at::kDouble && x->dim() == 2 &&
                                                           x->size(0) == rows && x->size(1) == kStateColumns));
     LTOOD_CHECK_VALUE(fits, "guided_partial_bwd", argument, "float64 with a row of 4 for each row, where its part is",

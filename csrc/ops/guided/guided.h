@@ -13,8 +13,9 @@
 
 #include <optional>
 
-#include "ops/guided/guided_state.h"
-#include "ops/guided/guided_tile.h"
+#include "common/arguments.h"
+#include "ops/guided/cpu/tile.h"
+#include "ops/guided/state.h"
 
 namespace ltood {
 
@@ -26,33 +27,29 @@ struct GuidedRows {
 };
 
 struct GuidedArguments {
-  at::Tensor z;                            // [N, D] float64, float32, bfloat16 or float16
-  at::Tensor guide;                        // [N, Dg] the same choice
-  std::optional<at::Tensor> clusters;      // [N] int64 in [0, K); none: no contrastive part
-  std::optional<at::Tensor> far;           // [K] int64 in [0, K)
-  std::optional<at::Tensor> instance_ids;  // [N] int64; none: rows i and i + N/2 are views of one image
-  std::optional<at::Tensor> neighbors;     // [N, k] int64 in [-1, N), -1 = none; not given: search for them
-  double temperature;
-  double teacher_temperature;
-  Force force;
-  bool normalize;
-  bool distill;
-  std::optional<GuidedRows> rows = std::nullopt;  // then the above are columns first, and N counts these rows too
+  at::Tensor z;                 // [N, D] float64, float32, bfloat16 or float16
+  at::Tensor guide;             // [N, Dg] the same choice
+  OptionalTensor clusters;      // [N] int64 in [0, K); none: no contrastive part
+  OptionalTensor far;           // [K] int64 in [0, K)
+  OptionalTensor instance_ids;  // [N] int64; none: rows i and i + N/2 are views of one image
+  OptionalTensor neighbors;     // [N, k] int64 in [-1, N), -1 = none; not given: search for them
+  Temperature tau;
+  double temperature = 1;                     // the value of tau, 1 where a CUDA device holds it
+  std::optional<double> teacher_temperature;  // none: the student's
+  Force force{};
+  bool normalize = true;
+  bool distill = false;
+  std::optional<GuidedRows> rows;  // then the above are columns first, and N counts these rows too
 
+  double teacher() const { return teacher_temperature.value_or(temperature); }
   int64_t n() const { return z.size(0) + (rows.has_value() ? rows->z.size(0) : 0); }
 };
 
+GuidedArguments guided_arguments(const Arguments& arguments);
+
 // Of the operators of a partial problem. Raises ValueError where only the rows or only the columns have clusters or
 // instances.
-GuidedArguments partial_arguments(const GuidedRows& rows, const at::Tensor& y, const at::Tensor& y_guide,
-                                  const std::optional<at::Tensor>& x_clusters,
-                                  const std::optional<at::Tensor>& y_clusters, const std::optional<at::Tensor>& far,
-                                  const std::optional<at::Tensor>& x_instance,
-                                  const std::optional<at::Tensor>& y_instance, double temperature,
-                                  std::optional<double> teacher_temperature, Force force, bool normalize, bool distill);
-
-// The value of a temperature that may be a 0-d tensor (which then wins).
-double temperature_value(double temperature, const std::optional<at::Tensor>& tensor);
+GuidedArguments guided_partial_arguments(const Arguments& arguments);
 
 // The type to compute in: double for float64 rows, and where an exponent <z_i, z_j> / tau of float32 rows can exceed
 // 128 (long rows as they are, tau < 1/128): rounding it to float would move a softmax by 128 * 2^-24 = 10^-5.
@@ -60,27 +57,30 @@ c10::ScalarType compute_dtype(const GuidedArguments& arguments);
 
 // What the forward pass left behind, and the gradients of its outputs; none = 0. [N] by row.
 struct GuidedSaved {
-  std::optional<at::Tensor> grad_loss, grad_lse;  // contrast
+  OptionalTensor grad_loss, grad_lse;  // contrast
   at::Tensor weight, lse, neighbors;
-  std::optional<at::Tensor> grad_kl, grad_student_lse;  // distill
+  OptionalTensor grad_kl, grad_student_lse;  // distill
   at::Tensor student_lse, teacher_lse;
 };
 
+GuidedSaved guided_saved(const Arguments& arguments);
+
 // What arrived at the rows and at the columns of a partial problem, float64; none: that part is not there.
 struct GuidedStates {
-  std::optional<at::Tensor> x_contrast, y_contrast;  // [., 4] kContrast*
-  std::optional<at::Tensor> x_distill, y_distill;    // [., 4] kDistill*
+  OptionalTensor x_contrast, y_contrast;  // [., 4] kContrast*
+  OptionalTensor x_distill, y_distill;    // [., 4] kDistill*
 };
 
+GuidedStates guided_states(const Arguments& arguments);
+
 // Columns, then rows: what a partial problem knows of both. Raises ValueError where only one of them is given.
-std::optional<at::Tensor> both(const char* argument, const std::optional<at::Tensor>& x,
-                               const std::optional<at::Tensor>& y);
+OptionalTensor both(const char* argument, const OptionalTensor& x, const OptionalTensor& y);
 
 // Raise ValueError or TypeError. Integer values are read on the CPU alone: elsewhere that would wait for the device,
 // and the kernels take what is out of range for no cluster and no neighbour.
 void check_guided(const GuidedArguments& arguments);
-void check_guided(const GuidedArguments& arguments, const GuidedSaved& saved);
-void check_guided_partial(const GuidedArguments& arguments, const std::optional<at::Tensor>& x_every, int64_t k);
-void check_guided_partial(const GuidedArguments& arguments, const GuidedStates& states);
+void check_guided_bwd(const GuidedArguments& arguments, const GuidedSaved& saved);
+void check_guided_partial(const GuidedArguments& arguments, const OptionalTensor& x_every, int64_t k);
+void check_guided_partial_bwd(const GuidedArguments& arguments, const GuidedStates& states);
 
 }  // namespace ltood

@@ -1,6 +1,6 @@
 """Runs whole CUDA operators without a GPU: torch glue, host launchers and kernels, from tensors to tensors.
 
-The glue (csrc/**/*_cuda.cpp) is compiled as it is, but registers CPU kernels in a namespace of its own; tensors it
+The glue (csrc/**/cuda/glue.cpp) is compiled as it is, but registers CPU kernels in a namespace of its own; tensors it
 allocates lie in the simulated device's memory, which is mapped at the addresses that the simulator gives out. A tensor
 that is used by a launch after it was given back is an error, as are all that the simulator knows. The operators of
 ltood_fast are then answered by it: public functions, autograd and all, on CPU tensors.

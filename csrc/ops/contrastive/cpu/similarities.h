@@ -1,0 +1,116 @@
+// The similarities of the contrastive losses, tile by tile: what forward and backward share.
+#pragma once
+
+#include <ATen/Parallel.h>
+#include <ATen/core/Tensor.h>
+
+#include <algorithm>
+#include <cmath>
+#include <functional>
+#include <limits>
+#include <utility>
+#include <vector>
+
+#include "common/dispatch.h"
+#include "common/row_panels.h"
+#include "common/simd.h"
+#include "common/unit_rows.h"
+#include "ops/contrastive/contrastive.h"
+#include "ops/contrastive/cpu/positives.h"
+#include "ops/contrastive/cpu/tile.h"
+
+namespace ltood {
+
+// Above this |s| the tiles are computed in double. In float, a product of size s is off by some s * 2^-24, and the
+// softmax by that factor: at 128 the gradient keeps 10^-5, a tenth of what it may lose. Unit rows come here for
+// tau < 1/128 only, rows that are used as they are when they are long.
+constexpr double kMaxFloatExponent = 128;
+
+// The rows as tiles take them, the same in forward and backward.
+struct PreparedRows {
+  at::Tensor padded;          // [panels * panel, D], the type of the computation: float or double
+  at::Tensor u;               // [N, D], the rows of `padded` before the padding
+  std::vector<double> norms;  // [N]
+  double inv_tau;
+  double exponent_bound;  // no |s| is larger; NaN when a row is not finite
+};
+
+inline RowSegments view_segments(const OptionalTensor& instance_ids, int64_t n) {
+  return instance_ids ? segment_rows(instance_ids->const_data_ptr<int64_t>(), n) : pair_views(n);
+}
+
+// Segments that a task should take, so that it has about a thousand rows.
+inline int64_t segment_grain(const RowSegments& segments, int64_t n) {
+  return std::max<int64_t>(1, 1024 * segments.count() / n);
+}
+
+inline PreparedRows pad_prepared(const at::Tensor& wide, std::vector<double> norms, bool normalize, double inv_tau,
+                                 double exponent_bound) {
+  const int64_t n = wide.size(0);
+  PreparedRows rows{{}, {}, std::move(norms), inv_tau, exponent_bound};
+  rows.padded = pad_rows(wide, tile_rows(n), exponent_bound > kMaxFloatExponent ? at::kDouble : wide.scalar_type());
+  rows.u = rows.padded.narrow(0, 0, n);
+  if (normalize) normalize_in_place(rows.u, rows.norms);
+  return rows;
+}
+
+inline PreparedRows prepare_rows(const at::Tensor& z, bool normalize, double temperature) {
+  const at::Tensor wide = wide_rows(z);
+  std::vector<double> norms = norms_of_rows(wide);
+  const double longest = longest_norm(norms, normalize), inv_tau = 1 / temperature;
+  return pad_prepared(wide, std::move(norms), normalize, inv_tau, longest * longest * inv_tau);
+}
+
+// Rows and the columns that they meet, of one type and under one bound.
+inline std::pair<PreparedRows, PreparedRows> prepare_rows(const at::Tensor& x, const at::Tensor& y, bool normalize,
+                                                          double temperature) {
+  const at::Tensor wide_x = wide_rows(x), wide_y = wide_rows(y);
+  std::vector<double> x_norms = norms_of_rows(wide_x), y_norms = norms_of_rows(wide_y);
+  const double inv_tau = 1 / temperature;
+  const double bound = longest_norm(x_norms, normalize) * longest_norm(y_norms, normalize) * inv_tau;
+  return {pad_prepared(wide_x, std::move(x_norms), normalize, inv_tau, bound),
+          pad_prepared(wide_y, std::move(y_norms), normalize, inv_tau, bound)};
+}
+
+template <typename T>
+RowPanels<T> row_panels(const PreparedRows& rows) {
+  return {rows.padded, rows.u.size(0), tile_rows(rows.u.size(0))};
+}
+
+// `rows` and `cols` of what a product left in the scratch.
+template <typename T>
+Tile<T> tile_of(Matrix<T> values, int64_t rows, int64_t cols, const PreparedRows& prepared) {
+  return {values.data, values.stride, rows, cols, static_cast<T>(prepared.inv_tau * kLog2E)};
+}
+
+// log sum exp(s) of a row from its (max, sum). The fixed shift is that of a maximum of 0; an infinite one shifts by
+// nothing.
+template <typename T>
+double log_sum_exp(double sum, T largest, double inv_tau) {
+  return std::log(sum) + (std::isinf(largest) ? 0.0 : double(largest) * inv_tau);
+}
+
+// What weight_by_softmax and its online form take of rows (or columns), weights in units of `unit`.
+template <typename T>
+struct SoftmaxFactors {
+  std::vector<T> weight, lse2;
+
+  SoftmaxFactors(const double* weights, const double* lse, int64_t n, double unit, bool fixed_shift)
+      : weight(n), lse2(n) {
+    for (int64_t i = 0; i < n; ++i) {
+      const double w = weights[i] / unit;
+      lse2[i] = static_cast<T>(w == 0 ? std::numeric_limits<double>::infinity() : lse[i] * kLog2E);
+      weight[i] = static_cast<T>(fixed_shift && w != 0 ? w * std::exp(-lse[i]) : w);
+    }
+  }
+
+  SoftmaxRows<T> from(int64_t start) const { return {weight.data() + start, lse2.data() + start}; }
+};
+
+// A tile of similarities becomes the tile of G.
+template <typename T>
+void weight_tile(const Tile<T>& tile, bool fixed_shift, SoftmaxRows<T> row, SoftmaxRows<T> col) {
+  fixed_shift ? weight_by_softmax(tile, row.weight, col.weight) : weight_by_softmax_online(tile, row, col);
+}
+
+}  // namespace ltood

@@ -1,0 +1,46 @@
+"""Arguments that travel together, as frozen dataclasses."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from torch import Tensor
+
+
+@dataclass(frozen=True, eq=False)
+class Bank:
+    """Rows that are searched for neighbours instead of the batch: a queue, or the features of a data set.
+
+    A plain tensor ``[Q, D]`` is a bank without ids and domains.
+
+    Args:
+        z: ``[Q, D]`` float, as wide as the batch. The rows are detached, and are no negatives.
+        ids: ``[Q]`` integers; a row with the id of a batch row (see ``instance_ids``) is never its neighbour.
+        domain: ``[Q]`` integers, 0 = in-distribution, 1 = OOD; neighbours then come from the batch row's own domain.
+    """
+
+    z: Tensor
+    ids: Tensor | None = None
+    domain: Tensor | None = None
+
+    @staticmethod
+    def of(bank: Bank | Tensor | None) -> Bank | None:
+        return bank if bank is None or isinstance(bank, Bank) else Bank(bank)
+
+
+@dataclass(frozen=True)
+class Distill:
+    """How a student is distilled in stage 2. The name of the kind alone means its defaults.
+
+    Args:
+        kind: ``"relational"`` (:func:`ltood_fast.relational_distill`) or ``"feature"``
+            (:func:`ltood_fast.feature_distill`, for which the guide must be as wide as the student).
+        teacher_temperature: tau_t > 0 of the guide in relational distillation; None: the same as the student's.
+    """
+
+    kind: str = "relational"
+    teacher_temperature: float | None = None
+
+    @staticmethod
+    def of(distill: Distill | str) -> Distill:
+        return distill if isinstance(distill, Distill) else Distill(distill)
