@@ -14,7 +14,6 @@
 #include <optional>
 
 #include "common/arguments.h"
-#include "ops/guided/cpu/tile.h"
 #include "ops/guided/state.h"
 
 namespace ltood {

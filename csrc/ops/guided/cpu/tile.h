@@ -9,15 +9,11 @@
 #pragma once
 
 #include <cstdint>
+
+#include "ops/guided/state.h"
 #include <limits>
 
 namespace ltood {
-
-// How hard the guide lets two rows attract or repel: ((1 ± cos) / 2) ^ gamma with gamma > 0, or 1.
-struct Force {
-  bool weighted;
-  double gamma;
-};
 
 template <typename T>
 T attraction(Force force, T cos);
