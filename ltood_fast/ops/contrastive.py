@@ -162,7 +162,7 @@ def nt_xent(
     Raises:
         ValueError: shapes, ranges or devices that do not fit (an odd N without ``instance_ids``, N = 0, tau <= 0, ...).
         TypeError: a dtype that is not allowed.
-        RuntimeError: a second derivative is asked for (kernel), or ``backend`` names a kernel this build lacks.
+        RuntimeError: a second derivative of a kernel, or ``backend`` names a kernel this build lacks.
     """
     op = "nt_xent"
     with GroupContext(op, group, reduction, exchange) as context:
