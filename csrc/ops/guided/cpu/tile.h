@@ -9,9 +9,9 @@
 #pragma once
 
 #include <cstdint>
+#include <limits>
 
 #include "ops/guided/state.h"
-#include <limits>
 
 namespace ltood {
 
