@@ -14,8 +14,8 @@ def missing_extension(folder: Path, error: ImportError) -> ImportError:
     """Says why `_C` cannot be loaded from the package in `folder`, and what to do."""
     if not list(folder.glob("_C*.so")):
         return ImportError(
-            f"ltood_fast was imported from {folder}, which holds no compiled extension. If it is installed, Python found "
-            "this source folder first: run from another folder. Otherwise build it in place: "
+            f"ltood_fast was imported from {folder}, which holds no compiled extension. If it is installed, Python "
+            "found this source folder first: run from another folder. Otherwise build it in place: "
             "`pip install --no-build-isolation -e .`"
         )
     return ImportError(

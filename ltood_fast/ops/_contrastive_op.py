@@ -10,7 +10,7 @@ from torch import Tensor
 from .._ext import has_kernel
 from ..reference.options import Bank
 from ._group import ALONE, GroupContext
-from ._schema import Arguments, differentiable, fake_gradients, int64, overload, temperature_arguments, wide_dtype
+from ._schema import Arguments, call, differentiable, fake_gradients, int64, overload, temperature_arguments, wide_dtype
 
 
 class ContrastiveRows(NamedTuple):
@@ -64,7 +64,7 @@ def contrastive(
     if bank is not None:
         arguments |= {"bank": bank.z.detach(), "bank_ids": int64(bank.ids), "bank_domain": int64(bank.domain)}
     if not context.many:
-        return ContrastiveRows(*overload("contrastive")(**arguments))
+        return ContrastiveRows(*call("contrastive", **arguments))
     must_match = f"reduction={context.reduction}"
     return ContrastiveRows(
         *overload("contrastive_group")(**arguments, **context.options(kernel, must_match))[
@@ -74,17 +74,17 @@ def contrastive(
 
 
 def _fake(*args, **kwargs):
-    call = Arguments("contrastive", args, kwargs)
-    z, n, wide = call.z, call.z.shape[0], wide_dtype(call.z.dtype)
-    n_instance, n_class = n if call.views else 0, n if call.labels is not None else 0
+    given = Arguments("contrastive", args, kwargs)
+    z, n, wide = given.z, given.z.shape[0], wide_dtype(given.z.dtype)
+    n_instance, n_class = n if given.views else 0, n if given.labels is not None else 0
     return (
         z.new_empty(n_instance, dtype=wide),
         z.new_empty(n_class, dtype=wide),
         z.new_empty(n, dtype=torch.float64),
         z.new_empty(n_instance, dtype=torch.float64),
         z.new_empty(n_class, dtype=torch.float64),
-        z.new_empty((n, call.k), dtype=wide),
-        z.new_empty((n, call.k), dtype=torch.int64),
+        z.new_empty((n, given.k), dtype=wide),
+        z.new_empty((n, given.k), dtype=torch.int64),
     )
 
 

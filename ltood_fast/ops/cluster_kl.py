@@ -13,7 +13,7 @@ from ..reference._common import common_dtype, unit_rows
 from . import _check
 from ._backend import use_kernel
 from ._group import RankLayout
-from ._schema import Arguments, differentiable, overload
+from ._schema import Arguments, call, differentiable
 from ._shards import add, fingerprint, shards_of
 
 # Distances that the CPU kernel keeps from its first pass for the later ones: those of the first rows, up to this much.
@@ -222,7 +222,8 @@ def _run_kernel(
             z, centroids = unit_rows(z), unit_rows(centroids)
     cached_rows = min(len(z), CACHE_BYTES // (len(centroids) * common_dtype(z, centroids).itemsize))
     cached_rows = 0 if z.is_cuda else cached_rows
-    return overload("cluster_kl")(
+    return call(
+        "cluster_kl",
         z=z,
         centroids=centroids,
         nu=nu,
@@ -234,22 +235,22 @@ def _run_kernel(
 
 @torch.library.register_fake("ltood_fast::cluster_kl")
 def _(*args, **kwargs):
-    call = Arguments("cluster_kl", args, kwargs)
-    z, n, k = call.z, len(call.z), len(call.centroids)
+    given = Arguments("cluster_kl", args, kwargs)
+    z, n, k = given.z, len(given.z), len(given.centroids)
 
     def wide(*shape: int) -> Tensor:
-        return z.new_empty(shape, dtype=common_dtype(z, call.centroids))
+        return z.new_empty(shape, dtype=common_dtype(z, given.centroids))
 
-    assignments = z.new_empty(n if call.return_assignments else 0, dtype=torch.int64)
-    stats, q = wide(4 if z.is_cuda else 3, n), wide(n if call.return_q else 0, k)
-    return wide(n), wide(k), stats, wide(call.cached_rows, k), q, assignments
+    assignments = z.new_empty(n if given.return_assignments else 0, dtype=torch.int64)
+    stats, q = wide(4 if z.is_cuda else 3, n), wide(n if given.return_q else 0, k)
+    return wide(n), wide(k), stats, wide(given.cached_rows, k), q, assignments
 
 
 @torch.library.register_fake("ltood_fast::cluster_kl_bwd")
 def _(*args, **kwargs):
-    call = Arguments("cluster_kl_bwd", args, kwargs)
-    z, centroids, d = call.z, call.centroids, call.z.shape[1]
-    rows, clusters = len(z) if call.need_z else 0, len(centroids) if call.need_centroids else 0
+    given = Arguments("cluster_kl_bwd", args, kwargs)
+    z, centroids, d = given.z, given.centroids, given.z.shape[1]
+    rows, clusters = len(z) if given.need_z else 0, len(centroids) if given.need_centroids else 0
     return z.new_empty(rows, d), centroids.new_empty(clusters, d)
 
 
