@@ -15,7 +15,7 @@ from ltood_fast.reference._common import unit_rows
 
 Q = 37  # bank rows: no multiple of a vector
 
-# What a case asks for beside z and the temperature; the tensors come from `extras`.
+# What a case asks for besides z and the temperature; the tensors come from `extras`.
 CASES = {
     "nt_xent": {"function": "nt_xent"},
     "nt_xent ids": {"function": "nt_xent", "tensors": ("instance_ids",)},

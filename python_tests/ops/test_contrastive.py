@@ -305,9 +305,7 @@ def test_opcheck(name):
 
 
 def test_opcheck_of_the_backward():
-    arguments = {
-        name: x.detach() if isinstance(x, torch.Tensor) else x for name, x in op_arguments()["stage1"].items()
-    }
+    arguments = {name: x.detach() if isinstance(x, torch.Tensor) else x for name, x in op_arguments()["stage1"].items()}
     _, _, lse, instance_weight, class_weight, cosines, indices = torch.ops.ltood_fast.contrastive(**arguments)
     gradients = (torch.rand(20), torch.rand(20), torch.rand(20, dtype=torch.float64))
     torch.library.opcheck(

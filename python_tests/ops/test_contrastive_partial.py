@@ -314,9 +314,7 @@ def test_shards_reproduce_the_square_op(device, tau, dtype):
 def test_non_contiguous_inputs_are_read_right(device):
     x = torch.randn(24, 300, dtype=torch.float32).t()[::2]
     y = torch.randn(48, 90, dtype=torch.float32).t()[:, ::2]
-    rules = {
-        name: tuple(rule.repeat_interleave(2)[::2] for rule in pair) for name, pair in rules_of(150, 90).items()
-    }
+    rules = {name: tuple(rule.repeat_interleave(2)[::2] for rule in pair) for name, pair in rules_of(150, 90).items()}
     check(device, x, y, 0.3, True, 10, k=2, rules=rules)
     s, _ = dense(x, y, 0.3, True, 10)
     wide = torch.stack([s.logsumexp(1), torch.ones(150).double()], dim=1)
