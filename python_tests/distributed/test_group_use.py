@@ -75,7 +75,7 @@ class GatherWithGrad(torch.autograd.Function):
         return gradient.chunk(dist.get_world_size())[dist.get_rank()]
 
 
-def beside_open_clip(rank: int, world: int) -> None:
+def as_open_clip(rank: int, world: int) -> None:
     """local_loss: the loss of the own rows, whose mean over ranks is that of the batch."""
     own = local(batch(sum(SIZES[3]["even"]), torch.float64), SIZES[3]["even"], rank)["z"]
     n = len(own)
@@ -96,7 +96,7 @@ def beside_open_clip(rank: int, world: int) -> None:
 
 
 def test_the_convention_of_open_clip(groups):
-    groups(3).results(beside_open_clip)
+    groups(3).results(as_open_clip)
 
 
 def under_ddp(rank: int, world: int) -> list[torch.Tensor]:

@@ -219,7 +219,7 @@ def test_rows_of_large_norm_as_they_are(dtype):
         assert_loss_close(x, y, dtype)
 
 
-def test_inputs_of_any_layout_and_mixed_dtypes_are_left_as_they_are():
+def test_inputs_of_any_layout_and_dtype_are_left_unchanged():
     z, guide, clusters, far, _ = problem(150, d=16, dg=8)
     expected = lt.stage2_loss(z, guide, clusters, far, backend="cpu", pos_idx=torch.arange(150)[:, None].flip(0))
     strided = torch.stack([z.T.contiguous(), z.T.contiguous()], 2)[:, :, 1].T
