@@ -1,4 +1,4 @@
-"""The partial problem of the guided family on the simulated device, glue and all: both ops against their dense definition."""
+"""The partial ops of the guided family on the simulated device, glue and all, against their dense definition."""
 
 from dataclasses import replace
 
