@@ -168,7 +168,7 @@ def run_sample_ood(args: argparse.Namespace, overrides: dict[str, str]) -> None:
     import numpy as np
     import torch
 
-    from .sampling.resample import choose_ood, cluster_embeddings
+    from .sampling.resample import Budget, choose_ood, cluster_embeddings
 
     candidates = load_embeddings(args.candidates)  # stays in its file
     id_embeddings = torch.from_numpy(np.ascontiguousarray(load_embeddings(args.id), dtype=np.float32))
@@ -177,11 +177,8 @@ def run_sample_ood(args: argparse.Namespace, overrides: dict[str, str]) -> None:
         id_embeddings,
         candidates,
         clusters,
-        args.budget,
+        Budget(args.budget, args.temperature, args.strategy, args.seed),
         tailness_k=args.tailness_k,
-        temperature=args.temperature,
-        strategy=args.strategy,
-        seed=args.seed,
     )
     save_array(args.output, sample.indices.numpy())
     if args.strategy == "tailness":

@@ -22,14 +22,14 @@ from torch import Tensor, nn
 from .._files import write_atomic
 from .checkpoint import COMPETITOR, load_checkpoint, restore_rng, rng_state, save_checkpoint, seed_all
 from .config import OptimConfig
-from .embedding_cache import cached_backward
+from .grad_cache import cached_backward
 from .methods import METHODS, Method, first_state
 from .model import ContrastiveModel
 from .ranks import TrainingError, on_first_rank
-from .self_damaging import STAGES as SELF_DAMAGING
-from .self_damaging import SelfDamaging
+from .sdclr import SDCLR
+from .sdclr import STAGES as SDCLR_STAGES
 from .session import Session
-from .sync_norm import synchronised
+from .sync_batchnorm import synchronised
 
 CHECK_EVERY = 10  # steps between two looks at the losses; each look waits for the device
 
@@ -134,10 +134,10 @@ class Stage:
     name: str
     session: Session
     model: ContrastiveModel
-    network: nn.Module  # what is trained, the model or `damaging`, as Fabric wraps it
+    network: nn.Module  # what is trained, the model or `sdclr`, as Fabric wraps it
     optimizer: torch.optim.Optimizer
     method: Method
-    damaging: SelfDamaging | None = None  # the model and its pruned competitor
+    sdclr: SDCLR | None = None  # the model and its pruned competitor
     epoch: int = 0  # finished epochs
     finished: bool = False
 
@@ -156,14 +156,14 @@ class Stage:
         method = METHODS[name](session, model)
         if session.ranks > 1 and session.config.model.sync_batchnorm:
             model = synchronised(model, session.device)
-        damaging, base = None, session.config.base
-        if base.name == "sdclr" and name in SELF_DAMAGING:
-            damaging = SelfDamaging(model, base.prune)
+        sdclr, base = None, session.config.base
+        if base.name == "sdclr" and name in SDCLR_STAGES:
+            sdclr = SDCLR(model, base.prune)
             if first is not None:
-                damaging.competitor.load_state_dict(first[COMPETITOR])
-        optimizer = make_optimizer(damaging or model, session.config.optim)
-        network, wrapped = session.fabric.setup(damaging or model, optimizer)
-        stage = cls(name, session, model, network, wrapped, method, damaging)
+                sdclr.competitor.load_state_dict(first[COMPETITOR])
+        optimizer = make_optimizer(sdclr or model, session.config.optim)
+        network, wrapped = session.fabric.setup(sdclr or model, optimizer)
+        stage = cls(name, session, model, network, wrapped, method, sdclr)
         seed_all(session.config.seed)
         if stage.checkpoint.exists():
             stage.load(load_checkpoint(stage.checkpoint, session.config))
@@ -171,8 +171,8 @@ class Stage:
 
     def load(self, state: dict[str, Any]) -> None:
         self.model.load_state_dict(state["model"])
-        if self.damaging is not None:
-            self.damaging.competitor.load_state_dict(state[COMPETITOR])
+        if self.sdclr is not None:
+            self.sdclr.competitor.load_state_dict(state[COMPETITOR])
         self.optimizer.load_state_dict(state["optimizer"])
         self.method.load_state_dict(state["method"])
         self.epoch, self.finished = state["epoch"], state["finished"]
@@ -189,7 +189,7 @@ class Stage:
             "optimizer": self.optimizer.state_dict(),
             "rng": rng_state(),
             "method": self.method.state_dict(),
-            **({} if self.damaging is None else {COMPETITOR: self.damaging.competitor.state_dict()}),
+            **({} if self.sdclr is None else {COMPETITOR: self.sdclr.competitor.state_dict()}),
         }
         on_first_rank(lambda: save_checkpoint(self.checkpoint, self.session.config, **state))
 
@@ -212,8 +212,8 @@ class Stage:
         """One epoch; returns its line of the history."""
         start = time.perf_counter()
         rows = self.method.begin_epoch(self.epoch)
-        if self.damaging is not None:
-            self.damaging.renew_masks()
+        if self.sdclr is not None:
+            self.sdclr.renew_masks()
         start_training = time.perf_counter()
         batches = self.batches(rows)
         self.session.expect([self._own(batch) for batch in batches])

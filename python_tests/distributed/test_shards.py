@@ -7,7 +7,7 @@ import torch.distributed as dist
 
 import ltood_fast
 from ltood_fast.sampling import kmeans, ood
-from ltood_fast.sampling.resample import choose_ood, cluster_embeddings, density_weights
+from ltood_fast.sampling.resample import Budget, choose_ood, cluster_embeddings, density_weights
 
 WORLD = 3
 CUTS = {"even": [40, 40, 40], "uneven": [70, 0, 50], "one row": [1, 118, 1]}
@@ -66,7 +66,7 @@ def calls(part, group):
 
 def resample(x, pool, group):
     clusters = cluster_embeddings(x, N_CLUSTERS, seed=1, group=group)
-    sample = choose_ood(x, pool, clusters, 40, group=group)
+    sample = choose_ood(x, pool, clusters, Budget(40), group=group)
     return clusters.assignments, clusters.centroids, sample.tailness, sample.indices, sample.index_clusters
 
 
