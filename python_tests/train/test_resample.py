@@ -1,8 +1,11 @@
+import warnings
+
 import numpy as np
 import pytest
 import torch
 
 import ltood_fast
+from ltood_fast.sampling.kmeans import kmeans
 from ltood_fast.sampling.resample import (
     Budget,
     choose_for_samples,
@@ -87,6 +90,26 @@ def test_too_few_candidates_and_too_many_clusters(embeddings):
         cluster_embeddings(embeddings, 65)
     with pytest.raises(ValueError, match="cluster_embeddings: refine_steps must be at least 0, got -1"):
         cluster_embeddings(embeddings, 3, refine_steps=-1)
+
+
+@pytest.mark.parametrize("spherical", [True, False])
+def test_fewer_distinct_rows_than_clusters_are_a_warning(spherical):
+    """Scaled copies are one direction and several points."""
+    rows = torch.randn(3, 6).repeat(20, 1)
+    with pytest.warns(UserWarning, match="as many distinct rows as n_clusters = 5, got 3: the other clusters are emp"):
+        kmeans(rows, 5, spherical=spherical)
+    with pytest.warns(UserWarning, match="n_clusters = 60, got 3"):
+        kmeans(rows, 60, spherical=spherical)
+    scaled = rows * torch.arange(1, 61)[:, None]
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        kmeans(rows, 3, spherical=spherical)
+        kmeans(torch.randn(60, 6), 60, spherical=spherical)
+        if not spherical:
+            kmeans(scaled, 5, spherical=False)
+    if spherical:
+        with pytest.warns(UserWarning, match="got 3: the other"):
+            kmeans(scaled, 5)
 
 
 def greedy_for_samples(id_z, pool, density, n_targets, budget):
