@@ -364,10 +364,50 @@ def _binding(values: dict[str, Any]) -> dict[str, Any]:
     return {key: flat[key] for key in flat if key == "run.precision" or not key.startswith(free)}
 
 
-def differing_keys(mine: Config, theirs: dict[str, Any]) -> list[str]:
+def differing_keys(mine: Config, theirs: dict[str, Any], stage: str | None = None) -> list[str]:
     """The keys that must not differ from a saved configuration, and do.
 
-    A key that the saved one lacks, as it is younger, stands for its default: that is what was done before.
+    Args:
+        theirs: the saved one. A key that it lacks, as it is younger, stands for its default: that is what was done
+            before.
+        stage: only keys that the weights of this stage depend on; its epochs are free, as a stage may get more.
     """
     a, b = _binding(to_dict(mine)), {**_binding(to_dict(Config())), **_binding(theirs)}
-    return [key for key in sorted(a.keys() | b.keys()) if a.get(key) != b.get(key)]
+    keys = [key for key in sorted(a.keys() | b.keys()) if a.get(key) != b.get(key)]
+    return keys if stage is None else [key for key in keys if _reads(stage, key)]
+
+
+def is_binding(key: str) -> bool:
+    """Whether the weights of a stage may depend on a key."""
+    return bool(_binding({key: None}))
+
+
+POOL_KEYS = ("data.ood", "data.ood_root", "data.ood_list", "data.ood_size")
+CLUSTER_KEYS = ("stage1.refine_steps", "stage1.refine_lr")  # of the guide's clusters too
+
+
+def _reads(stage: str, key: str) -> bool:
+    """Whether the weights of a stage, after some number of epochs, depend on a key that is binding for the run."""
+    with_ood = stage in ("stage1", "joint")
+    section = key.partition(".")[0]
+    if key == "stages" or key == f"{'stage1' if with_ood else stage}.epochs":
+        return False
+    if key in POOL_KEYS:
+        return with_ood
+    if section == "base":
+        return stage != "stage2"
+    if section == "simclr":
+        return stage == "simclr"
+    if section == "stage1":
+        return with_ood or (stage == "stage2" and key in CLUSTER_KEYS)
+    if section == "stage2":
+        own = ("stage2.guide", "stage2.epochs", "stage2.lr_scale")
+        return stage == "stage2" or (stage == "joint" and key not in own)
+    return True
+
+
+def start_of(stage: str, config: Config) -> str | None:
+    """The stage of the same run whose weights a stage starts from."""
+    if stage == "stage2":
+        return None if config.stage2.guide else "stage1"
+    return "simclr" if stage in ("stage1", "joint") and config.stage1.init == "simclr" else None

@@ -44,7 +44,8 @@ def learning_rate(config: OptimConfig, epochs: int, progress: float) -> float:
     """Linear warm-up, then cosine to `min_lr` [paper].
 
     A function of the progress in epochs (a fraction within an epoch), as epochs grow longer once OOD images join; so
-    the number of finished epochs is the whole state of the schedule.
+    the number of finished epochs is the whole state of the schedule. A stage that is given more epochs, finished or
+    not, goes on at the rate that the longer schedule has after its finished epochs: above the rate that it ended with.
     """
     warmup = min(config.warmup_epochs, epochs)
     if progress < warmup:
@@ -175,7 +176,8 @@ class Stage:
             self.sdclr.competitor.load_state_dict(state[COMPETITOR])
         self.optimizer.load_state_dict(state["optimizer"])
         self.method.load_state_dict(state["method"])
-        self.epoch, self.finished = state["epoch"], state["finished"]
+        self.epoch = state["epoch"]
+        self.finished = self.epoch >= self.method.epochs  # the stage may have got more epochs since
         restore_rng(state["rng"])
 
     def save(self) -> None:
@@ -196,6 +198,7 @@ class Stage:
     def run(self) -> None:
         """Trains the epochs that are left, with a checkpoint after each (or each few)."""
         self.checkpoint.parent.mkdir(parents=True, exist_ok=True)
+        on_first_rank(self._forget_later_samples)
         history = History(self.session, self.name, self.epoch)
         with _progress_bar(self) as bar:
             while not self.finished:
@@ -207,6 +210,12 @@ class Stage:
                 if self.finished or self.epoch % self.session.config.run.checkpoint_every == 0:
                     self.save()
         history.close()
+
+    def _forget_later_samples(self) -> None:
+        """Samples of epochs that the checkpoint does not know: of another start in this folder, or trained anew."""
+        for path in self.checkpoint.parent.glob("resample_*.pt"):
+            if int(path.stem.removeprefix("resample_")) >= self.epoch:
+                path.unlink()
 
     def train_epoch(self, bar: Any) -> dict[str, Any]:
         """One epoch; returns its line of the history."""
@@ -220,7 +229,8 @@ class Stage:
         meter = Meter(self.name, self.epoch)
         self.network.train()
         for step, batch in enumerate(batches):
-            lr = self._set_lr(self.epoch + step / len(batches))
+            # An epoch of one batch is at its middle: at its start, the first one would be trained at rate 0.
+            lr = self._set_lr(self.epoch + (step / len(batches) if len(batches) > 1 else 0.5))
             loss, parts = self._backward(batch)
             self.optimizer.step()
             meter.add(loss=loss, **parts)

@@ -16,6 +16,7 @@ import ltood_fast
 from ...data import ImageSet
 from ...sampling.resample import Sample
 from ..checkpoint import save_tensors
+from ..config import Config
 from ..model import ContrastiveModel
 from ..ranks import on_first_rank
 from ..session import Session
@@ -42,7 +43,7 @@ class Stage1:
     def __init__(self, session: Session, model: ContrastiveModel):
         self.check(session)
         self.session, self.model, self.options = session, model, session.config.stage1
-        self.epochs, self.n_id = self.options.epochs, session.n_id
+        self.epochs, self.n_id = self.epochs_of(session.config), session.n_id
         sampler = sampler_of(self.options)
         self.sampler = sampler and sampler(self.options, session.group)  # None: ID images alone
         self.tailness = tailness_of(self.options)(session)
@@ -64,6 +65,10 @@ class Stage1:
         if options.budget > n_ood:
             allowed = f"at most the {n_ood} images of the OOD set"
             raise ValueError(f"train: stage1.budget must be {allowed}, got {options.budget}")
+
+    @staticmethod
+    def epochs_of(config: Config) -> int:
+        return config.stage1.epochs
 
     def begin_epoch(self, epoch: int) -> Tensor:
         since_warmup = epoch - self.options.warmup_epochs
