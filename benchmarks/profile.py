@@ -25,7 +25,7 @@ import torch
 import ltood_fast
 from ltood_fast.train import loop
 from ltood_fast.train.config import Config, load_config
-from ltood_fast.train.methods import stage1
+from ltood_fast.train.methods import positives, samplers
 from ltood_fast.train.session import Session
 
 from .machine import device_name
@@ -48,12 +48,12 @@ EMBEDDING = Section("resampling", NETWORK)
 TAILNESS = Section("resampling", "tailness")
 # What is called by a name of its module: (module, name, section).
 FUNCTIONS = (
-    (stage1, "cluster_embeddings", Section("resampling", "clustering")),
-    (stage1, "choose_ood", Section("resampling", "search")),
-    (stage1, "choose_for_samples", Section("resampling", "search")),
-    (stage1, "density_weights", TAILNESS),
-    (stage1, "gate_weights", TAILNESS),
-    (stage1, "mutual_weights", TAILNESS),
+    (samplers, "cluster_embeddings", Section("resampling", "clustering")),
+    (samplers, "choose_ood", Section("resampling", "search")),
+    (samplers, "choose_for_samples", Section("resampling", "search")),
+    (positives, "density_weights", TAILNESS),
+    (positives, "gate_weights", TAILNESS),
+    (positives, "mutual_weights", TAILNESS),
     (ltood_fast, "cluster_tailness", TAILNESS),
     (ltood_fast, "knn_density", TAILNESS),
     (loop.Meter, "add", Section("step", "log")),

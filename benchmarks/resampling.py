@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import ltood_fast
-from ltood_fast.experiments.two_samplers import Setup, by_ivf, exact, make_data, row
+from ltood_fast.experiments.exact_vs_ivf import Setup, by_ivf, exact, make_data, row
 
 from . import harness
 

@@ -18,6 +18,12 @@ USER_ERRORS = (ValueError, TypeError, RuntimeError, OSError, ImportError)
 EXIT_ERROR, EXIT_INTERRUPTED = 2, 130
 
 
+RESUME = (
+    "go on with the run in --run-dir; keys of stages that have not begun may change, and a stage may get more epochs, "
+    "which go on at the rate that the longer schedule has there"
+)
+
+
 class Parser(argparse.ArgumentParser):
     """Argument errors in our one form; no abbreviations, or `--data` would pass for `--data.id`."""
 
@@ -38,7 +44,7 @@ def build_parser() -> Parser:
     train.add_argument("--config", help="preset or YAML file")
     train.add_argument("--recipe", help="method by name (simclr, stage1, ...), over the configuration")
     train.add_argument("--run-dir", type=Path, required=True)
-    train.add_argument("--resume", action="store_true", help="go on with the run in --run-dir")
+    train.add_argument("--resume", action="store_true", help=RESUME)
     train.epilog = "Any key of the configuration is an option: --section.key value, e.g. --stage1.epochs 100."
 
     evaluate = commands.add_parser("eval", help="evaluate a run's stages again and write the report")
@@ -168,7 +174,7 @@ def run_sample_ood(args: argparse.Namespace, overrides: dict[str, str]) -> None:
     import numpy as np
     import torch
 
-    from .sampling.resample import choose_ood, cluster_embeddings
+    from .sampling.resample import Budget, choose_ood, cluster_embeddings
 
     candidates = load_embeddings(args.candidates)  # stays in its file
     id_embeddings = torch.from_numpy(np.ascontiguousarray(load_embeddings(args.id), dtype=np.float32))
@@ -177,11 +183,8 @@ def run_sample_ood(args: argparse.Namespace, overrides: dict[str, str]) -> None:
         id_embeddings,
         candidates,
         clusters,
-        args.budget,
+        Budget(args.budget, args.temperature, args.strategy, args.seed),
         tailness_k=args.tailness_k,
-        temperature=args.temperature,
-        strategy=args.strategy,
-        seed=args.seed,
     )
     save_array(args.output, sample.indices.numpy())
     if args.strategy == "tailness":

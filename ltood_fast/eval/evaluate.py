@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any
 
 from torch import Tensor
@@ -11,60 +12,69 @@ from .clustering import cluster_quality
 from .geometry import alignment, uniformity
 from .groups import group_report
 from .knn import knn_accuracy
-from .probe import linear_probe
+from .probe import Probe, linear_probe
 from .results import StageResult
 
 FEW_SHOT_SGD = {"epochs": 100, "milestones": (40, 60)}  # [paper], the schedule of SDCLR's few-shot probe
+Labelled = tuple[Tensor, Tensor]
+"""Features float [N, F] of images and their labels int64 [N]."""
+
+
+@dataclass(frozen=True)
+class EvalProtocol:
+    """How features are evaluated."""
+
+    scheme: str = "rank"
+    """Grouping, see `groups.split_groups`."""
+    probe: str = "logistic"
+    """``logistic`` (fast) or ``sgd`` (the source's protocol), see `probe.linear_probe`."""
+    knn_k: int = 20
+    """See `knn.knn_accuracy`; cut to N on smaller sets."""
+    knn_temperature: float = 0.07
+    seed: int = 0
+    """Of the SGD probe and of k-means."""
 
 
 def evaluate_features(
     name: str,
-    probe_features: Tensor,
-    probe_labels: Tensor,
-    test_features: Tensor,
-    test_labels: Tensor,
+    probe_set: Labelled,
+    test_set: Labelled,
     class_counts: Sequence[int],
+    protocol: EvalProtocol = EvalProtocol(),
     *,
-    scheme: str = "rank",
-    probe: str = "logistic",
-    knn_k: int = 20,
-    knn_temperature: float = 0.07,
-    few_shot: tuple[Tensor, Tensor] | None = None,
+    few_shot: Labelled | None = None,
     views: tuple[Tensor, Tensor] | None = None,
-    seed: int = 0,
     history: list[dict[str, Any]] | None = None,
 ) -> StageResult:
     """Evaluates one network on its frozen features.
 
     Args:
         name: ``simclr``, ``stage1`` or ``stage2``.
-        probe_features, probe_labels: float [N, F] and int64 [N] of the balanced labelled images that probe and kNN use.
-        test_features, test_labels: float [T, F] and int64 [T] of the test images.
+        probe_set: the balanced labelled images that probe and kNN learn from.
+        test_set: the test images.
         class_counts: images of each class in the long-tailed training set; C numbers.
-        scheme: grouping, see `groups.split_groups`.
-        probe: ``logistic`` (fast) or ``sgd`` (the source's protocol), see `probe.linear_probe`.
-        knn_k, knn_temperature: see `knn.knn_accuracy`; `knn_k` is cut to N on smaller sets.
-        few_shot: features [n, F] and labels [n] of a few images a class, for a second linear probe: 100 epochs and
-            the rate divided by 10 after 40 and 60 with ``sgd`` [paper], the same fit with ``logistic``.
+        protocol: how they are evaluated.
+        few_shot: a few images a class, for a second linear probe: 100 epochs and the rate divided by 10 after 40 and
+            60 with ``sgd`` [paper], the same fit with ``logistic``.
         views: features [V, F] of two random views of the same images, for the alignment.
-        seed: of the SGD probe and of k-means.
         history: lines of the stage's history.jsonl, kept for the report.
 
     Raises:
         ValueError, TypeError: as `linear_probe`, `knn_accuracy`, `group_report`, `cluster_quality` and `alignment`.
     """
-    C = len(class_counts)
-    arrays = (probe_features, probe_labels, test_features, test_labels)
-    fit = linear_probe(*arrays, C, method=probe, seed=seed)
-    neighbors = knn_accuracy(*arrays, C, k=min(knn_k, len(probe_features)), temperature=knn_temperature)
+    C, seed = len(class_counts), protocol.seed
+    test_features, test_labels = test_set
+    fit = linear_probe(*probe_set, *test_set, C, Probe(protocol.probe, seed=seed))
+    k = min(protocol.knn_k, len(probe_set[0]))
+    neighbors = knn_accuracy(*probe_set, *test_set, C, k=k, temperature=protocol.knn_temperature)
     few = None
     if few_shot is not None:
-        options = FEW_SHOT_SGD if probe == "sgd" else {}
-        few = linear_probe(*few_shot, test_features, test_labels, C, method=probe, seed=seed, **options)
+        options = FEW_SHOT_SGD if protocol.probe == "sgd" else {}
+        few = linear_probe(*few_shot, *test_set, C, Probe(protocol.probe, seed=seed, **options))
     test_counts = fit.confusion.sum(dim=1).tolist()
 
     def grouped(per_class_accuracy: Tensor):
-        return group_report(per_class_accuracy.tolist(), class_counts, scheme, test_counts=test_counts)
+        return group_report(per_class_accuracy.tolist(), class_counts, protocol.scheme, test_counts=test_counts)
 
     return StageResult(
         name=name,

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -12,23 +14,35 @@ from .scores import Scores, check_classification
 METHODS = ("logistic", "sgd")
 
 
+@dataclass(frozen=True)
+class Probe:
+    """How a linear probe is fitted."""
+
+    method: str = "logistic"
+    standardize: bool | None = None
+    """Subtract each feature's mean over the training rows and divide by its standard deviation (a constant feature
+    becomes 0). None: yes for "logistic", where it makes the fit well conditioned; no for "sgd", as in the source."""
+    l2: float = 1e-3
+    """"logistic" only: the loss is mean cross-entropy + l2 / 2 * ||W||^2, positive."""
+    lr: float = 30.0
+    """This and all that follows: "sgd" only."""
+    momentum: float = 0.9
+    weight_decay: float = 0.0
+    epochs: int = 30
+    milestones: tuple[int, ...] = (10, 20)
+    """Epochs after which the rate is divided by 10."""
+    batch_size: int = 128
+    seed: int = 0
+    """Of the order of the batches. The same seed gives the same answer."""
+
+
 def linear_probe(
     train_features: Tensor,
     train_labels: Tensor,
     test_features: Tensor,
     test_labels: Tensor,
     n_classes: int,
-    *,
-    method: str = "logistic",
-    standardize: bool | None = None,
-    l2: float = 1e-3,
-    lr: float = 30.0,
-    momentum: float = 0.9,
-    weight_decay: float = 0.0,
-    epochs: int = 30,
-    milestones: tuple[int, ...] = (10, 20),
-    batch_size: int = 128,
-    seed: int = 0,
+    probe: Probe = Probe(),
 ) -> Scores:
     """Trains a linear classifier on frozen features and scores it on a test set.
 
@@ -42,12 +56,7 @@ def linear_probe(
         train_features: float [N, F]. train_labels: int64 [N] in [0, n_classes).
         test_features: float [T, F]. test_labels: int64 [T] in [0, n_classes).
         n_classes: C.
-        standardize: subtract each feature's mean over the training rows and divide by its standard deviation (a
-            constant feature becomes 0). Default: yes for ``logistic``, where it makes the fit well conditioned; no for
-            ``sgd``, as in the source.
-        l2: ``logistic`` only: the loss is mean cross-entropy + l2 / 2 * ||W||^2, positive.
-        lr, momentum, weight_decay, epochs, milestones, batch_size: ``sgd`` only.
-        seed: ``sgd`` only: of the order of the batches. The same seed gives the same answer.
+        probe: how it is fitted.
 
     Returns:
         `Scores`: ``accuracy``, ``per_class_accuracy`` [C], ``confusion`` [C, C].
@@ -58,20 +67,19 @@ def linear_probe(
     """
     op = "linear_probe"
     check_classification(op, train_features, train_labels, test_features, test_labels, n_classes)
-    _check.choice(op, "method", method, METHODS)
-    _check.positive_number(op, "l2", l2)
-    _check.count(op, "epochs", epochs, 1)
-    _check.count(op, "batch_size", batch_size, 1)
+    _check.choice(op, "method", probe.method, METHODS)
+    _check.positive_number(op, "l2", probe.l2)
+    _check.count(op, "epochs", probe.epochs, 1)
+    _check.count(op, "batch_size", probe.batch_size, 1)
     several = bool((train_labels != train_labels[0]).any())
     _check.require(several, op, "train_labels", "of at least two classes", f"class {int(train_labels[0])} only")
     train, test = train_features.detach().float(), test_features.detach().float()
-    if standardize if standardize is not None else method == "logistic":
+    if probe.standardize if probe.standardize is not None else probe.method == "logistic":
         train, test = _standardized(train, test)
-    if method == "logistic":
-        answers = _fit_logistic(train, train_labels, test, l2)
+    if probe.method == "logistic":
+        answers = _fit_logistic(train, train_labels, test, probe.l2)
     else:
-        schedule = {"lr": lr, "momentum": momentum, "weight_decay": weight_decay}
-        answers = _fit_sgd(train, train_labels, test, n_classes, schedule, epochs, milestones, batch_size, seed)
+        answers = _fit_sgd(train, train_labels, test, n_classes, probe)
     return Scores.of(test_labels, answers, n_classes)
 
 
@@ -108,25 +116,15 @@ def _fit_logistic(train: Tensor, labels: Tensor, test: Tensor, l2: float) -> Ten
 
 
 @torch.enable_grad()
-def _fit_sgd(
-    train: Tensor,
-    labels: Tensor,
-    test: Tensor,
-    n_classes: int,
-    schedule: dict[str, float],
-    epochs: int,
-    milestones: tuple[int, ...],
-    batch_size: int,
-    seed: int,
-) -> Tensor:
+def _fit_sgd(train: Tensor, labels: Tensor, test: Tensor, n_classes: int, probe: Probe) -> Tensor:
     weight = torch.zeros(n_classes, train.shape[1], device=train.device, requires_grad=True)
     bias = torch.zeros(n_classes, device=train.device, requires_grad=True)
-    optimizer = torch.optim.SGD([weight, bias], **schedule)
-    scheduler = torch.optim.lr_scheduler.MultiStepLR(optimizer, list(milestones), gamma=0.1)
-    generator = torch.Generator().manual_seed(seed)
-    for _ in range(epochs):
+    optimizer = torch.optim.SGD([weight, bias], lr=probe.lr, momentum=probe.momentum, weight_decay=probe.weight_decay)
+    scheduler = torch.optim.lr_scheduler.MultiStepLR(optimizer, list(probe.milestones), gamma=0.1)
+    generator = torch.Generator().manual_seed(probe.seed)
+    for _ in range(probe.epochs):
         order = torch.randperm(len(train), generator=generator).to(train.device)
-        for batch in order.split(batch_size):
+        for batch in order.split(probe.batch_size):
             loss = F.cross_entropy(F.linear(train[batch], weight, bias), labels[batch])
             optimizer.zero_grad()
             loss.backward()

@@ -152,14 +152,25 @@ class RunResults:
         return next((stage for stage in self.stages if stage.name == name), None)
 
 
+@dataclass(frozen=True)
+class SampleTensors:
+    """What a re-sampling of N ID images in K clusters chose."""
+
+    assignments: Tensor
+    """int64 [N], the cluster of each ID training image."""
+    tailness: Tensor
+    """[K], NaN for an empty cluster."""
+    ood_indices: Tensor
+    """int64 [budget], as `sample_ood` returned it, like `ood_clusters`."""
+    ood_clusters: Tensor
+    """int64 [budget], -1 = taken for no cluster."""
+
+
 def resampling_result(
     stage: str,
     epoch: int,
+    sample: SampleTensors,
     *,
-    assignments: Tensor,
-    tailness: Tensor,
-    ood_indices: Tensor,
-    ood_clusters: Tensor,
     ood: ImageSet | None = None,
     labels: Tensor | None = None,
     n_classes: int | None = None,
@@ -170,9 +181,7 @@ def resampling_result(
 
     Args:
         stage, epoch: where it happened.
-        assignments: int64 [N], the cluster of each ID training image.
-        tailness: [K], NaN for an empty cluster.
-        ood_indices, ood_clusters: int64 [budget], what `sample_ood` returned; cluster -1 = taken for no cluster.
+        sample: what it chose.
         ood: the OOD images, for thumbnails and (where labelled) the classes that were taken.
         labels: int64 [N] true classes of the ID training images (-1 = unknown), with `n_classes`; never used in
             training, only to report whether the sampling reaches tail classes.
@@ -182,9 +191,9 @@ def resampling_result(
     Raises:
         ValueError: lengths that differ, a cluster or an OOD index out of range.
     """
-    op, K = "resampling_result", len(tailness)
-    assignments, tailness = assignments.cpu(), tailness.double().cpu()
-    ood_indices, ood_clusters = ood_indices.cpu(), ood_clusters.cpu()
+    op, K = "resampling_result", len(sample.tailness)
+    assignments, tailness = sample.assignments.cpu(), sample.tailness.double().cpu()
+    ood_indices, ood_clusters = sample.ood_indices.cpu(), sample.ood_clusters.cpu()
     _check.integers(op, "ood_clusters", ood_clusters, len(ood_indices), ood_indices)
     _check.index_range(op, "assignments", assignments, 0, K)
     _check.index_range(op, "ood_clusters", ood_clusters, -1, K)

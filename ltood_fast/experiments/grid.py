@@ -22,6 +22,7 @@ from typing import IO, Any
 
 from ..eval.runs import read_report
 from ..train.config import Config, differing_keys, load_config, to_dict
+from ..train.run import begun_stages
 from .spec import ExperimentError, Setting, Variant
 
 SET_BY_THE_GRID = ("seed", "stages", "stage2.guide")
@@ -100,8 +101,8 @@ def saved_config(run: Run) -> Config | None:
         ExperimentError: it is another one than the variant's.
     """
     path = run.run_dir / "config.yaml"
-    if not path.is_file():
-        return None
+    if not path.is_file() or not (begun_stages(run.run_dir) or (run.run_dir / "report.json").is_file()):
+        return None  # or one that a failed start left
     saved = load_config(str(path))
     different = [key for key in differing_keys(run.config, to_dict(saved)) if key != "stage2.guide"]
     # The guide is known by its place among the runs: a folder of runs may be moved.

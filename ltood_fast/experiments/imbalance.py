@@ -20,8 +20,8 @@ from ..data.longtail import exponential_counts
 from ..eval.plots import PART_COLORS
 from ..eval.runs import spread
 from ..sampling.resample import cluster_embeddings
-from .core import balanced_source
 from .outcomes import Outcome, Outcomes
+from .paper_claims import balanced_source
 from .pictures import legend_above
 from .spec import Experiment, Setting, Summary, Table, Variant
 from .tables import variants_table

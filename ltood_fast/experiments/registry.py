@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from .baselines import BASELINES
-from .core import ABLATION, OOD_SAMPLING, SIMCLR_BALANCE
 from .imbalance import EXTREME_IMBALANCE
 from .joint import JOINT_VS_TWO_STAGE
+from .paper_claims import ABLATION, OOD_SAMPLING, SIMCLR_BALANCE
 from .pseudo_positives import PSEUDO_POSITIVES
 from .relevance import OOD_RELEVANCE
 from .sampler_scaling import SAMPLER_SCALING

@@ -11,10 +11,10 @@ from matplotlib.ticker import FuncFormatter
 
 from ..eval.plots import PART_COLORS
 from ..eval.runs import spread
+from .exact_vs_ivf import Setup, by_ivf, exact, make_data, row
 from .outcomes import Outcomes
 from .pictures import legend_above
 from .spec import Experiment, Setting, Summary, Table
-from .two_samplers import Setup, by_ivf, exact, make_data, row
 from .verdict import decide, say
 
 CANDIDATES = (10_000, 30_000, 100_000, 300_000)

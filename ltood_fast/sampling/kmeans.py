@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import warnings
 from types import ModuleType
 
 import numpy as np
 import torch
+import torch.distributed as dist
 from torch import Tensor
 from torch.distributed import ProcessGroup
 
@@ -46,6 +48,10 @@ def kmeans(
         (centroids float32 [K, D], assignments int64 [N], of this rank's rows with a group) on the device of x;
         every row's assignment is its nearest returned centroid.
 
+    Warns:
+        UserWarning: fewer distinct rows than clusters (distinct directions, to 2^-20, if spherical): some clusters are
+            empty. On rank 0 of a group.
+
     Raises:
         TypeError, ValueError: a wrong type, dtype, shape or range, or a row that is not finite. With a group it is
             raised on every rank and names the rank, or the argument that differs between ranks.
@@ -72,8 +78,19 @@ def kmeans(
         rows = torch.nn.functional.normalize(rows, dim=1)
     rows = rows.contiguous()
     if layout is not None:
-        return _lloyd(faiss, rows, n_clusters, iterations, seed, spherical, layout)
-    rows = rows.cpu().numpy()
+        centroids, assignments, empty = _lloyd(faiss, rows, n_clusters, iterations, seed, spherical, layout)
+    else:
+        centroids, assignments = _by_faiss(faiss, rows, n_clusters, iterations, seed, spherical)
+        empty = int(torch.bincount(assignments, minlength=n_clusters).min()) == 0
+    if empty:
+        _warn_of_few_distinct_rows(op, rows, n_clusters, spherical, layout)
+    return centroids, assignments
+
+
+def _by_faiss(
+    faiss: ModuleType, x: Tensor, n_clusters: int, iterations: int, seed: int, spherical: bool
+) -> tuple[Tensor, Tensor]:
+    rows = x.cpu().numpy()
     clustering = faiss.Kmeans(
         rows.shape[1],
         n_clusters,
@@ -88,6 +105,31 @@ def kmeans(
     return torch.from_numpy(clustering.centroids).to(x.device), torch.from_numpy(assignments).long().to(x.device)
 
 
+def _warn_of_few_distinct_rows(op: str, rows: Tensor, n_clusters: int, spherical: bool, layout: RankLayout | None) -> None:
+    """Counted only where a cluster is empty, as it always is then: equal rows have one nearest centroid."""
+    found = _distinct(rows.mul(2.0**20).round() if spherical else rows, n_clusters)
+    if layout is not None:
+        of_ranks: list[Tensor | None] = [None] * len(layout.sizes)
+        dist.all_gather_object(of_ranks, found.cpu(), group=layout.group)
+        found = _distinct(torch.cat(of_ranks), n_clusters)
+    if len(found) < n_clusters and (layout is None or layout.rank == 0):
+        warnings.warn(
+            f"{op}: x should hold at least as many distinct rows as n_clusters = {n_clusters}, got {len(found)}: the "
+            "other clusters are empty; choose fewer clusters, or look for collapsed embeddings",
+            stacklevel=3,
+        )
+
+
+def _distinct(rows: Tensor, enough: int) -> Tensor:
+    """The distinct rows, looked for until there are enough of them."""
+    found = rows[:0]
+    for block in rows.split(max(BLOCK_ROWS // 16, enough)):
+        found = torch.cat([found, block]).unique(dim=0)
+        if len(found) >= enough:
+            break
+    return found
+
+
 def _lloyd(
     faiss: ModuleType,
     rows: Tensor,
@@ -96,8 +138,12 @@ def _lloyd(
     seed: int,
     spherical: bool,
     layout: RankLayout,
-) -> tuple[Tensor, Tensor]:
-    """faiss::Clustering::train with the rows on several ranks: every rank takes the same steps from the same sums."""
+) -> tuple[Tensor, Tensor, bool]:
+    """faiss::Clustering::train with the rows on several ranks: every rank takes the same steps from the same sums.
+
+    Returns:
+        Centroids, assignments, and whether a cluster may be empty: the same on every rank, without another message.
+    """
 
     def assign(centroids: Tensor) -> Tensor:
         if len(rows) == 0:
@@ -111,7 +157,7 @@ def _lloyd(
 
     if layout.total == n_clusters:  # FAISS takes the rows as they are
         centroids = fetch(layout, rows, torch.arange(n_clusters, device=rows.device))
-        return centroids, assign(centroids)
+        return centroids, assign(centroids), True
     order = np.empty(layout.total, dtype=np.int32)
     faiss.rand_perm(faiss.swig_ptr(order), layout.total, seed + 1)
     start = torch.from_numpy(order[:n_clusters]).long().to(rows.device)
@@ -124,7 +170,7 @@ def _lloyd(
         counts = add(torch.bincount(assignments, minlength=n_clusters), layout.group)
         centroids = (add(sums, layout.group) / counts.clamp(min=1)[:, None]).float()
         centroids = on_sphere(_split_empty(faiss, centroids, counts, layout.total))
-    return centroids, assign(centroids)
+    return centroids, assign(centroids), int(counts.min()) == 0
 
 
 def _split_empty(faiss: ModuleType, centroids: Tensor, counts: Tensor, n_rows: int) -> Tensor:

@@ -39,6 +39,21 @@ class Sample:
     """int64 [budget] of the OOD pool, no index twice."""
     index_clusters: Tensor
     """int64 [budget]: the cluster that each was taken for, -1 under the strategy "random"."""
+    targets: Tensor | None = None
+    """int64 [T] rows of all ID embeddings, where these are the centroids."""
+
+
+@dataclass(frozen=True)
+class Budget:
+    """How many OOD images are chosen, and how."""
+
+    images: int
+    temperature: float = 1.0
+    """T_c, how evenly the images are spread over the clusters."""
+    strategy: str = "tailness"
+    """Or "random", the source's baseline."""
+    seed: int = 0
+    """Of the strategy "random"."""
 
 
 def cluster_embeddings(
@@ -50,7 +65,7 @@ def cluster_embeddings(
     seed: int = 0,
     group: ProcessGroup | None = None,
 ) -> Clusters:
-    """k-means on the unit sphere, its centroids then moved by KL refinement [paper; DEC's form is ours].
+    """k-means on the unit sphere, its centroids then moved by KL refinement [paper; in DEC's form, ltood_fast].
 
     Args:
         embeddings: float [N, F], N >= n_clusters. L2-normalised here, as all similarities are cosines [ltood_fast].
@@ -78,31 +93,25 @@ def choose_ood(
     id_embeddings: Tensor,
     ood_embeddings: Tensor | np.ndarray,
     clusters: Clusters,
-    budget: int,
+    budget: Budget,
     *,
     tailness_k: int = 10,
     density: Tensor | None = None,
-    temperature: float = 1.0,
-    strategy: str = "tailness",
-    seed: int = 0,
     group: ProcessGroup | None = None,
 ) -> Sample:
     """Tailness of the clusters, then the budgeted choice of OOD images.
 
     Args:
         id_embeddings: float [N, F], what `clusters` were made of.
-        ood_embeddings: float [M, F], M >= budget; an array is read a block at a time, see `sample_ood`.
+        ood_embeddings: float [M, F], M >= budget.images; an array is read a block at a time, see `sample_ood`.
         clusters: of `cluster_embeddings`.
-        budget: images to choose.
+        budget: how many images to choose, and how.
         tailness_k: neighbours of the density, cut to N - 1 on smaller sets.
         density: [N] instead of `knn_density`, of this rank's rows with a group; high = tail.
-        temperature: T_c, how evenly the budget is spread over the clusters.
-        strategy: ``"tailness"``, or ``"random"``, the source's baseline.
-        seed: of the random strategy.
         group: both sets of embeddings are this rank's part of those of all its ranks; the sample is of all.
 
     Raises:
-        ValueError, TypeError: as `cluster_tailness` and `sample_ood`; fewer OOD rows than `budget` is a ValueError.
+        ValueError, TypeError: as `cluster_tailness` and `sample_ood`; fewer OOD rows than the budget is a ValueError.
     """
     n_id = len(id_embeddings) if group is None else shards_of("choose_ood", group, id_embeddings).total
     tailness = ltood_fast.cluster_tailness(
@@ -117,10 +126,10 @@ def choose_ood(
         ood_embeddings,
         clusters.centroids,
         tailness,
-        budget,
-        temperature=temperature,
-        strategy=strategy,
-        generator=torch.Generator().manual_seed(seed),
+        budget.images,
+        temperature=budget.temperature,
+        strategy=budget.strategy,
+        generator=torch.Generator().manual_seed(budget.seed),
         group=group,
     )
     return Sample(clusters, tailness, indices, index_clusters)
@@ -136,20 +145,22 @@ def choose_for_samples(
     density: Tensor | None = None,
     seed: int = 0,
     group: ProcessGroup | None = None,
-) -> tuple[Sample, Tensor]:
+) -> Sample:
     """OOD images for the sparsest ID images themselves instead of for clusters [ltood_fast].
 
     The `n_targets` ID rows of highest `density` (ties to the lower row) are the centroids of `sample_ood`, each with
     the same budget (the rest of the division goes to the sparsest); the sparsest chooses first.
 
     Args:
-        id_embeddings, ood_embeddings, budget, tailness_k, seed, group: as in `choose_ood`.
+        id_embeddings, ood_embeddings, tailness_k, group: as in `choose_ood`.
+        budget: images to choose.
+        seed: of `sample_ood`.
         n_targets: T, cut to the number of ID rows.
         density: [N] instead of `knn_density`, of this rank's rows with a group.
 
     Returns:
         The sample, whose clusters are the targets and the ID rows nearest to each, and whose tailness is the targets'
-        density; and the targets, int64 [T] rows of all ID embeddings.
+        density.
 
     Raises:
         ValueError, TypeError: as `knn_density` and `sample_ood`; fewer OOD rows than `budget` is a ValueError.
@@ -171,7 +182,7 @@ def choose_for_samples(
         group=group,
     )
     nearest = ltood_fast.knn(id_embeddings, 1, y=centroids)[1][:, 0]
-    return Sample(Clusters(centroids, nearest), everyone[targets], indices, index_clusters), targets
+    return Sample(Clusters(centroids, nearest), everyone[targets], indices, index_clusters, targets)
 
 
 def density_weights(embeddings: Tensor, k: int = 10, *, group: ProcessGroup | None = None) -> Tensor:

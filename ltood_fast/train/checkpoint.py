@@ -88,7 +88,7 @@ def load_checkpoint(path: Path, config: Config | None = None) -> dict[str, Any]:
 
     Args:
         path: what `save_checkpoint` wrote.
-        config: given, the configuration that the checkpoint must have been trained with (free sections aside).
+        config: given, the configuration that the checkpoint must have been trained with, in what its stage reads.
 
     Raises:
         CheckpointError: no such file; truncated or damaged; not ours or of another version; another configuration.
@@ -110,6 +110,6 @@ def load_checkpoint(path: Path, config: Config | None = None) -> dict[str, Any]:
         raise refuse(f"of format version {VERSION}", state.get("version"))
     if missing := FIELDS - state.keys():
         raise refuse("complete", f"no {', '.join(sorted(missing))}")
-    if config is not None and (keys := differing_keys(config, state["config"])):
+    if config is not None and (keys := differing_keys(config, state["config"], state["stage"])):
         raise refuse("of this run's configuration", f"one that differs in {', '.join(keys)}")
     return state

@@ -17,6 +17,7 @@ from .._files import write_atomic
 
 PRESETS = Path(__file__).resolve().parent.parent / "configs"
 STAGES = ("simclr", "stage1", "stage2", "joint")
+OLD_PRESETS = {"cifar10_lt_hour": "cifar10_lt_small"}  # name in saved commands and results -> name today
 
 
 class ConfigError(ValueError):
@@ -88,7 +89,7 @@ class ModelConfig:
 class OptimConfig:
     name: str = _choice("sgd", "adamw")
     batch_size: int = _number(512, 2)  # images of all ranks; twice as many views
-    micro_batch: int = _number(0)  # [ltood_fast] images of a rank in memory at a time, see embedding_cache; 0: all
+    micro_batch: int = _number(0)  # [ltood_fast] images of a rank in memory at a time, see grad_cache; 0: all
     lr: float = _number(0.5)
     momentum: float = _number(0.9, 0, 1)  # sgd
     weight_decay: float = _number(1e-4)
@@ -98,7 +99,7 @@ class OptimConfig:
 
 @dataclass(frozen=True)
 class BaseConfig:
-    """What the stages simclr, stage1 and joint compare a view with: see `train.self_damaging`."""
+    """What the stages simclr, stage1 and joint compare a view with: see `train.sdclr`."""
 
     name: str = _choice("simclr", "sdclr")  # sdclr: the second view goes through a pruned competitor [Jiang 2021]
     prune: float = _number(0.9, 0, 1)  # share of weights that it lacks: 0.9 on CIFAR, 0.3 on ImageNet-100 [Jiang 2021]
@@ -134,7 +135,7 @@ class Stage1Config:
     target_samples: int = _number(256, 1)  # [ltood_fast] how many of the sparsest ID images are targets
     clusters: int = _number(10, 1)
     tailness_k: int = _number(10, 1)  # neighbours of the density, or largest probabilities of the momentum score
-    tailness: str = _choice("sparsity", "momentum")  # of an ID image; momentum: COLT's score, see methods.tail_scores
+    tailness: str = _choice("sparsity", "momentum")  # of an ID image; momentum: COLT's, see methods.colt_tailness
     tailness_momentum: float = _number(0.97, 0, 1)  # of the last epochs' score [Bai 2023]
     budget_temperature: float = _number(1.0, 1e-3)  # [ltood_fast] T_c
     refine_steps: int = _number(100)  # [ltood_fast] KL refinement of the k-means centroids; 0: k-means as it is
@@ -332,7 +333,7 @@ def load_config(name_or_path: str, overrides: dict[str, Any] | None = None) -> C
     """
     import yaml
 
-    path = PRESETS / f"{name_or_path}.yaml"
+    path = PRESETS / f"{OLD_PRESETS.get(name_or_path, name_or_path)}.yaml"
     if not path.is_file():
         path = Path(name_or_path)
     if not path.is_file():
@@ -363,10 +364,50 @@ def _binding(values: dict[str, Any]) -> dict[str, Any]:
     return {key: flat[key] for key in flat if key == "run.precision" or not key.startswith(free)}
 
 
-def differing_keys(mine: Config, theirs: dict[str, Any]) -> list[str]:
+def differing_keys(mine: Config, theirs: dict[str, Any], stage: str | None = None) -> list[str]:
     """The keys that must not differ from a saved configuration, and do.
 
-    A key that the saved one lacks, as it is younger, stands for its default: that is what was done before.
+    Args:
+        theirs: the saved one. A key that it lacks, as it is younger, stands for its default: that is what was done
+            before.
+        stage: only keys that the weights of this stage depend on; its epochs are free, as a stage may get more.
     """
     a, b = _binding(to_dict(mine)), {**_binding(to_dict(Config())), **_binding(theirs)}
-    return [key for key in sorted(a.keys() | b.keys()) if a.get(key) != b.get(key)]
+    keys = [key for key in sorted(a.keys() | b.keys()) if a.get(key) != b.get(key)]
+    return keys if stage is None else [key for key in keys if _reads(stage, key)]
+
+
+def is_binding(key: str) -> bool:
+    """Whether the weights of a stage may depend on a key."""
+    return bool(_binding({key: None}))
+
+
+POOL_KEYS = ("data.ood", "data.ood_root", "data.ood_list", "data.ood_size")
+CLUSTER_KEYS = ("stage1.refine_steps", "stage1.refine_lr")  # of the guide's clusters too
+
+
+def _reads(stage: str, key: str) -> bool:
+    """Whether the weights of a stage, after some number of epochs, depend on a key that is binding for the run."""
+    with_ood = stage in ("stage1", "joint")
+    section = key.partition(".")[0]
+    if key == "stages" or key == f"{'stage1' if with_ood else stage}.epochs":
+        return False
+    if key in POOL_KEYS:
+        return with_ood
+    if section == "base":
+        return stage != "stage2"
+    if section == "simclr":
+        return stage == "simclr"
+    if section == "stage1":
+        return with_ood or (stage == "stage2" and key in CLUSTER_KEYS)
+    if section == "stage2":
+        own = ("stage2.guide", "stage2.epochs", "stage2.lr_scale")
+        return stage == "stage2" or (stage == "joint" and key not in own)
+    return True
+
+
+def start_of(stage: str, config: Config) -> str | None:
+    """The stage of the same run whose weights a stage starts from."""
+    if stage == "stage2":
+        return None if config.stage2.guide else "stage1"
+    return "simclr" if stage in ("stage1", "joint") and config.stage1.init == "simclr" else None

@@ -11,9 +11,9 @@ from torch import Tensor
 
 import ltood_fast
 
-from ..eval.evaluate import evaluate_features
+from ..eval.evaluate import EvalProtocol, evaluate_features
 from ..eval.probe import few_shot_rows
-from ..eval.results import Resampling, RunResults, StageResult, resampling_result
+from ..eval.results import Resampling, RunResults, SampleTensors, StageResult, resampling_result
 from .checkpoint import CheckpointError, load_checkpoint
 from .config import STAGES, to_dict
 from .loop import read_history
@@ -103,17 +103,12 @@ def _evaluate_stage(session: Session, name: str, few_shot: Tensor | ImageSet | N
         few = None
     return evaluate_features(
         name,
-        probe_features,
-        probe_labels,
-        session.embed(model, data.test.images)[0],
-        data.test.labels.to(session.device),
+        (probe_features, probe_labels),
+        (session.embed(model, data.test.images)[0], data.test.labels.to(session.device)),
         _class_counts(session),
-        scheme=options.groups,
-        probe=options.probe,
-        knn_k=options.knn_k,
+        EvalProtocol(options.groups, options.probe, options.knn_k, seed=session.config.seed),
         few_shot=few,
         views=_two_views(session, model),
-        seed=session.config.seed,
         history=read_history(session.run_dir / name / "history.jsonl"),
     )
 
@@ -147,10 +142,7 @@ def _resamplings_of(session: Session, stage: str) -> list[Resampling]:
             resampling_result(
                 stage,
                 saved["epoch"],
-                assignments=saved["assignments"],
-                tailness=saved["tailness"],
-                ood_indices=saved["indices"],
-                ood_clusters=saved["index_clusters"],
+                SampleTensors(saved["assignments"], saved["tailness"], saved["indices"], saved["index_clusters"]),
                 ood=session.data.ood,
                 labels=session.data.train.labels,
                 n_classes=len(session.data.train.class_names),

@@ -22,14 +22,14 @@ from torch import Tensor, nn
 from .._files import write_atomic
 from .checkpoint import COMPETITOR, load_checkpoint, restore_rng, rng_state, save_checkpoint, seed_all
 from .config import OptimConfig
-from .embedding_cache import cached_backward
+from .grad_cache import cached_backward
 from .methods import METHODS, Method, first_state
 from .model import ContrastiveModel
 from .ranks import TrainingError, on_first_rank
-from .self_damaging import STAGES as SELF_DAMAGING
-from .self_damaging import SelfDamaging
+from .sdclr import SDCLR
+from .sdclr import STAGES as SDCLR_STAGES
 from .session import Session
-from .sync_norm import synchronised
+from .sync_batchnorm import synchronised
 
 CHECK_EVERY = 10  # steps between two looks at the losses; each look waits for the device
 
@@ -44,7 +44,8 @@ def learning_rate(config: OptimConfig, epochs: int, progress: float) -> float:
     """Linear warm-up, then cosine to `min_lr` [paper].
 
     A function of the progress in epochs (a fraction within an epoch), as epochs grow longer once OOD images join; so
-    the number of finished epochs is the whole state of the schedule.
+    the number of finished epochs is the whole state of the schedule. A stage that is given more epochs, finished or
+    not, goes on at the rate that the longer schedule has after its finished epochs: above the rate that it ended with.
     """
     warmup = min(config.warmup_epochs, epochs)
     if progress < warmup:
@@ -134,10 +135,10 @@ class Stage:
     name: str
     session: Session
     model: ContrastiveModel
-    network: nn.Module  # what is trained, the model or `damaging`, as Fabric wraps it
+    network: nn.Module  # what is trained, the model or `sdclr`, as Fabric wraps it
     optimizer: torch.optim.Optimizer
     method: Method
-    damaging: SelfDamaging | None = None  # the model and its pruned competitor
+    sdclr: SDCLR | None = None  # the model and its pruned competitor
     epoch: int = 0  # finished epochs
     finished: bool = False
 
@@ -156,14 +157,14 @@ class Stage:
         method = METHODS[name](session, model)
         if session.ranks > 1 and session.config.model.sync_batchnorm:
             model = synchronised(model, session.device)
-        damaging, base = None, session.config.base
-        if base.name == "sdclr" and name in SELF_DAMAGING:
-            damaging = SelfDamaging(model, base.prune)
+        sdclr, base = None, session.config.base
+        if base.name == "sdclr" and name in SDCLR_STAGES:
+            sdclr = SDCLR(model, base.prune)
             if first is not None:
-                damaging.competitor.load_state_dict(first[COMPETITOR])
-        optimizer = make_optimizer(damaging or model, session.config.optim)
-        network, wrapped = session.fabric.setup(damaging or model, optimizer)
-        stage = cls(name, session, model, network, wrapped, method, damaging)
+                sdclr.competitor.load_state_dict(first[COMPETITOR])
+        optimizer = make_optimizer(sdclr or model, session.config.optim)
+        network, wrapped = session.fabric.setup(sdclr or model, optimizer)
+        stage = cls(name, session, model, network, wrapped, method, sdclr)
         seed_all(session.config.seed)
         if stage.checkpoint.exists():
             stage.load(load_checkpoint(stage.checkpoint, session.config))
@@ -171,11 +172,12 @@ class Stage:
 
     def load(self, state: dict[str, Any]) -> None:
         self.model.load_state_dict(state["model"])
-        if self.damaging is not None:
-            self.damaging.competitor.load_state_dict(state[COMPETITOR])
+        if self.sdclr is not None:
+            self.sdclr.competitor.load_state_dict(state[COMPETITOR])
         self.optimizer.load_state_dict(state["optimizer"])
         self.method.load_state_dict(state["method"])
-        self.epoch, self.finished = state["epoch"], state["finished"]
+        self.epoch = state["epoch"]
+        self.finished = self.epoch >= self.method.epochs  # the stage may have got more epochs since
         restore_rng(state["rng"])
 
     def save(self) -> None:
@@ -189,13 +191,14 @@ class Stage:
             "optimizer": self.optimizer.state_dict(),
             "rng": rng_state(),
             "method": self.method.state_dict(),
-            **({} if self.damaging is None else {COMPETITOR: self.damaging.competitor.state_dict()}),
+            **({} if self.sdclr is None else {COMPETITOR: self.sdclr.competitor.state_dict()}),
         }
         on_first_rank(lambda: save_checkpoint(self.checkpoint, self.session.config, **state))
 
     def run(self) -> None:
         """Trains the epochs that are left, with a checkpoint after each (or each few)."""
         self.checkpoint.parent.mkdir(parents=True, exist_ok=True)
+        on_first_rank(self._forget_later_samples)
         history = History(self.session, self.name, self.epoch)
         with _progress_bar(self) as bar:
             while not self.finished:
@@ -208,19 +211,26 @@ class Stage:
                     self.save()
         history.close()
 
+    def _forget_later_samples(self) -> None:
+        """Samples of epochs that the checkpoint does not know: of another start in this folder, or trained anew."""
+        for path in self.checkpoint.parent.glob("resample_*.pt"):
+            if int(path.stem.removeprefix("resample_")) >= self.epoch:
+                path.unlink()
+
     def train_epoch(self, bar: Any) -> dict[str, Any]:
         """One epoch; returns its line of the history."""
         start = time.perf_counter()
         rows = self.method.begin_epoch(self.epoch)
-        if self.damaging is not None:
-            self.damaging.renew_masks()
+        if self.sdclr is not None:
+            self.sdclr.renew_masks()
         start_training = time.perf_counter()
         batches = self.batches(rows)
         self.session.expect([self._own(batch) for batch in batches])
         meter = Meter(self.name, self.epoch)
         self.network.train()
         for step, batch in enumerate(batches):
-            lr = self._set_lr(self.epoch + step / len(batches))
+            # An epoch of one batch is at its middle: at its start, the first one would be trained at rate 0.
+            lr = self._set_lr(self.epoch + (step / len(batches) if len(batches) > 1 else 0.5))
             loss, parts = self._backward(batch)
             self.optimizer.step()
             meter.add(loss=loss, **parts)

@@ -6,8 +6,19 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from .config import Config, differing_keys, flatten, from_dict, load_config, save_config, to_dict
-from .ranks import end_ranks, launched_ranks, lost_ranks_named
+from .config import (
+    STAGES,
+    Config,
+    differing_keys,
+    flatten,
+    from_dict,
+    is_binding,
+    load_config,
+    save_config,
+    start_of,
+    to_dict,
+)
+from .ranks import end_ranks, lost_ranks_named, on_first_rank
 from .session import Session
 
 if TYPE_CHECKING:
@@ -19,45 +30,71 @@ class RunError(RuntimeError):
 
 
 def open_run(run_dir: Path, config_name: str | None, overrides: dict[str, Any], resume: bool) -> Config:
-    """The configuration of a run: of a new one, saved in its folder, or of the one that is resumed.
+    """The configuration of a run, new or resumed; nothing is written yet (`train_run` does, once all is checked).
 
-    A resumed run keeps its configuration; `config_name` and `overrides` may only repeat it or change where it runs
-    (`run.device`, ...) and how it is evaluated (`eval.*`). On several ranks rank 0 judges and makes the folder.
+    A folder without a checkpoint holds no run: whatever a failed start left there is written anew. In a run that is
+    resumed the keys that its stages depend on may change for the stages that have not begun. A stage that has begun,
+    finished or not, may be given another number of epochs, at least those that are trained and unless a later stage has
+    already started from its weights; the rate then follows the schedule of the new length, see `loop.learning_rate`.
+    `run.*` but the precision, and `eval.*`, are free; those that are not named keep their saved values.
 
     Raises:
-        RunError: the folder holds a run and `resume` is false; nothing to resume and no `config_name`.
-        ConfigError: as `load_config`; or resuming with a configuration that differs.
+        RunError: the folder holds a run and `resume` is false; nothing to resume and no `config_name`; a key that a
+            stage which has begun depends on is another one.
+        ConfigError: as `load_config`.
     """
-    saved = run_dir / "config.yaml"
-    rank, _, _ = launched_ranks()
-    if rank > 0 and config_name is not None and not (resume and saved.exists()):
-        return load_config(config_name, overrides)
-    if saved.exists() and not resume:
+    saved, begun = run_dir / "config.yaml", begun_stages(run_dir)
+    if begun and not resume:
         raise RunError(
             f"train: run-dir must be a new folder, got {run_dir}, which holds a run (--resume goes on with it)"
         )
-    if not saved.exists():
-        if config_name is None:
-            missing = "train: config must be given for a new run"
-            raise RunError(f"{missing}, got none" if not resume else f"{missing}, and {run_dir} holds none to resume")
-        config = load_config(config_name, overrides)
-        run_dir.mkdir(parents=True, exist_ok=True)
-        save_config(config, saved)
-        return config
-    config = load_config(str(saved), overrides)
+    if config_name is not None and not (begun and saved.exists()):
+        return load_config(config_name, overrides)
+    if not (resume and saved.exists()):
+        missing = "train: config must be given for a new run"
+        raise RunError(f"{missing}, got none" if not resume else f"{missing}, and {run_dir} holds none to resume")
     original = load_config(str(saved))
-    asked = load_config(config_name, overrides) if config_name is not None else config
-    if changed := differing_keys(asked, to_dict(original)):
-        raise RunError(f"train: a resumed run must keep its configuration, got another {', '.join(changed)}")
+    values = flatten(to_dict(original))
+    if config_name is not None:
+        named = flatten(to_dict(load_config(config_name, overrides)))
+        values |= {key: value for key, value in named.items() if is_binding(key)}
+    config = from_dict({**values, **overrides})
+    _check_begun(config, original, begun)
     return config
 
 
+def begun_stages(run_dir: Path) -> list[str]:
+    """The stages with a checkpoint."""
+    return [stage for stage in STAGES if (run_dir / stage / "last.pt").exists()]
+
+
+def _check_begun(config: Config, original: Config, begun: list[str]) -> None:
+    saved = to_dict(original)
+    changed = differing_keys(config, saved)
+    if gone := [stage for stage in begun if stage not in config.stages and stage in original.stages]:
+        raise RunError(f"train: stages must hold {', '.join(gone)}, which has begun, got {', '.join(config.stages)}")
+    for stage in begun:
+        if keys := differing_keys(config, saved, stage):
+            raise RunError(
+                f"train: stage {stage} has begun and must keep its configuration, got another {', '.join(keys)}"
+            )
+        before = start_of(stage, original)
+        if before is not None and f"{before}.epochs" in changed:
+            raise RunError(f"train: {before}.epochs must stay, as {stage} has begun from its weights, got another")
+
+
 def train_run(config: Config, run_dir: Path) -> Session:
-    """Trains the stages of the configuration, those that are finished left out."""
+    """Trains the stages of the configuration, those that are finished left out.
+
+    The folder and its config.yaml are written once every stage is checked: a start that fails leaves nothing behind.
+    """
+    from .checks import check_run
     from .loop import Stage
 
     with lost_ranks_named(config.run.timeout):
         session = Session.open(config, run_dir)
+        check_run(session)
+        on_first_rank(lambda: _keep_config(config, run_dir))
         for name in config.stages:
             stage = Stage.open(name, session)
             if not stage.finished:
@@ -66,6 +103,15 @@ def train_run(config: Config, run_dir: Path) -> Session:
                 print(f"{name}: finished before, {stage.epoch} epochs", file=sys.stderr)
     end_ranks()
     return session
+
+
+def _keep_config(config: Config, run_dir: Path) -> None:
+    """Saved in the folder, unless the one there says the same about the weights."""
+    saved = run_dir / "config.yaml"
+    if begun_stages(run_dir) and saved.exists() and not differing_keys(config, to_dict(load_config(str(saved)))):
+        return
+    run_dir.mkdir(parents=True, exist_ok=True)
+    save_config(config, saved)
 
 
 def report_run(session: Session) -> str:

@@ -110,6 +110,15 @@ class Session:
     def channels(self) -> int:
         return self.data.train.images.shape[1]
 
+    @property
+    def n_id(self) -> int:
+        return len(self.data.train)
+
+    @property
+    def n_ood(self) -> int:
+        """0 without an OOD set."""
+        return 0 if self.data.ood is None else len(self.data.ood)
+
     def new_model(self) -> ContrastiveModel:
         return self.fabric.to_device(make_model(self.config.model, self.channels))
 

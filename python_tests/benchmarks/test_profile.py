@@ -122,7 +122,7 @@ def test_a_delay_is_found_where_it_is(where, place, expected, tmp_path, monkeypa
     targets = {
         "network": (stage.model.head[4], "forward"), "loss": (stage.method, "loss"), "step": (stage.optimizer, "step"),
         "augment": (made.augment, "forward"), "images": (Session, "images"), "embed": (Session, "embed_part"),
-        "tailness": (module.ltood_fast, "cluster_tailness"), "clusters": (module.stage1, "cluster_embeddings"),
+        "tailness": (module.ltood_fast, "cluster_tailness"), "clusters": (module.samplers, "cluster_embeddings"),
         "candidates": (module.ltood_fast, "sample_ood"), "meter": (loop.Meter, "add"), "checkpoint": (stage, "save"),
     }  # fmt: skip
     holder, name = targets[where]

@@ -4,7 +4,7 @@ import torch
 import torch.distributed as dist
 from torch import nn
 
-from ltood_fast.train.sync_norm import synchronised
+from ltood_fast.train.sync_batchnorm import synchronised
 
 CUT = [3, 5]
 

@@ -1,5 +1,7 @@
 """The sampler with its rows on three ranks, one of which holds few and one none, against one process with all rows."""
 
+import warnings
+
 import numpy as np
 import pytest
 import torch
@@ -7,7 +9,7 @@ import torch.distributed as dist
 
 import ltood_fast
 from ltood_fast.sampling import kmeans, ood
-from ltood_fast.sampling.resample import choose_ood, cluster_embeddings, density_weights
+from ltood_fast.sampling.resample import Budget, choose_ood, cluster_embeddings, density_weights
 
 WORLD = 3
 CUTS = {"even": [40, 40, 40], "uneven": [70, 0, 50], "one row": [1, 118, 1]}
@@ -66,7 +68,7 @@ def calls(part, group):
 
 def resample(x, pool, group):
     clusters = cluster_embeddings(x, N_CLUSTERS, seed=1, group=group)
-    sample = choose_ood(x, pool, clusters, 40, group=group)
+    sample = choose_ood(x, pool, clusters, Budget(40), group=group)
     return clusters.assignments, clusters.centroids, sample.tailness, sample.indices, sample.index_clusters
 
 
@@ -169,3 +171,21 @@ def test_a_file_is_read_a_block_at_a_time(tmp_path):
     arguments = rows(3, seed=2), torch.tensor([0.3, 0.9, 0.5]), 20
     expected = ltood_fast.sample_ood(pool, *arguments)[0]
     assert torch.equal(ltood_fast.sample_ood(streamed, *arguments, block_rows=16)[0], expected)
+
+
+def warnings_of_few_rows(rank, world):
+    """On one rank: what k-means in 5 clusters says of rows of 3 kinds, of which each rank holds one kind or two."""
+    kinds = torch.eye(3, 9)[[[0, 1], [1], [2]][rank]].repeat(4, 1)
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        kmeans(kinds, 5, group=dist.group.WORLD)
+        kmeans(kinds, 3, group=dist.group.WORLD)
+    return [str(warning.message) for warning in caught]
+
+
+def test_few_distinct_rows_of_all_ranks_are_told_once(groups):
+    first, *others = groups(WORLD).results(warnings_of_few_rows)
+    assert [sentence.split(":")[1] for sentence in first] == [
+        " x should hold at least as many distinct rows as n_clusters = 5, got 3"
+    ]
+    assert others == [[], []]

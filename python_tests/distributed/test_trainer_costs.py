@@ -13,7 +13,7 @@ import torch
 import torch.distributed as dist
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from ltood_fast.train.embedding_cache import parts_of
+from ltood_fast.train.grad_cache import parts_of
 from ltood_fast.train.loop import Stage
 
 from .test_group_costs import WITHIN, assert_peaks, peak

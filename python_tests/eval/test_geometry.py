@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from ltood_fast.eval import clustering
 from ltood_fast.eval.clustering import agreement, cluster_quality
 from ltood_fast.eval.geometry import alignment, uniformity
-from ltood_fast.eval.results import resampling_result
+from ltood_fast.eval.results import SampleTensors, resampling_result
 
 
 def pairwise_uniformity(features, t):
@@ -126,10 +126,9 @@ def test_cluster_quality_keeps_the_best_of_its_starts(monkeypatch):
 
 def test_a_resampling_says_how_its_clusters_agree():
     assignments, labels = torch.tensor([0, 0, 1, 1, 1]), torch.tensor([0, 0, 0, 1, -1])
-    shared = {"assignments": assignments, "tailness": torch.tensor([0.1, 0.2]),
-              "ood_indices": torch.tensor([0]), "ood_clusters": torch.tensor([0]), "n_classes": 2}  # fmt: skip
+    sample = SampleTensors(assignments, torch.tensor([0.1, 0.2]), torch.tensor([0]), torch.tensor([0]))
     nmi, ari = by_hand(assignments[:4].tolist(), labels[:4].tolist())
-    result = resampling_result("stage1", 0, labels=labels, **shared)
+    result = resampling_result("stage1", 0, sample, labels=labels, n_classes=2)
     assert result.clustering == {"nmi": pytest.approx(nmi), "ari": pytest.approx(ari)}
-    assert resampling_result("stage1", 0, **shared).clustering is None
-    assert resampling_result("stage1", 0, labels=torch.full((5,), -1), **shared).clustering is None
+    assert resampling_result("stage1", 0, sample, n_classes=2).clustering is None
+    assert resampling_result("stage1", 0, sample, labels=torch.full((5,), -1), n_classes=2).clustering is None

@@ -4,10 +4,10 @@ import torch
 import torch.nn.functional as F
 
 from ltood_fast.eval.clustering import cluster_quality
-from ltood_fast.eval.evaluate import evaluate_features
+from ltood_fast.eval.evaluate import EvalProtocol, evaluate_features
 from ltood_fast.eval.geometry import alignment, uniformity
 from ltood_fast.eval.knn import knn_accuracy
-from ltood_fast.eval.probe import few_shot_rows, linear_probe
+from ltood_fast.eval.probe import Probe, few_shot_rows, linear_probe
 
 C = 5
 METHODS = ["logistic", "sgd"]
@@ -28,7 +28,7 @@ def sets(distance, n_train=400, n_test=250):
 
 @pytest.mark.parametrize("method", METHODS)
 def test_separable_classes_are_told_apart(method):
-    scores = linear_probe(*sets(5.0), C, method=method, **FAST_SGD)
+    scores = linear_probe(*sets(5.0), C, Probe(method=method, **FAST_SGD))
     assert scores.accuracy == 1.0
     assert scores.confusion.tolist() == (50 * torch.eye(C, dtype=torch.long)).tolist()
 
@@ -36,14 +36,14 @@ def test_separable_classes_are_told_apart(method):
 @pytest.mark.parametrize("method", METHODS)
 def test_noise_is_at_chance(method):
     train, labels, test, test_labels = sets(0.0, n_test=1000)
-    scores = linear_probe(train, labels, test, test_labels, C, method=method, **FAST_SGD)
+    scores = linear_probe(train, labels, test, test_labels, C, Probe(method=method, **FAST_SGD))
     assert abs(scores.accuracy - 1 / C) < 4 * (0.2 * 0.8 / 1000) ** 0.5  # four standard errors
 
 
 def test_logistic_agrees_with_an_independent_fit():
     """The same objective, minimised by torch's L-BFGS in float64."""
     train, labels, test, test_labels = sets(0.6)
-    scores = linear_probe(train, labels, test, test_labels, C, l2=1e-2)
+    scores = linear_probe(train, labels, test, test_labels, C, Probe(l2=1e-2))
     mean, std = train.double().mean(0), train.double().std(0, correction=0)
     x, y = (train.double() - mean) / std, F.one_hot(labels, C).double()
     x = torch.cat([x, torch.ones(len(x), 1)], dim=1)
@@ -78,7 +78,7 @@ def test_sgd_agrees_with_scikit_learns_fit():
 
     train, labels, test, test_labels = sets(0.6, n_train=1500, n_test=1000)
     train, test = 0.05 * train, 0.05 * test  # the scale that a rate of 30 is made for
-    scores = linear_probe(train, labels, test, test_labels, C, method="sgd", epochs=15, milestones=(5, 10))
+    scores = linear_probe(train, labels, test, test_labels, C, Probe(method="sgd", epochs=15, milestones=(5, 10)))
     fit = LogisticRegression(C=1e6, max_iter=2000).fit(train.numpy(), labels.numpy())
     expected = fit.score(test.numpy(), test_labels.numpy())
     assert 0.5 < expected < 0.98
@@ -88,7 +88,9 @@ def test_sgd_agrees_with_scikit_learns_fit():
 def test_sgd_is_the_same_for_the_same_seed_and_leaves_the_global_generator_alone():
     arrays = sets(0.3)
     state = torch.get_rng_state()
-    first, again, other = (linear_probe(*arrays, C, method="sgd", seed=s, **FAST_SGD).confusion for s in (7, 7, 8))
+    first, again, other = (
+        linear_probe(*arrays, C, Probe(method="sgd", seed=s, **FAST_SGD)).confusion for s in (7, 7, 8)
+    )
     assert torch.equal(first, again)
     assert not torch.equal(first, other)
     assert torch.equal(torch.get_rng_state(), state)
@@ -97,8 +99,8 @@ def test_sgd_is_the_same_for_the_same_seed_and_leaves_the_global_generator_alone
 def test_sgd_drops_its_rate_at_the_milestones():
     """A plain loop of momentum SGD, written out, ends in the same answers."""
     train, labels, test, test_labels = sets(0.4, n_train=64)
-    scores = linear_probe(train, labels, test, test_labels, C, method="sgd", lr=0.5, epochs=4, milestones=(1, 3),
-                          batch_size=64)  # fmt: skip
+    probe = Probe(method="sgd", lr=0.5, epochs=4, milestones=(1, 3), batch_size=64)
+    scores = linear_probe(train, labels, test, test_labels, C, probe)
     x = torch.cat([train, torch.ones(64, 1)], dim=1)
     w, velocity = torch.zeros(C, 13), torch.zeros(C, 13)
     for rate in (0.5, 0.05, 0.05, 0.005):
@@ -114,10 +116,10 @@ def test_sgd_drops_its_rate_at_the_milestones():
 def test_standardisation_makes_the_scale_of_features_irrelevant():
     train, labels, test, test_labels = sets(0.6)
     scale = torch.logspace(-1, 1, 12)
-    plain = linear_probe(train, labels, test, test_labels, C, l2=0.1)
-    shifted = linear_probe(train * scale + 3, labels, test * scale + 3, test_labels, C, l2=0.1)
+    plain = linear_probe(train, labels, test, test_labels, C, Probe(l2=0.1))
+    shifted = linear_probe(train * scale + 3, labels, test * scale + 3, test_labels, C, Probe(l2=0.1))
     assert torch.equal(plain.confusion, shifted.confusion)
-    raw = linear_probe(train * scale, labels, test * scale, test_labels, C, l2=0.1, standardize=False)
+    raw = linear_probe(train * scale, labels, test * scale, test_labels, C, Probe(l2=0.1, standardize=False))
     assert not torch.equal(raw.confusion, shifted.confusion)
 
 
@@ -222,7 +224,7 @@ def test_knn_with_more_neighbours_than_rows():
 )
 def test_bad_options_of_the_probe(options, sentence):
     with pytest.raises(ValueError, match=f"^linear_probe: {sentence}$"):
-        linear_probe(*sets(1.0), C, **options)
+        linear_probe(*sets(1.0), C, Probe(**options))
 
 
 def test_probe_needs_two_classes_to_learn_from():
@@ -238,7 +240,9 @@ def test_evaluate_features_groups_both_classifiers():
     kept = torch.arange(len(test)) >= 100  # of 250, so that some classes have fewer
     kept &= ~((test_labels == 0) & (torch.arange(len(test)) % 2 == 0))
     counts = [1, 50, 20, 5, 2]
-    stage = evaluate_features("simclr", train, labels, test[kept], test_labels[kept], counts, knn_k=10_000)
+    stage = evaluate_features(
+        "simclr", (train, labels), (test[kept], test_labels[kept]), counts, EvalProtocol(knn_k=10_000)
+    )
     probe = linear_probe(train, labels, test[kept], test_labels[kept], C)
     knn = knn_accuracy(train, labels, test[kept], test_labels[kept], C, k=400)
     assert stage.probe["overall"] == pytest.approx(probe.accuracy)
@@ -270,11 +274,11 @@ def test_evaluate_features_with_everything(method):
     rows = few_shot_rows(labels, C, 6)
     views = test + 0.1, test - 0.1
     stage = evaluate_features(
-        "stage1", train, labels, test, test_labels, [5, 4, 3, 2, 1],
-        probe=method, few_shot=(train[rows], labels[rows]), views=views, seed=3,
+        "stage1", (train, labels), (test, test_labels), [5, 4, 3, 2, 1], EvalProtocol(probe=method, seed=3),
+        few_shot=(train[rows], labels[rows]), views=views,
     )  # fmt: skip
     schedule = {"epochs": 100, "milestones": (40, 60)} if method == "sgd" else {}
-    few = linear_probe(train[rows], labels[rows], test, test_labels, C, method=method, seed=3, **schedule)
+    few = linear_probe(train[rows], labels[rows], test, test_labels, C, Probe(method=method, seed=3, **schedule))
     assert stage.few_shot["overall"] == pytest.approx(few.accuracy)
     assert stage.few_shot["per_class"] == pytest.approx(few.per_class_accuracy.tolist())
     assert stage.few_shot["many"] == pytest.approx(few.per_class_accuracy[:3].mean().item())
@@ -285,6 +289,7 @@ def test_evaluate_features_with_everything(method):
 
 
 def test_evaluate_features_leaves_out_what_it_is_not_given():
-    stage = evaluate_features("simclr", *sets(0.6), [5, 4, 3, 2, 1])
+    train, labels, test, test_labels = sets(0.6)
+    stage = evaluate_features("simclr", (train, labels), (test, test_labels), [5, 4, 3, 2, 1])
     assert stage.few_shot is None
     assert stage.alignment is None

@@ -14,7 +14,7 @@ import torch
 from PIL import Image
 
 from ltood_fast.eval import plots, report
-from ltood_fast.eval.results import resampling_result, to_json
+from ltood_fast.eval.results import SampleTensors, resampling_result, to_json
 from ltood_fast.eval.runs import read_report
 
 from .conftest import make_resampling, make_results, make_stage
@@ -205,8 +205,10 @@ def test_resampling_from_tensors():
     ood = OodSet(images, torch.tensor([0, 1, 1, 0, 1, 1]))
     result = resampling_result(
         "stage1", 5,
-        assignments=torch.tensor([0, 0, 1, 1, 1]), tailness=torch.tensor([0.2, 0.1, math.nan]),
-        ood_indices=torch.tensor([5, 0, 2, 4]), ood_clusters=torch.tensor([0, 1, 0, 0]),
+        SampleTensors(
+            assignments=torch.tensor([0, 0, 1, 1, 1]), tailness=torch.tensor([0.2, 0.1, math.nan]),
+            ood_indices=torch.tensor([5, 0, 2, 4]), ood_clusters=torch.tensor([0, 1, 0, 0]),
+        ),
         ood=ood, labels=torch.tensor([0, 1, 1, -1, 1]), n_classes=2, seconds=1.5, n_thumbnails=2,
     )  # fmt: skip
     assert result.cluster_sizes == [2, 3, 0]
@@ -219,8 +221,11 @@ def test_resampling_from_tensors():
 
 def test_resampling_without_labels_or_clusters():
     result = resampling_result(
-        "stage1", 0, assignments=torch.tensor([0, 1]), tailness=torch.tensor([0.1, 0.2]),
-        ood_indices=torch.tensor([1, 0]), ood_clusters=torch.tensor([-1, -1]),
+        "stage1", 0,
+        SampleTensors(
+            assignments=torch.tensor([0, 1]), tailness=torch.tensor([0.1, 0.2]),
+            ood_indices=torch.tensor([1, 0]), ood_clusters=torch.tensor([-1, -1]),
+        ),
         ood=OodSet(torch.zeros(2, 1, 2, 2, dtype=torch.uint8), torch.tensor([-1, -1])),
         labels=torch.tensor([-1, -1]), n_classes=2,
     )  # fmt: skip
@@ -241,10 +246,16 @@ def test_resampling_without_labels_or_clusters():
     ],
 )
 def test_resampling_of_tensors_that_do_not_fit(changes, sentence):
+    sample = {
+        "assignments": torch.tensor([0, 1]), "tailness": torch.tensor([0.1, 0.2]),
+        "ood_indices": torch.tensor([0, 1]), "ood_clusters": torch.tensor([0, 1]),
+    }  # fmt: skip
     arguments = {
-        "assignments": torch.tensor([0, 1]), "tailness": torch.tensor([0.1, 0.2]), "n_classes": 2,
-        "ood_indices": torch.tensor([0, 1]), "ood_clusters": torch.tensor([0, 1]), "labels": torch.tensor([0, 1]),
+        "n_classes": 2, "labels": torch.tensor([0, 1]),
         "ood": OodSet(torch.zeros(2, 1, 2, 2, dtype=torch.uint8), torch.tensor([0, 1])),
     }  # fmt: skip
     with pytest.raises(ValueError, match=f"^resampling_result: {sentence}$"):
-        resampling_result("stage1", 0, **{**arguments, **changes})
+        resampling_result(
+            "stage1", 0, SampleTensors(**{key: changes.get(key, value) for key, value in sample.items()}),
+            **{key: changes.get(key, value) for key, value in arguments.items()},
+        )  # fmt: skip

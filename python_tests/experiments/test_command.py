@@ -4,8 +4,8 @@ import pytest
 from made_up_runs import finish
 
 from ltood_fast.cli import main
-from ltood_fast.experiments.core import balanced
 from ltood_fast.experiments.grid import plan_runs
+from ltood_fast.experiments.paper_claims import balanced
 from ltood_fast.experiments.spec import Setting
 
 ARGUMENTS = ["--config", "smoke", "--seeds", "0,1"]

@@ -6,9 +6,9 @@ import pytest
 from ltood_fast.data import load_data
 from ltood_fast.experiments import imbalance
 from ltood_fast.experiments.command import find_experiment, list_experiments
-from ltood_fast.experiments.core import balanced
 from ltood_fast.experiments.grid import plan_runs
 from ltood_fast.experiments.outcomes import Outcomes
+from ltood_fast.experiments.paper_claims import balanced
 from ltood_fast.experiments.registry import EXPERIMENTS
 from ltood_fast.experiments.spec import ExperimentError
 

@@ -11,6 +11,7 @@ from made_up_runs import make_report
 from ltood_fast.data import load_data
 from ltood_fast.experiments import imbalance, relevance, sampler_scaling
 from ltood_fast.experiments.baselines import BASELINES
+from ltood_fast.experiments.exact_vs_ivf import Setup
 from ltood_fast.experiments.imbalance import Cell, cluster_correlation, gaussian_classes, rank_correlation
 from ltood_fast.experiments.outcomes import Outcomes, read_outcomes
 from ltood_fast.experiments.pictures import to_png
@@ -19,7 +20,6 @@ from ltood_fast.experiments.relevance import cosine_to_centroids, frechet_distan
 from ltood_fast.experiments.sensitivity import SENSITIVITY, options
 from ltood_fast.experiments.spec import Setting
 from ltood_fast.experiments.tail_targets import TAIL_TARGETS, reached_few, targets_that_are_few
-from ltood_fast.experiments.two_samplers import Setup
 from ltood_fast.experiments.variants import TAILNESS
 from ltood_fast.train.config import load_config
 
@@ -227,7 +227,7 @@ def test_extreme_imbalance_is_summarised(setting, monkeypatch):
 
 
 def test_ratios_come_from_the_whole_set(setting):
-    lists = Setting("cifar10_lt_hour", setting.output, balanced_list="even.txt")
+    lists = Setting("cifar10_lt_small", setting.output, balanced_list="even.txt")
     first = imbalance.EXTREME_IMBALANCE.variants(lists)[0].overrides
     assert (first["data.id_list"], first["data.imbalance"], first["data.split"]) == ("even.txt", "100", "")
 

@@ -137,6 +137,6 @@ def test_a_missing_file_is_one_sentence(tmp_path):
 
 def test_another_configuration_is_named(tmp_path):
     save_checkpoint(tmp_path / "last.pt", CONFIG, **state())
-    other = load_config("smoke", {"stage1.alpha": "0.5", "run.threads": "1"})
-    with pytest.raises(CheckpointError, match=r"one that differs in stage1\.alpha$"):
+    other = load_config("smoke", {"simclr.temperature": "0.5", "stage1.alpha": "0.5", "run.threads": "1"})
+    with pytest.raises(CheckpointError, match=r"one that differs in simclr\.temperature$"):
         load_checkpoint(tmp_path / "last.pt", other)

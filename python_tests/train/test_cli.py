@@ -125,7 +125,7 @@ def test_a_resumed_run_keeps_its_configuration(made_up_data, tmp_path, refused):
     assert train(tmp_path, "--stages", "simclr") == 0
     resume = ("train", "--run-dir", tmp_path, "--resume")
     assert refused(*resume, "--optim.lr", "3").endswith("must keep its configuration, got another optim.lr")
-    assert "got another data.ood_size" in refused(*resume, "--config", "smoke", "--data.ood_size", "7", *KEYS)
+    assert "got another data.image_size" in refused(*resume, "--config", "smoke", "--data.image_size", "9", *KEYS)
     assert main([*map(str, resume), "--run.threads", "1", "--eval.knn_k", "3"]) == 0
 
 

@@ -7,8 +7,8 @@ from made_up import train
 
 from ltood_fast.train.config import ConfigError, load_config
 from ltood_fast.train.loop import Stage
-from ltood_fast.train.methods import tail_scores
-from ltood_fast.train.methods.tail_scores import TailScores, head_scores
+from ltood_fast.train.methods import colt_tailness
+from ltood_fast.train.methods.colt_tailness import ColtTailness, head_scores
 from ltood_fast.train.recipes import recipe
 
 COLT = {key.replace(".", "__"): value for key, value in recipe("colt").items() if not key.startswith("stages")}
@@ -35,7 +35,7 @@ def loop_scores(z, tau, k):
 
 @pytest.mark.parametrize(("n", "k"), [(9, 4), (9, 1), (3, 10)])  # the last: more than there are
 def test_scores_are_the_largest_shares_of_the_denominator(n, k, monkeypatch):
-    monkeypatch.setattr(tail_scores, "IMAGES", 4)  # more than one block
+    monkeypatch.setattr(colt_tailness, "IMAGES", 4)  # more than one block
     z = torch.randn(2 * n, 5, dtype=torch.float64) * torch.rand(2 * n, 1)
     found = head_scores(z, 0.2, k, 0, n)
     assert np.allclose(found.numpy(), loop_scores(z, 0.2, k), rtol=1e-10)
@@ -51,7 +51,7 @@ def test_scores_of_a_ranks_images_are_over_the_batch_of_all():
 
 
 def test_an_image_that_was_never_seen_counts_as_the_mean():
-    scores = TailScores(4, 0.9, torch.device("cpu"))
+    scores = ColtTailness(4, 0.9, torch.device("cpu"))
     scores.update(torch.tensor([2, 9, 0, 4]), torch.tensor([0.5, 7.0, 0.1, 7.0]))  # 4 and 9 are OOD images
     assert scores.tailness().tolist() == pytest.approx([-0.1, -0.3, -0.5, -0.3])
     scores.update(torch.tensor([2, 1]), torch.tensor([1.0, 0.7]))
@@ -74,7 +74,7 @@ def test_the_momentum_score_of_a_run_is_the_loops(make_session, monkeypatch):
                 shadow[row] = score if epoch == 0 else 0.97 * shadow[row] + 0.03 * score
     assert any((rows >= 48).any() for _, rows, _ in seen)
     assert len(shadow) == 48
-    assert np.allclose(stage.method.scores.state().numpy(), [shadow[row] for row in range(48)], rtol=1e-4)
+    assert np.allclose(stage.method.tailness.scores.state().numpy(), [shadow[row] for row in range(48)], rtol=1e-4)
 
 
 def test_budgets_are_the_softmax_of_the_z_scores_of_the_clusters(make_session, tmp_path, monkeypatch):
@@ -83,7 +83,7 @@ def test_budgets_are_the_softmax_of_the_z_scores_of_the_clusters(make_session, t
     monkeypatch.setattr(
         stage.method,
         "resample",
-        lambda epoch: (at_sampling.append(stage.method.scores.state().clone()), real(epoch))[1],
+        lambda epoch: (at_sampling.append(stage.method.tailness.scores.state().clone()), real(epoch))[1],
     )
     stage.run()
     (scores,) = at_sampling
@@ -125,7 +125,7 @@ def test_a_run_that_is_resumed_ends_in_the_same_scores(make_session, tmp_path):
     for _ in range(5):
         train(parts, "stage1", epochs=1)
     found = Stage.open("stage1", parts)
-    assert torch.equal(found.method.scores.state(), expected.method.scores.state())
+    assert torch.equal(found.method.tailness.scores.state(), expected.method.tailness.scores.state())
     assert torch.equal(found.method.chosen, expected.method.chosen)
 
 

@@ -24,7 +24,7 @@ def test_presets_load_and_survive_saving(name, tmp_path):
 
 def test_the_presets_are_those_documented():
     assert presets() == [
-        "cifar100_lt", "cifar10_lt", "cifar10_lt_cpu", "cifar10_lt_hour", "demo", "imagenet100_lt", "imagenet_lt",
+        "cifar100_lt", "cifar10_lt", "cifar10_lt_cpu", "cifar10_lt_small", "demo", "imagenet100_lt", "imagenet_lt",
         "places_lt", "smoke",
     ]  # fmt: skip
 
@@ -110,6 +110,10 @@ def test_a_broken_file_is_one_sentence(content, sentence, tmp_path):
 def test_a_missing_file_names_the_presets():
     with pytest.raises(ConfigError, match="did you mean demo"):
         load_config("dmeo")
+
+
+def test_a_preset_is_found_by_its_old_name():
+    assert load_config("cifar10_lt_hour") == load_config("cifar10_lt_small")
 
 
 def test_only_free_keys_may_differ():

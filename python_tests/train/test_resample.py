@@ -1,9 +1,13 @@
+import warnings
+
 import numpy as np
 import pytest
 import torch
 
 import ltood_fast
+from ltood_fast.sampling.kmeans import kmeans
 from ltood_fast.sampling.resample import (
+    Budget,
     choose_for_samples,
     choose_ood,
     cluster_embeddings,
@@ -48,7 +52,7 @@ def test_the_seed_is_that_of_kmeans(embeddings):
 def test_sparse_clusters_get_the_larger_budget_and_their_nearest_images(embeddings):
     clusters = cluster_embeddings(embeddings, 3, seed=1)
     pool = torch.cat([torch.eye(6)[c] + 0.1 * torch.rand(50, 6) for c in range(3)])
-    sample = choose_ood(embeddings, pool, clusters, 30)
+    sample = choose_ood(embeddings, pool, clusters, Budget(30))
     dense, *sparse = (int(clusters.assignments[row]) for row in (0, 40, 52))
     taken = torch.bincount(sample.index_clusters, minlength=3)
     assert taken.sum() == len(sample.indices.unique()) == 30
@@ -61,7 +65,9 @@ def test_sparse_clusters_get_the_larger_budget_and_their_nearest_images(embeddin
 def test_the_random_strategy_follows_its_seed(embeddings):
     clusters = cluster_embeddings(embeddings, 3)
     pool = torch.randn(50, 6)
-    one, same, other = (choose_ood(embeddings, pool, clusters, 20, strategy="random", seed=s) for s in (1, 1, 2))
+    one, same, other = (
+        choose_ood(embeddings, pool, clusters, Budget(20, strategy="random", seed=s)) for s in (1, 1, 2)
+    )
     assert torch.equal(one.indices, same.indices)
     assert not torch.equal(one.indices, other.indices)
     assert one.index_clusters.unique().tolist() == [-1]
@@ -79,11 +85,31 @@ def test_density_weights_are_ranks_from_sparsest_to_densest(embeddings):
 def test_too_few_candidates_and_too_many_clusters(embeddings):
     clusters = cluster_embeddings(embeddings, 3)
     with pytest.raises(ValueError, match="at least as many rows as the budget 11, got 10 rows"):
-        choose_ood(embeddings, torch.randn(10, 6), clusters, 11)
+        choose_ood(embeddings, torch.randn(10, 6), clusters, Budget(11))
     with pytest.raises(ValueError, match="kmeans: n_clusters must be in"):
         cluster_embeddings(embeddings, 65)
     with pytest.raises(ValueError, match="cluster_embeddings: refine_steps must be at least 0, got -1"):
         cluster_embeddings(embeddings, 3, refine_steps=-1)
+
+
+@pytest.mark.parametrize("spherical", [True, False])
+def test_fewer_distinct_rows_than_clusters_are_a_warning(spherical):
+    """Scaled copies are one direction and several points."""
+    rows = torch.randn(3, 6).repeat(20, 1)
+    with pytest.warns(UserWarning, match="as many distinct rows as n_clusters = 5, got 3: the other clusters are emp"):
+        kmeans(rows, 5, spherical=spherical)
+    with pytest.warns(UserWarning, match="n_clusters = 60, got 3"):
+        kmeans(rows, 60, spherical=spherical)
+    scaled = rows * torch.arange(1, 61)[:, None]
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        kmeans(rows, 3, spherical=spherical)
+        kmeans(torch.randn(60, 6), 60, spherical=spherical)
+        if not spherical:
+            kmeans(scaled, 5, spherical=False)
+    if spherical:
+        with pytest.warns(UserWarning, match="got 3: the other"):
+            kmeans(scaled, 5)
 
 
 def greedy_for_samples(id_z, pool, density, n_targets, budget):
@@ -102,7 +128,8 @@ def greedy_for_samples(id_z, pool, density, n_targets, budget):
 def test_the_sparsest_samples_choose_in_turn_with_equal_budgets(embeddings):
     pool = torch.randn(90, 6)
     density = ltood_fast.knn_density(embeddings, 10)
-    sample, targets = choose_for_samples(embeddings, pool, 7, 31)
+    sample = choose_for_samples(embeddings, pool, 7, 31)
+    targets = sample.targets
     expected, shares, chosen = greedy_for_samples(embeddings, pool, density, 7, 31)
     assert targets.tolist() == expected
     assert torch.bincount(sample.index_clusters, minlength=7).tolist() == shares
@@ -113,11 +140,11 @@ def test_the_sparsest_samples_choose_in_turn_with_equal_budgets(embeddings):
 
 def test_samples_can_be_chosen_by_a_density_that_is_given(embeddings):
     density = torch.rand(64)
-    sample, targets = choose_for_samples(embeddings, torch.randn(90, 6), 80, 70, density=density)
-    assert torch.equal(targets, density.argsort(descending=True))  # 64 targets at most
+    sample = choose_for_samples(embeddings, torch.randn(90, 6), 80, 70, density=density)
+    assert torch.equal(sample.targets, density.argsort(descending=True))  # 64 targets at most
     assert torch.bincount(sample.index_clusters, minlength=64).tolist() == [2] * 6 + [1] * 58
     clusters = cluster_embeddings(embeddings, 3)
-    tailness = choose_ood(embeddings, torch.randn(90, 6), clusters, 30, density=density).tailness
+    tailness = choose_ood(embeddings, torch.randn(90, 6), clusters, Budget(30), density=density).tailness
     expected = torch.stack([density[clusters.assignments == c].mean() for c in range(3)])
     assert torch.allclose(tailness, expected)
 

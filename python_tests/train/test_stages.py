@@ -5,7 +5,7 @@ import pytest
 import torch
 from made_up import NoBar, train, weights
 
-from ltood_fast.train.checkpoint import CheckpointError, load_checkpoint
+from ltood_fast.train.checkpoint import FIELDS, CheckpointError, load_checkpoint, save_checkpoint
 from ltood_fast.train.config import load_config
 from ltood_fast.train.loop import Stage, TrainingError, read_history
 from ltood_fast.train.methods import Stage1, Stage2
@@ -126,7 +126,7 @@ def test_the_queue_holds_the_batches_before(make_session, searched):
     assert all(call["bank"].shape == (24, 16) for call in searched)
     assert all(not call["bank"].requires_grad for call in searched)
     assert all(call["bank_ids"].shape == call["bank_domain"].shape == (24,) for call in searched)
-    assert len(stage.method.queue.bank().ids) == 24
+    assert len(stage.method.positives.bank().ids) == 24
 
 
 def test_the_data_set_bank_holds_every_image_of_the_epoch(make_session, searched):
@@ -140,13 +140,13 @@ def test_the_data_set_bank_holds_every_image_of_the_epoch(make_session, searched
 
 def test_neighbor_weights_fall_with_sparsity(make_session, searched):
     stage = train(make_session(stage1__neighbor_weighting="density", stage1__neighbor_weight=0.5), "stage1")
-    weight = stage.method.row_weight[:48]
+    weight = stage.method.positives.weight[:48]
     assert weight.min() == 0.0
     assert weight.max() == 0.5
     assert len(weight.unique()) == 48
     assert len(searched[-1]["neighbor_weight"].unique()) > 8  # one for each image of a batch of 16
     plain = train(make_session(stage1__neighbor_weight=0.5, stage1__epochs=4), "simclr")
-    assert Stage1(plain.session, plain.model).row_weight.unique().tolist() == [0.5]
+    assert Stage1(plain.session, plain.model).positives.weight.unique().tolist() == [0.5]
 
 
 @pytest.mark.parametrize("weighting", ["gate", "mutual"])
@@ -154,7 +154,7 @@ def test_gated_images_keep_their_weight_and_the_others_have_none(weighting, make
     options = {"stage1__neighbor_weighting": weighting, "stage1__neighbor_weight": 0.5, "stage1__gate": 0.25}
     stage = train(make_session(**options), "stage1")
     trained_on = torch.cat([torch.arange(48), 48 + stage.method.chosen])
-    weight = stage.method.row_weight[trained_on]
+    weight = stage.method.positives.weight[trained_on]
     assert weight.unique().tolist() == [0.0, 0.5]
     if weighting == "gate":  # a quarter of each domain: 12 of 48 ID images, 5 of 20 OOD images
         assert [int((part > 0).sum()) for part in weight.split([48, 20])] == [12, 5]
@@ -237,6 +237,31 @@ def test_a_stage_that_is_resumed_ends_in_the_same_weights(name, options, make_se
     for _ in range(expected.method.epochs):
         train(parts, name, epochs=1)
     assert torch.equal(weights(Stage.open(name, parts)), weights(expected))
+
+
+def in_old_form(state):
+    """The state of stage 1 as checkpoints held it when the stage was one class."""
+    positives, tailness = state.pop("positives"), state.pop("tailness")
+    is_queue = positives["bank"] is not None and len(positives["bank"]["ids"]) == 24
+    places = {"bank": None, "queue": positives["bank"]} if is_queue else {"bank": positives["bank"], "queue": None}
+    return {**state, "row_weight": positives["weight"], **places, **tailness}
+
+
+@pytest.mark.parametrize("options", [
+    {"stage1__neighbors": "queue", "stage1__neighbor_weighting": "density"},
+    {"stage1__neighbors": "dataset", "stage1__neighbor_weighting": "gate"},
+    {"stage1__tailness": "momentum"},
+])  # fmt: skip
+def test_a_checkpoint_of_the_old_form_is_resumed(options, make_session, tmp_path):
+    whole, parts = (make_session(run_dir=tmp_path / run, **options) for run in ("whole", "parts"))
+    expected = train(whole, "stage1")
+    train(parts, "stage1", epochs=3)
+    path = tmp_path / "parts" / "stage1" / "last.pt"
+    state = load_checkpoint(path)
+    state["method"] = in_old_form(state["method"])
+    assert not {"positives", "tailness"} & state["method"].keys()
+    save_checkpoint(path, parts.config, **{key: state[key] for key in FIELDS - {"config"}})
+    assert torch.equal(weights(train(parts, "stage1")), weights(expected))
 
 
 def test_a_finished_stage_is_marked_and_its_history_is_whole(make_session, tmp_path):

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from ..checkpoint import CheckpointError, load_checkpoint
-from ..config import to_dict
+from ..config import start_of, to_dict
 from ..session import Session
 from .base import Loss, Method
 from .joint import Joint
@@ -40,7 +40,5 @@ def first_state(stage: str, session: Session) -> dict[str, Any] | None:
                 f"checkpoint: {config.stage2.guide} must be of this run's network, got another {', '.join(other)}"
             )
         return state
-    before = "stage1" if stage == "stage2" else "simclr"
-    if stage == "stage2" or (stage in ("stage1", "joint") and config.stage1.init == "simclr"):
-        return load_checkpoint(session.run_dir / before / "last.pt", config)
-    return None
+    before = start_of(stage, config)
+    return None if before is None else load_checkpoint(session.run_dir / before / "last.pt", config)

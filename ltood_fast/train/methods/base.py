@@ -6,6 +6,9 @@ from typing import Any, Protocol
 
 from torch import Tensor, nn
 
+from ..config import Config
+from ..session import Session
+
 Loss = tuple[Tensor, dict[str, Tensor]]
 """The loss of a batch, 0-d, and its parts for the log."""
 
@@ -13,6 +16,14 @@ Loss = tuple[Tensor, dict[str, Tensor]]
 class Method(Protocol):
     epochs: int
     lr_scale: float
+
+    @staticmethod
+    def check(session: Session) -> None:
+        """Raises ValueError where the data cannot serve the stage; called before the first stage starts."""
+
+    @staticmethod
+    def epochs_of(config: Config) -> int:
+        """The epochs that the stage is to have, `epochs` of its instances."""
 
     def begin_epoch(self, epoch: int) -> Tensor:
         """int64 rows of the epoch's images, in [0, N_id + N_ood) as `Session.images` counts them."""

@@ -25,7 +25,7 @@ class Guide:
 
     @staticmethod
     def check(session: Session) -> None:
-        n_id, clusters = len(session.data.train), session.config.stage2.clusters
+        n_id, clusters = session.n_id, session.config.stage2.clusters
         if clusters > n_id:
             raise ValueError(f"train: stage2.clusters must be at most the {n_id} ID images, got {clusters}")
 

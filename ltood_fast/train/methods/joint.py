@@ -26,8 +26,12 @@ class Joint(Stage1):
 
     def __init__(self, session: Session, model: ContrastiveModel):
         super().__init__(session, model)
-        Guide.check(session)  # now rather than after the warm-up
         self.guide: Guide | None = None
+
+    @staticmethod
+    def check(session: Session) -> None:
+        Stage1.check(session)
+        Guide.check(session)
 
     def resample(self, epoch: int) -> Tensor:
         clean = super().resample(epoch)

@@ -9,6 +9,7 @@ from torch import Tensor, nn
 
 import ltood_fast
 
+from ..config import Config
 from ..model import ContrastiveModel
 from ..session import Session
 from .base import Loss
@@ -20,9 +21,17 @@ class SimCLR:
     lr_scale = 1.0
 
     def __init__(self, session: Session, model: ContrastiveModel):
-        self.epochs = session.config.simclr.epochs
+        self.epochs = self.epochs_of(session.config)
         self.temperature, self.group = session.config.simclr.temperature, session.group
         self.rows = torch.arange(len(session.data.train))
+
+    @staticmethod
+    def check(session: Session) -> None:
+        pass  # any images will do
+
+    @staticmethod
+    def epochs_of(config: Config) -> int:
+        return config.simclr.epochs
 
     def begin_epoch(self, epoch: int) -> Tensor:
         return self.rows

@@ -7,6 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from ..config import Config
 from ..model import ContrastiveModel
 from ..session import Session
 from .base import Loss
@@ -21,12 +22,20 @@ class Stage2:
 
     def __init__(self, session: Session, model: ContrastiveModel):
         options = session.config.stage2
-        self.epochs, self.lr_scale = options.epochs, options.lr_scale
+        self.epochs, self.lr_scale = self.epochs_of(session.config), options.lr_scale
         self.rows = torch.arange(len(session.data.train))
         network = session.new_model()
         network.load_state_dict(model.state_dict())
         self.guide = Guide(session, network)
         self.guide.cluster(session.embed_part(network, session.data.train.images)[1], session.config.seed)
+
+    @staticmethod
+    def check(session: Session) -> None:
+        Guide.check(session)
+
+    @staticmethod
+    def epochs_of(config: Config) -> int:
+        return config.stage2.epochs
 
     def begin_epoch(self, epoch: int) -> Tensor:
         return self.rows

@@ -50,7 +50,7 @@ class Competitor(nn.Module):
         self.masks = dict(state)  # of the epoch before; the next one renews them
 
 
-class SelfDamaging(nn.Module):
+class SDCLR(nn.Module):
     """views [2n, C, H, W], the first views before the second ones -> z [2n, D]: dense, then pruned.
 
     Args:

@@ -44,7 +44,7 @@ def head_scores(z: Tensor, temperature: float, k: int, first: int, images: int) 
     return torch.cat(scores)
 
 
-class TailScores:
+class ColtTailness:
     """m of every ID image, NaN for one that no batch has held yet."""
 
     def __init__(self, n: int, momentum: float, device: torch.device):

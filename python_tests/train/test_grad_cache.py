@@ -6,7 +6,7 @@ from lightning_fabric import Fabric
 from torch import nn
 
 import ltood_fast
-from ltood_fast.train.embedding_cache import cached_backward, parts_of
+from ltood_fast.train.grad_cache import cached_backward, parts_of
 
 
 class Recorder(nn.Module):

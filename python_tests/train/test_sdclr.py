@@ -12,12 +12,12 @@ from made_up import NoBar, train, weights
 import ltood_fast
 from ltood_fast.train.checkpoint import load_checkpoint
 from ltood_fast.train.config import ConfigError, load_config
-from ltood_fast.train.embedding_cache import cached_backward
+from ltood_fast.train.grad_cache import cached_backward
 from ltood_fast.train.loop import Stage
 from ltood_fast.train.model import make_model
-from ltood_fast.train.self_damaging import SelfDamaging
+from ltood_fast.train.sdclr import SDCLR
 
-SDCLR = {"base__name": "sdclr"}
+WITH_SDCLR = {"base__name": "sdclr"}
 
 
 def tiny(width=4, out=8):
@@ -37,7 +37,7 @@ def convolutions(model):
 @pytest.mark.parametrize("make", [tiny, small_resnet])
 def test_the_smallest_weights_of_all_convolutions_together_are_pruned(make, prune):
     """The threshold of the published code: the ceil(prune n)-th magnitude of all, in ascending order from 0."""
-    both = SelfDamaging(make(), prune)
+    both = SDCLR(make(), prune)
     both.renew_masks()
     kernels = convolutions(both.dense)
     masks = both.competitor.masks
@@ -54,7 +54,7 @@ def test_the_smallest_weights_of_all_convolutions_together_are_pruned(make, prun
 
 
 def test_every_convolution_of_a_resnet_is_pruned_and_no_linear_layer():
-    both = SelfDamaging(small_resnet(), 0.5)
+    both = SDCLR(small_resnet(), 0.5)
     both.renew_masks()
     assert any("downsample" in name for name in both.competitor.masks)
     assert len(both.competitor.masks) == 12
@@ -62,7 +62,7 @@ def test_every_convolution_of_a_resnet_is_pruned_and_no_linear_layer():
 
 
 def test_ties_go_to_the_earlier_weight_and_one_weight_stays():
-    both = SelfDamaging(tiny(), 1.0)
+    both = SDCLR(tiny(), 1.0)
     with torch.no_grad():
         for kernel in convolutions(both.dense).values():
             kernel.fill_(0.5)
@@ -99,7 +99,7 @@ def plain_nt_xent(one, other, tau):
 
 def test_gradients_are_those_of_the_two_passes_of_the_paper():
     """Each branch with the embeddings of the other one held; every parameter gets the sum, in float64."""
-    both = SelfDamaging(tiny().double(), 0.6)
+    both = SDCLR(tiny().double(), 0.6)
     norms = both.competitor.norms
     with torch.no_grad():
         for p in [*both.dense.parameters(), *norms.parameters()]:
@@ -131,7 +131,7 @@ def test_gradients_are_those_of_the_two_passes_of_the_paper():
 
 
 def test_each_branch_has_the_statistics_of_its_own_views():
-    both = SelfDamaging(tiny(), 0.5).train()
+    both = SDCLR(tiny(), 0.5).train()
     both.renew_masks()
     views = torch.cat([torch.rand(5, 1, 8, 8), 3 + torch.rand(5, 1, 8, 8)])
     with torch.no_grad():
@@ -146,14 +146,14 @@ def test_each_branch_has_the_statistics_of_its_own_views():
 
 
 def test_masks_are_of_the_weights_at_the_start_of_each_epoch(make_session):
-    stage = Stage.open("simclr", make_session(**SDCLR))
+    stage = Stage.open("simclr", make_session(**WITH_SDCLR))
     seen = []
     for _ in range(2):
-        start = SelfDamaging(stage.model, 0.9)
+        start = SDCLR(stage.model, 0.9)
         start.renew_masks()
         stage.train_epoch(NoBar())
         stage.epoch += 1
-        masks = stage.damaging.competitor.masks
+        masks = stage.sdclr.competitor.masks
         assert all(torch.equal(masks[name], mask) for name, mask in start.competitor.masks.items())
         seen.append(torch.cat([mask.flatten() for mask in masks.values()]))
         assert (~seen[-1]).sum() == math.ceil(0.9 * len(seen[-1]))
@@ -161,7 +161,7 @@ def test_masks_are_of_the_weights_at_the_start_of_each_epoch(make_session):
 
 
 def competitor(stage):
-    state = stage.damaging.competitor.state_dict()
+    state = stage.sdclr.competitor.state_dict()
     return torch.cat([x.flatten().float() for x in [*state.pop("_extra_state").values(), *state.values()]])
 
 
@@ -171,7 +171,7 @@ def competitor(stage):
     ("joint", {"stages": "joint"}),
 ])  # fmt: skip
 def test_a_stage_that_is_resumed_ends_in_the_same_network_and_competitor(name, options, make_session, tmp_path):
-    whole, parts = (make_session(run_dir=tmp_path / run, **SDCLR, **options) for run in ("whole", "parts"))
+    whole, parts = (make_session(run_dir=tmp_path / run, **WITH_SDCLR, **options) for run in ("whole", "parts"))
     if "stage1__init" in options:
         for session in (whole, parts):
             simclr = train(session, "simclr")
@@ -185,7 +185,7 @@ def test_a_stage_that_is_resumed_ends_in_the_same_network_and_competitor(name, o
 
 
 def test_a_checkpoint_holds_the_dense_network_under_its_own_names(make_session, tmp_path):
-    session = make_session(**SDCLR)
+    session = make_session(**WITH_SDCLR)
     stage = train(session, "simclr")
     state = load_checkpoint(tmp_path / "simclr" / "last.pt", session.config)
     plain = session.new_model()
@@ -201,21 +201,21 @@ def test_a_checkpoint_holds_the_dense_network_under_its_own_names(make_session, 
 
 
 def test_stage2_trains_the_dense_network_alone(make_session):
-    session = make_session(**SDCLR)
+    session = make_session(**WITH_SDCLR)
     stage1 = train(session, "stage1", epochs=2)
     stage2 = Stage.open("stage2", session)
-    assert stage2.damaging is None
+    assert stage2.sdclr is None
     assert torch.equal(weights(stage2), weights(stage1))
     train(session, "stage2", epochs=1)
 
 
-def test_the_embedding_cache_gives_the_gradient_of_the_whole_batch():
+def test_the_grad_cache_gives_the_gradient_of_the_whole_batch():
     model = tiny()
     for parent in (model.encoder, model.head):  # whose statistics are of a part there
         for name, child in parent.named_children():
             if "BatchNorm" in type(child).__name__:
                 setattr(parent, name, torch.nn.Identity())
-    both = SelfDamaging(model.double(), 0.5)
+    both = SDCLR(model.double(), 0.5)
     both.renew_masks()
     views = torch.randn(12, 1, 8, 8, dtype=torch.float64)
     expected = torch.autograd.grad(ltood_fast.nt_xent(both(views)), list(both.parameters()))
@@ -226,7 +226,7 @@ def test_the_embedding_cache_gives_the_gradient_of_the_whole_batch():
 
 
 def test_one_image_at_a_time_is_one_sentence(make_session):
-    stage = Stage.open("simclr", make_session(**SDCLR, optim__micro_batch=5))  # 16 images: 5, 5, 5 and 1
+    stage = Stage.open("simclr", make_session(**WITH_SDCLR, optim__micro_batch=5))  # 16 images: 5, 5, 5 and 1
     with pytest.raises(ValueError, match="base.name sdclr must see two images of a rank or more at a time, got 1"):
         stage.train_epoch(NoBar())
 
