@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import shlex
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from .config import Config, differing_keys, flatten, from_dict, load_config, save_config, to_dict
+from .config import STAGES, Config, differing_keys, flatten, from_dict, load_config, save_config, to_dict
 from .ranks import end_ranks, launched_ranks, lost_ranks_named
 from .session import Session
 
@@ -78,6 +79,24 @@ def report_run(session: Session) -> str:
     return f"{format_table(results)}\n\n{format_findings(results)}\n\nreport: {page}"
 
 
+def saved_progress(run_dir: Path) -> str:
+    """A clause on what an interrupted run has saved, and the command that goes on with it."""
+    from .checkpoint import CheckpointError, load_checkpoint
+
+    if not (run_dir / "config.yaml").is_file():
+        return "nothing is saved yet, the same command starts again"
+    resume = f"go on with: {shlex.join(['ltood', 'train', '--run-dir', str(run_dir), '--resume'])}"
+    paths = [path for stage in STAGES if (path := run_dir / stage / "last.pt").is_file()]
+    if not paths:
+        return f"no epoch is saved yet, {resume}"
+    newest = max(paths, key=lambda path: path.stat().st_mtime_ns)
+    try:
+        state = load_checkpoint(newest)
+    except CheckpointError as error:
+        return f"{error}"
+    return f"{state['epoch']} epochs of {state['stage']} are saved in {newest}, {resume}"
+
+
 def embed_set(checkpoint: Path, spec: str, overrides: dict[str, str], *, projection: bool = False) -> np.ndarray:
     """Features float32 [N, F] of a set of images from the network of a checkpoint.
 
@@ -92,11 +111,13 @@ def embed_set(checkpoint: Path, spec: str, overrides: dict[str, str], *, project
     """
     from ..data import make_eval_transform, open_set
     from ..data.bundle import with_channels
-    from .checkpoint import load_checkpoint
+    from .checkpoint import fitted, load_checkpoint
     from .model import make_model
     from .session import embed, make_fabric
 
     state = load_checkpoint(checkpoint)
+    with fitted(checkpoint, "a configuration of this version"):
+        config = from_dict(flatten(state["config"]))
     config = from_dict({**flatten(state["config"]), **overrides})
     data = config.data
     images = open_set(
@@ -110,8 +131,9 @@ def embed_set(checkpoint: Path, spec: str, overrides: dict[str, str], *, project
         seed=data.seed,
     ).images
     fabric = make_fabric(config.run)
-    model = fabric.to_device(make_model(config.model, state["channels"]))
-    model.load_state_dict(state["model"])
+    with fitted(checkpoint, "the network that its configuration names"):
+        model = fabric.to_device(make_model(config.model, state["channels"]))
+        model.load_state_dict(state["model"])
     transform = fabric.to_device(make_eval_transform(data.image_size))
     return embed(model, with_channels(images, state["channels"]), fabric, transform)[projection].cpu().numpy()
 

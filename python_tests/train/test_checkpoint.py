@@ -114,7 +114,7 @@ def saved(value):
         (lambda good: saved(CONFIG), "must be a whole checkpoint of ltood_fast"),  # a pickled object: not loaded
         (lambda good: saved({"state_dict": {}}), "must be a checkpoint of ltood_fast, got a file of something else"),
         (lambda good: saved([1, 2]), "must be a checkpoint of ltood_fast, got a file of something else"),
-        (lambda good: saved({"format": checkpoint.FORMAT, "version": 99}), "must be of format version 1, got 99"),
+        (lambda good: saved({"format": checkpoint.FORMAT, "version": 99}), "must be of format version 2, got 99"),
         (lambda good: saved({"format": checkpoint.FORMAT, "version": 1}), "must be complete, got no channels, config"),
     ],
 )
