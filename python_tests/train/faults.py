@@ -1,4 +1,4 @@
-"""Trains the smoke preset on made-up images while every operation of every write fails in turn; run by test_faults.py in a process.
+"""Trains the smoke preset on made-up images while every operation of every write fails in turn: see test_faults.py.
 
 Each attempt is a forked child of this process, which has imported everything and runs one thread. An attempt goes on
 with the folder of the one before and fails at the first operation that has not failed yet: with "error" by ENOSPC, with
@@ -69,7 +69,7 @@ class Faults:
 class File:
     def __init__(self, faults: Faults, path: Path, mode: str):
         faults.hit("open", path)
-        self.faults, self.path, self.file = faults, path, builtins.open(path, mode)
+        self.faults, self.path, self.file = faults, path, builtins.open(path, mode)  # noqa: SIM115
 
     def write(self, data: bytes) -> int:
         half = bytes(data)[: len(data) // 2]

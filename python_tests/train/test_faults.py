@@ -1,4 +1,4 @@
-"""Every operation of every write of a run fails once, or the process ends there; the run goes on to the same weights."""
+"""Every operation of every write fails once, or the process ends there; the run goes on to the same weights."""
 
 import os
 import re
