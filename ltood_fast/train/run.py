@@ -7,7 +7,7 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from .config import STAGES, Config, differing_keys, flatten, from_dict, load_config, save_config, to_dict
+from .config import STAGES, Config, ConfigError, differing_keys, flatten, from_dict, load_config, save_config, to_dict
 from .ranks import end_ranks, launched_ranks, lost_ranks_named
 from .session import Session
 
@@ -17,6 +17,16 @@ if TYPE_CHECKING:
 
 class RunError(RuntimeError):
     """A sentence about a run's folder."""
+
+
+def _load(name_or_path: str, overrides: dict[str, Any] | None = None) -> Config:
+    """`load_config`; what YAML's own types raise (a date of month 99, lists of 5,000 levels) names the file."""
+    try:
+        return load_config(name_or_path, overrides)
+    except ConfigError:
+        raise
+    except (ValueError, TypeError, RecursionError, OverflowError) as error:
+        raise RunError(f"config: {name_or_path} must be YAML of sections and keys, got {error}") from error
 
 
 def open_run(run_dir: Path, config_name: str | None, overrides: dict[str, Any], resume: bool) -> Config:
@@ -32,7 +42,7 @@ def open_run(run_dir: Path, config_name: str | None, overrides: dict[str, Any], 
     saved = run_dir / "config.yaml"
     rank, _, _ = launched_ranks()
     if rank > 0 and config_name is not None and not (resume and saved.exists()):
-        return load_config(config_name, overrides)
+        return _load(config_name, overrides)
     if saved.exists() and not resume:
         raise RunError(
             f"train: run-dir must be a new folder, got {run_dir}, which holds a run (--resume goes on with it)"
@@ -41,13 +51,13 @@ def open_run(run_dir: Path, config_name: str | None, overrides: dict[str, Any], 
         if config_name is None:
             missing = "train: config must be given for a new run"
             raise RunError(f"{missing}, got none" if not resume else f"{missing}, and {run_dir} holds none to resume")
-        config = load_config(config_name, overrides)
+        config = _load(config_name, overrides)
         run_dir.mkdir(parents=True, exist_ok=True)
         save_config(config, saved)
         return config
-    config = load_config(str(saved), overrides)
-    original = load_config(str(saved))
-    asked = load_config(config_name, overrides) if config_name is not None else config
+    config = _load(str(saved), overrides)
+    original = _load(str(saved))
+    asked = _load(config_name, overrides) if config_name is not None else config
     if changed := differing_keys(asked, to_dict(original)):
         raise RunError(f"train: a resumed run must keep its configuration, got another {', '.join(changed)}")
     return config
@@ -147,4 +157,4 @@ def saved_config(run_dir: Path, overrides: dict[str, str]) -> Config:
     saved = run_dir / "config.yaml"
     if not saved.exists():
         raise RunError(f"eval: run-dir must be the folder of a run, got {run_dir}, which holds no config.yaml")
-    return load_config(str(saved), overrides)
+    return _load(str(saved), overrides)
