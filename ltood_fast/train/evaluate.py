@@ -38,13 +38,14 @@ def evaluate_run(session: Session) -> RunResults:
     if not trained:
         raise CheckpointError(f"eval: {session.run_dir} must hold a trained stage, got none")
     train, few_shot = session.data.train, few_shot_set(session)
+    resamplings = _resamplings(session)  # first: a damaged file then shows before minutes of evaluation
     return RunResults(
         name=session.run_dir.name,
         class_names=train.class_names,
         class_counts=_class_counts(session),
         scheme=session.config.eval.groups,
         stages=[_evaluate_stage(session, name, few_shot) for name in trained],
-        resamplings=_resamplings(session),
+        resamplings=resamplings,
         config=to_dict(session.config),
         build=ltood_fast.build_info(),
     )
