@@ -1,4 +1,4 @@
-# make demo | test | ptx-test | lint | format | sanitize | bench | rivals | gpu-check | clean
+# make demo | test | faults | ptx-test | lint | format | sanitize | bench | rivals | gpu-check | clean
 # TORCH picks another torch:    make test TORCH="torch torchvision"
 # PYTHON, VENV pick the interpreter and the environment; VENV= (empty) uses PYTHON as it is and installs nothing.
 PYTHON ?= python3
@@ -22,7 +22,7 @@ CXX_FILES := $(shell find csrc -name '*.h' -o -name '*.cpp' -o -name '*.cu' -o -
 TEST_CXX_FILES := $(shell find python_tests benchmarks -name '*.h' -o -name '*.cpp' -o -name '*.cu' -o -name '*.cuh')
 SOURCES := $(CXX_FILES) csrc/sources.txt setup.py pyproject.toml
 
-.PHONY: demo test ptx-test lint format sanitize gpu-check gpu-build gpu-test gpu-sanitize gpu-conformance gpu-bench gpu-autotune gpu-method bench rivals clean
+.PHONY: demo test faults ptx-test lint format sanitize gpu-check gpu-build gpu-test gpu-sanitize gpu-conformance gpu-bench gpu-autotune gpu-method bench rivals clean
 
 demo: $(READY)
 	$(PY) -m ltood_fast train --config demo --run-dir $(RUN_DIR) $(DEMO_ARGS)
@@ -30,6 +30,11 @@ demo: $(READY)
 # Files are shared out among processes: most of the time goes into simulated kernels, which use one core each.
 test: $(READY)
 	$(PY) -m pytest -n $(TEST_JOBS) --dist loadfile --cov --cov-report=term $(PYTEST_ARGS)
+
+# Every operation of every write of a run fails once, and the process ends once at each: 3 minutes. `make test` takes the
+# operations of one stage.
+faults: $(READY)
+	LTOOD_FAULTS= $(PY) -m pytest -q -rP python_tests/train/test_faults.py $(PYTEST_ARGS)
 
 # The CUDA kernels, executed on the CPU from their PTX: needs nvcc, no GPU.
 ptx-test: $(READY)

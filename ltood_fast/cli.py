@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import argparse
 import os
+import shlex
 import sys
 import traceback
 import warnings
@@ -14,8 +15,10 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NoReturn
 
+from ._signals import Terminated, sigterm_raises
+
 USER_ERRORS = (ValueError, TypeError, RuntimeError, OSError, ImportError)
-EXIT_ERROR, EXIT_INTERRUPTED = 2, 130
+EXIT_ERROR, EXIT_INTERRUPTED, EXIT_TERMINATED = 2, 130, 143
 
 
 RESUME = (
@@ -122,23 +125,23 @@ def parse_overrides(rest: Sequence[str]) -> dict[str, str]:
 
 
 def run_train(args: argparse.Namespace, overrides: dict[str, Any]) -> None:
+    from .train.lock import run_lock
+    from .train.ranks import launched_ranks
     from .train.recipes import recipe
-    from .train.run import open_run, report_run, train_run
+    from .train.run import open_run, report_run, saved_progress, train_run
 
     if args.recipe is not None:
         overrides = {**recipe(args.recipe), **overrides}
-    config = open_run(args.run_dir, args.config, overrides, args.resume)
     try:
-        session = train_run(config, args.run_dir)
-        if session.rank == 0:
-            print(report_run(session))
-    except KeyboardInterrupt:
-        print(
-            f"\nltood: interrupted; all finished epochs are saved, go on with: "
-            f"ltood train --run-dir {args.run_dir} --resume",
-            file=sys.stderr,
-        )
-        raise SystemExit(EXIT_INTERRUPTED) from None
+        with run_lock(args.run_dir):
+            config = open_run(args.run_dir, args.config, overrides, args.resume)
+            session = train_run(config, args.run_dir)
+            if session.rank == 0:
+                print(report_run(session))
+    except KeyboardInterrupt as stop:
+        if launched_ranks()[0] == 0:
+            print(f"\nltood: {stopped(stop)}; {saved_progress(args.run_dir)}", file=sys.stderr)
+        raise SystemExit(exit_code(stop)) from None
 
 
 def run_eval(args: argparse.Namespace, overrides: dict[str, str]) -> None:
@@ -153,6 +156,8 @@ def run_eval(args: argparse.Namespace, overrides: dict[str, str]) -> None:
 def run_report(args: argparse.Namespace, overrides: dict[str, str]) -> None:
     from .eval.runs import find_runs, format_markdown, mixed_settings, summarize, write_table
 
+    if args.output:
+        check_output(args.output)
     runs = find_runs(args.runs)
     rows = summarize(runs)
     if args.output:
@@ -165,6 +170,7 @@ def run_report(args: argparse.Namespace, overrides: dict[str, str]) -> None:
 def run_embed(args: argparse.Namespace, overrides: dict[str, str]) -> None:
     from .train.run import embed_set
 
+    check_output(args.output)
     array = embed_set(args.checkpoint, args.data, overrides, projection=args.projection)
     save_array(args.output, array)
     print(f"{args.output}: {array.shape[0]} rows of {array.shape[1]} features")
@@ -176,6 +182,7 @@ def run_sample_ood(args: argparse.Namespace, overrides: dict[str, str]) -> None:
 
     from .sampling.resample import Budget, choose_ood, cluster_embeddings
 
+    check_output(args.output)
     candidates = load_embeddings(args.candidates)  # stays in its file
     id_embeddings = torch.from_numpy(np.ascontiguousarray(load_embeddings(args.id), dtype=np.float32))
     clusters = cluster_embeddings(id_embeddings, args.clusters, seed=args.seed)
@@ -202,9 +209,9 @@ def run_experiments(args: argparse.Namespace, overrides: dict[str, str]) -> None
     setting = Setting(args.config, args.output, args.seeds, args.jobs, overrides, *sets)
     try:
         print(run_experiment(args.name, setting, train=not args.no_train))
-    except KeyboardInterrupt:
-        print("\nltood: interrupted; the same command goes on with the experiment", file=sys.stderr)
-        raise SystemExit(EXIT_INTERRUPTED) from None
+    except KeyboardInterrupt as stop:
+        print(f"\nltood: {stopped(stop)}; the same command goes on with the experiment", file=sys.stderr)
+        raise SystemExit(exit_code(stop)) from None
 
 
 def run_info(args: argparse.Namespace, overrides: dict[str, str]) -> None:
@@ -223,14 +230,28 @@ def load_embeddings(path: Path):
     """float [N, F] of a .npy file, mapped into memory."""
     import numpy as np
 
+    if path.exists() and not path.is_file():  # a pipe would be waited for, and cannot be mapped
+        raise ValueError(f"sample-ood: {path} must be a .npy array, got {'a folder' if path.is_dir() else 'no file'}")
     try:
         array = np.load(path, allow_pickle=False, mmap_mode="r")
-    except (ValueError, EOFError) as error:
-        raise ValueError(f"sample-ood: {path} must be a .npy array, got something else ({error})") from error
-    if getattr(array, "ndim", 0) != 2 or array.dtype.kind != "f":
+    except FileNotFoundError:
+        raise
+    except Exception as error:  # the header is a Python literal, an archive a zip: damaged, they can raise anything
+        raise ValueError(f"sample-ood: {path} must be a .npy array, got something else ({one_line(error)})") from error
+    if getattr(array, "ndim", 0) != 2 or array.dtype not in (np.float16, np.float32, np.float64):
         got = f"{array.dtype} {array.shape}" if hasattr(array, "dtype") else "an archive"
-        raise ValueError(f"sample-ood: {path} must hold a float matrix [N, F], got {got}")
+        allowed = (
+            " (float16, float32 or float64 of this machine's byte order)" if got.lstrip("<>").startswith("f") else ""
+        )
+        raise ValueError(f"sample-ood: {path} must hold a float matrix [N, F], got {got}{allowed}")
     return array
+
+
+def check_output(path: Path) -> None:
+    """Before the work rather than after it."""
+    if path.is_dir() or not path.absolute().parent.is_dir():
+        got = "a folder" if path.is_dir() else "one in a folder that does not exist"
+        raise ValueError(f"output must be a file in an existing folder, got {got}: {path}")
 
 
 def save_array(path: Path, array) -> None:
@@ -261,17 +282,38 @@ def main(argv: Sequence[str] | None = None) -> int:
         overrides = parse_overrides(rest)
         if overrides and args.command not in ("train", "eval", "embed", "experiment"):
             raise ValueError(f"argument --{next(iter(overrides))} is unknown to ltood {args.command}")
-        with warnings.catch_warnings():
+        with sigterm_raises(), warnings.catch_warnings():
             warnings.showwarning = show_warning
             COMMANDS[args.command](args, overrides)
     except BrokenPipeError:  # `ltood info | head`
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-    except USER_ERRORS as error:
+    except KeyboardInterrupt as stop:
+        print(f"\nltood: {stopped(stop)}; an output file that was there before is as it was", file=sys.stderr)
+        return exit_code(stop)
+    except Exception as error:
         if show_traceback:
             traceback.print_exc()
-        print(f"ltood: error: {one_line(error)}", file=sys.stderr)
+        print(f"ltood: error: {sentence(error, argv)}", file=sys.stderr)
         return EXIT_ERROR
     return 0
+
+
+def stopped(stop: KeyboardInterrupt) -> str:
+    return "terminated" if isinstance(stop, Terminated) else "interrupted"
+
+
+def exit_code(stop: KeyboardInterrupt) -> int:
+    return EXIT_TERMINATED if isinstance(stop, Terminated) else EXIT_INTERRUPTED
+
+
+def sentence(error: Exception, argv: Sequence[str]) -> str:
+    """One line for any error. An error that no check has put into words says with which command it came."""
+    if isinstance(error, USER_ERRORS):
+        return one_line(error)
+    command = shlex.join(["ltood", *argv])
+    if isinstance(error, MemoryError):
+        return f"out of memory ({one_line(error)}) in: {command}"
+    return f"unexpected {type(error).__name__} ({one_line(error)}) in: {command} (--traceback shows where)"
 
 
 def show_warning(message: Warning, *_: Any) -> None:

@@ -105,3 +105,20 @@ class NoBar:
 
 def weights(stage: Stage) -> Tensor:
     return torch.cat([p.flatten() for p in stage.model.state_dict().values()]).float()
+
+
+def final_state(run_dir: Path) -> dict:
+    """The last checkpoint of each stage."""
+    stages = ("simclr", "stage1", "stage2")
+    return {stage: torch.load(run_dir / stage / "last.pt", weights_only=True) for stage in stages}
+
+
+def same(a, b) -> bool:
+    """Bit for bit: weights, optimiser, random states, sampled images."""
+    if isinstance(a, Tensor):
+        return torch.equal(a, b)
+    if isinstance(a, dict):
+        return a.keys() == b.keys() and all(same(a[key], b[key]) for key in a)
+    if isinstance(a, (list, tuple)):
+        return len(a) == len(b) and all(map(same, a, b))
+    return a == b

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 import torch
 
 from .image_files import ImageFiles
-from .image_set import DataBundle, DataError, ImageSet
+from .image_set import DataBundle, DataError, ImageSet, user_path
 from .longtail import make_long_tailed, read_split
 from .sources import POOLS, open_set, read_list
 
@@ -67,7 +67,7 @@ def _lists(config: DataConfig) -> tuple[ImageSet, ImageSet, ImageSet]:
 def _list_path(config: DataConfig, user: str, key: str) -> Path:
     if not (path := getattr(config, key)):
         raise DataError(f"data: data.{key} must be the path of a list when data.{user} is list, got none")
-    return Path(path).expanduser()
+    return user_path(path)
 
 
 def _parts(config: DataConfig) -> tuple[ImageSet, ImageSet, ImageSet]:
@@ -78,7 +78,7 @@ def _parts(config: DataConfig) -> tuple[ImageSet, ImageSet, ImageSet]:
     if kind != "folder":
         train, probe, test = (_open(config, config.id, part) for part in ("train", "probe", "test"))
         return _long_tail(config, train), probe, test
-    folder = (Path(config.root).expanduser() / Path(path).expanduser()).absolute()
+    folder = (user_path(config.root) / user_path(path)).absolute()
     held_out = next((p for p in ("test", "val") if (folder / p).is_dir()), None)
     if held_out is None or not (folder / "train").is_dir():
         raise DataError(f"data: {config.id} must hold the folders train, and test or val, got {folder}")
@@ -94,7 +94,7 @@ def _parts(config: DataConfig) -> tuple[ImageSet, ImageSet, ImageSet]:
 
 def _rows(config: DataConfig, whole: ImageSet, split: str) -> ImageSet:
     """Those of an official split."""
-    return whole.subset(read_split(Path(config.root).expanduser() / split, len(whole)))
+    return whole.subset(read_split(user_path(config.root) / split, len(whole)))
 
 
 def _long_tail(config: DataConfig, whole: ImageSet) -> ImageSet:

@@ -10,6 +10,7 @@ import contextlib
 import fcntl
 import hashlib
 import os
+import stat
 import warnings
 import zlib
 from collections.abc import Iterator, Sequence
@@ -20,12 +21,18 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from .image_set import DataError
+from .image_set import ImageFileError, user_path
 
 IN_MEMORY_BYTES = 2 << 30  # a larger array is mapped, not read: sets larger than memory work, random reads cost time
 FORMAT = 1
 SEAL_BYTES = 64 + 8  # fingerprint (SHA-256) and checksum (CRC-32), in hexadecimal digits
 CHUNK = 64  # files a task decodes
+# The formats of the suffixes that folders are searched for. Pillow opens a file by its content, whatever its name is,
+# and knows formats that start other programs: an EPS file called .jpg would run the first `gs` on PATH.
+FORMATS = ("JPEG", "PNG", "BMP", "GIF", "PPM", "TIFF", "WEBP")
+# Of one image [ltood_fast]: 268 MB decoded, on each of up to 32 threads; cameras have up to 61 million. Pillow alone
+# warns from 89 million on and refuses from 179 million on, at 716 MB.
+MAX_PIXELS = 1 << 26
 DAMAGED = (ValueError, EOFError, OSError)  # what reading a broken cache file raises
 
 
@@ -48,11 +55,11 @@ def decode_files(files: Sequence[Path], image_size: int, cache_dir: str = "", na
         name: of the set, for the cache file and the progress bar.
 
     Raises:
-        DataError: a file is missing, or is no image that Pillow can read.
+        ImageFileError: a file is missing, or is no image of FORMATS and of at most MAX_PIXELS.
     """
     shape = (len(files), 3, image_size, image_size)
     key = _fingerprint(files, image_size)
-    cached = (Path(cache_dir).expanduser() if cache_dir else default_cache_dir()) / f"{name}-{key[:16]}.npy"
+    cached = (user_path(cache_dir) if cache_dir else default_cache_dir()) / f"{name}-{key[:16]}.npy"
     if (images := _read_cached(cached, shape, key)) is not None:
         return images
     try:
@@ -73,12 +80,29 @@ def _fingerprint(files: Sequence[Path], image_size: int) -> str:
     """Of names, sizes and times of the files: a changed file is decoded again."""
     digest = hashlib.sha256(f"{FORMAT} {image_size}\n".encode())
     for file in files:
-        try:
-            status = file.stat()
-        except OSError:
-            raise DataError(f"data: image file must exist, got {file}") from None
+        status = regular_file(file)
         digest.update(f"{file.absolute()}\0{status.st_size}\0{status.st_mtime_ns}\n".encode())
     return digest.hexdigest()
+
+
+def regular_file(file: Path) -> os.stat_result:
+    """Its size and times. Opening anything else could wait for ever (a pipe) or never end (a device).
+
+    Raises:
+        ImageFileError: no such file, or none of bytes.
+    """
+    try:
+        status = file.stat()
+    except FileNotFoundError:
+        raise ImageFileError(file, f"data: image file must exist, got {file}") from None
+    except (OSError, ValueError) as error:  # ValueError: a NUL byte in the name
+        reason = error.strerror if isinstance(error, OSError) else error
+        raise ImageFileError(file, f"data: image file must be readable, got {str(file)!r} ({reason})") from None
+    if not stat.S_ISREG(status.st_mode):
+        kinds = ((stat.S_ISDIR, "a folder"), (stat.S_ISFIFO, "a named pipe"), (stat.S_ISSOCK, "a socket"))
+        got = next((name for is_kind, name in kinds if is_kind(status.st_mode)), "a device")
+        raise ImageFileError(file, f"data: image file must be a regular file, got {got}: {file}")
+    return status
 
 
 def _seal(key: str, array: np.ndarray) -> bytes:
@@ -158,6 +182,7 @@ def _decode_all(files: Sequence[Path], image_size: int, out: np.ndarray, name: s
         return len(chunk)
 
     with (
+        without_bomb_warnings(),
         ThreadPoolExecutor(min(32, 2 * (os.cpu_count() or 1))) as pool,
         tqdm(total=len(files), desc=f"decode {name}", unit=" images", disable=len(files) < 1000, mininterval=1) as bar,
     ):
@@ -169,19 +194,49 @@ def _decode_all(files: Sequence[Path], image_size: int, out: np.ndarray, name: s
             raise
 
 
+@contextlib.contextmanager
+def without_bomb_warnings() -> Iterator[None]:
+    """Pillow's, which would come with the refusal of `decode_file`. Outside the threads that decode: the filters of
+    warnings belong to the process."""
+    from PIL import Image
+
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", Image.DecompressionBombWarning)
+        yield
+
+
 def decode_file(file: Path, image_size: int) -> np.ndarray:
-    """uint8 [3, size, size] of one file."""
-    from PIL import Image, ImageOps
+    """uint8 [3, size, size] of one file.
+
+    Raises:
+        ImageFileError: it is no image of FORMATS, broken, or of more than MAX_PIXELS.
+    """
+    from PIL import Image, ImageOps, UnidentifiedImageError
 
     size = (image_size, image_size)
     try:
-        with Image.open(file) as image:
+        with Image.open(file, formats=FORMATS) as image:
+            width, height = image.size
+            if width * height > MAX_PIXELS:
+                raise ImageFileError(
+                    file,
+                    f"data: image file must have at most {MAX_PIXELS} pixels, got {width} x {height}: {file} (scale it "
+                    "down first)",
+                )
             image.draft("RGB", size)  # JPEG: decode at the nearest larger scale
             if image.mode in ("I", "F"):
                 raise ValueError("32 bits a channel have no known range")
             if image.mode.startswith("I;16"):  # conversion would clip at 255
                 image = Image.fromarray((np.asarray(image) >> 8).astype(np.uint8))
             fitted = ImageOps.fit(image.convert("RGB"), size, Image.Resampling.BICUBIC)
-    except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
-        raise DataError(f"data: image file must be readable, got a broken one: {file} ({error})") from error
+    except ImageFileError:
+        raise
+    except UnidentifiedImageError:
+        formats = ", ".join(FORMATS)
+        raise ImageFileError(
+            file, f"data: image file must be readable, got a broken one: {file} (its content is none of {formats})"
+        ) from None
+    except Exception as error:  # Pillow's readers raise at damaged bytes what comes (struct.error, KeyError, ...)
+        reason = " ".join(str(error).split()) or type(error).__name__
+        raise ImageFileError(file, f"data: image file must be readable, got a broken one: {file} ({reason})") from error
     return np.asarray(fitted).transpose(2, 0, 1)

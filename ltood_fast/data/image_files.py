@@ -20,7 +20,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
-from .decode import decode_file, decode_files
+from .decode import decode_file, decode_files, regular_file, without_bomb_warnings
 from .image_set import DataError
 
 # A decoded set below this size is kept in memory whatever the number of workers [ltood_fast].
@@ -38,8 +38,7 @@ def open_files(files: Sequence[Path], image_size: int, cache_dir: str, name: str
     if not workers or 3 * len(files) * image_size**2 <= STREAMED_BYTES:
         return decode_files(files, image_size, cache_dir, name)
     for file in files:
-        if not file.exists():
-            raise DataError(f"data: image file must exist, got {file}")
+        regular_file(file)
     return ImageFiles([str(file) for file in files], image_size, workers)
 
 
@@ -68,8 +67,9 @@ class ImageFiles:
     def cpu(self) -> Tensor:
         """uint8 [N, 3, H, W], decoded by this process: for a batch of them."""
         images = np.empty(self.shape, np.uint8)
-        for row, file in enumerate(self.files):
-            images[row] = decode_file(Path(file), self.image_size)
+        with without_bomb_warnings():
+            for row, file in enumerate(self.files):
+                images[row] = decode_file(Path(file), self.image_size)
         return torch.from_numpy(images)
 
     def split(self, size: int) -> Iterator[Tensor]:

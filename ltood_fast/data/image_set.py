@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import torch
@@ -14,6 +15,32 @@ if TYPE_CHECKING:
 
 class DataError(ValueError):
     """A sentence about a data set."""
+
+
+class ImageFileError(DataError):
+    """A sentence about one image file, which a list completes with its line."""
+
+    def __init__(self, file: Path, sentence: str):
+        super().__init__(sentence)
+        self.file = file
+
+    def __reduce__(self) -> tuple:
+        """From a worker process to the one that trains."""
+        return type(self), (self.file, str(self))
+
+
+def user_path(text: str | Path) -> Path:
+    """A path as a user writes it, `~` being a home folder.
+
+    Raises:
+        DataError: no path at all: it holds a NUL byte, or no user has that name.
+    """
+    if "\0" in str(text):
+        raise DataError(f"data: path must not hold a NUL byte, got {text!r}")
+    try:
+        return Path(text).expanduser()
+    except RuntimeError as error:
+        raise DataError(f"data: path must begin with a user's home folder or without ~, got {text}") from error
 
 
 @dataclass(frozen=True, eq=False)

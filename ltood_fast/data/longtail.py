@@ -74,10 +74,10 @@ def map_npy(path: Path, what: str, mode: str = "r") -> np.ndarray:
     Raises:
         DataError: no such file, a damaged one, or none that `numpy.save` wrote.
     """
+    if not path.is_file():  # opening a pipe would wait for ever
+        raise DataError(f"data: {what} must be an existing .npy file, got {path}")
     try:
         return np.lib.format.open_memmap(path, mode=mode)  # np.load would also open archives
-    except (FileNotFoundError, IsADirectoryError):
-        raise DataError(f"data: {what} must be an existing .npy file, got {path}") from None
-    except (ValueError, OSError, OverflowError) as error:
-        reason = str(error).splitlines()[0]
+    except Exception as error:  # the header is a Python literal: damaged, it can raise what that raises
+        reason = (str(error).splitlines() or [type(error).__name__])[0]
         raise DataError(f"data: {what} must be a .npy array, got a damaged file {path} ({reason})") from error

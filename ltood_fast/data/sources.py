@@ -13,7 +13,7 @@ import torch
 
 from .embedded import digits, letters
 from .image_files import ImageFiles, open_files
-from .image_set import DataError, ImageSet
+from .image_set import DataError, ImageFileError, ImageSet, user_path
 from .longtail import map_npy
 
 IMAGE_SUFFIXES = {".jpg", ".jpeg", ".png", ".bmp", ".gif", ".ppm", ".tif", ".tiff", ".webp"}
@@ -36,7 +36,7 @@ class Source:
 
     def resolve(self, path: str) -> Path:
         """A relative path is relative to the root."""
-        return Path(self.root).expanduser() / Path(path).expanduser()
+        return user_path(self.root) / user_path(path)
 
     def open_files(self, files: Sequence[Path], name: str) -> torch.Tensor | ImageFiles:
         return open_files(files, self.image_size, self.cache_dir, name, self.workers)
@@ -73,7 +73,7 @@ def _cifar(source: Source, name: str) -> ImageSet:
     root = source.resolve(source.path)
     try:
         data = make(str(root), train=source.part != "test")
-    except RuntimeError as error:
+    except Exception as error:  # its archives are pickles: damaged, they can raise anything
         raise DataError(
             f"data: data.root must hold {name} as torchvision stores it, got {root}; download it once with "
             f"python -c \"from torchvision.datasets import {make.__name__} as D; D('{root}', download=True)\""
@@ -113,10 +113,10 @@ def _list(source: Source) -> ImageSet:
     Places' own lists begin their paths with a slash: a path is absolute only if there is a file where the list's first
     absolute one points.
     """
-    path = Path(source.path).expanduser()
+    path = user_path(source.path)
     if not path.is_file():
         raise DataError(f"data: list must be an existing file, got {path if source.path else 'none'}")
-    root = Path(source.root).expanduser() if source.root else path.parent
+    root = user_path(source.root) if source.root else path.parent
     relative, labels = read_list(path)
     if max(labels) < 0:  # an unlabelled pool: its folders serve the report
         labels, names = _labels_by_folder(relative)
@@ -127,8 +127,26 @@ def _list(source: Source) -> ImageSet:
     first = next((p for p in relative if p.is_absolute()), None)
     if first is not None and not first.is_file():
         relative = [p.relative_to(p.anchor) for p in relative]
-    images = source.open_files([root / p for p in relative], path.stem)
+    files = [root / p for p in relative]
+    try:
+        _check_inside(root, relative)
+        images = source.open_files(files, path.stem)
+    except ImageFileError as error:
+        raise DataError(f"{error} (line {_line_of(path, files.index(error.file))} of {path})") from error
     return ImageSet(images, torch.tensor(labels), names, path.stem)
+
+
+def _check_inside(root: Path, paths: Sequence[Path]) -> None:
+    """No `..` may lead out of the root; an absolute path is the list's word for where its images are."""
+    for path in paths:
+        if ".." in path.parts and not path.is_absolute() and os.path.normpath(path).startswith(".."):
+            raise ImageFileError(root / path, f"data: image file must lie below the root {root}, got {path}")
+
+
+def _line_of(path: Path, image: int) -> int:
+    """The number of the line in a list that names image number `image`."""
+    lines = path.read_text(encoding="utf-8-sig").split("\n")
+    return [number for number, line in enumerate(lines, 1) if line.strip()][image]
 
 
 def read_list(path: Path) -> tuple[list[Path], list[int]]:
@@ -145,6 +163,8 @@ def read_list(path: Path) -> tuple[list[Path], list[int]]:
     for number, line in enumerate(map(str.strip, lines), 1):
         if not line:
             continue
+        if "\0" in line:
+            raise DataError(f"data: line {number} of {path} must be a path without a NUL byte, got {line!r}")
         name, label = line, "-1"
         if len(line.split()) > 1 and Path(line).suffix.lower() not in IMAGE_SUFFIXES:
             name, label = line.rsplit(maxsplit=1)

@@ -41,9 +41,11 @@ def read_report(path: str | Path) -> dict[str, Any]:
     Raises:
         ValueError: the file is not such a report, or one of another version.
     """
+    if not Path(path).is_file():
+        raise ValueError(f"read_report: path must be a report.json, got {path}, which is no regular file")
     try:
         data = json.loads(Path(path).read_text(encoding="utf-8"))
-    except (json.JSONDecodeError, UnicodeDecodeError) as error:
+    except (ValueError, RecursionError) as error:
         raise ValueError(f"read_report: path must be a report.json, got {path}, which is no JSON: {error}") from None
     schema = data.get("schema") if isinstance(data, dict) else None
     if schema != SCHEMA:
@@ -52,7 +54,25 @@ def read_report(path: str | Path) -> dict[str, Any]:
         raise ValueError(
             f"read_report: schema_version must be {SCHEMA_VERSION}, got {data.get('schema_version')} in {path}"
         )
+    if wrong := _misfit(data):
+        raise ValueError(f"read_report: path must be a whole report.json, got {path}, in which {wrong}")
     return data
+
+
+def _misfit(data: dict[str, Any]) -> str | None:
+    """What is wrong with the parts of a report that tables and experiments read."""
+    if not isinstance(data.get("config"), dict):
+        return "config is no object"
+    stages = data.get("stages")
+    if not isinstance(stages, list) or not all(isinstance(stage, dict) for stage in stages):
+        return "stages is no list of objects"
+    for number, stage in enumerate(stages):
+        if not isinstance(stage.get("name"), str):
+            return f"stages[{number}] has no name"
+        for key, value in measures_of(stage).items():
+            if value is not None and (isinstance(value, bool) or not isinstance(value, (int, float))):
+                return f"{key} of {stage['name']} is no number"
+    return None
 
 
 @dataclass(frozen=True)

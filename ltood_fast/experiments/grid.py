@@ -10,16 +10,15 @@ from __future__ import annotations
 import contextlib
 import fcntl
 import os
-import signal
 import subprocess
 import sys
-import threading
 import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import IO, Any
 
+from .._signals import sigterm_raises
 from ..eval.runs import read_report
 from ..train.config import Config, differing_keys, load_config, to_dict
 from ..train.run import begun_stages
@@ -126,7 +125,7 @@ def finished_report(run: Run) -> dict[str, Any] | None:
     except ValueError:  # of another version: evaluated again
         return None
     wanted = to_dict(run.config)["eval"]
-    evaluated = {**to_dict(Config())["eval"], **report["config"]["eval"]}
+    evaluated = {**to_dict(Config())["eval"], **report["config"].get("eval", {})}
     same = all(evaluated.get(key) == value for key, value in wanted.items())
     return report if same and run.variant.stages[-1] in [stage["name"] for stage in report["stages"]] else None
 
@@ -243,16 +242,11 @@ def _environment(jobs: int) -> dict[str, str]:
 def _ended_with_us(active: dict[RunKey, _Job]) -> Iterator[None]:
     """Training processes end when the grid does, also by SIGTERM; they save every epoch."""
 
-    def interrupt(*_: object) -> None:
-        raise KeyboardInterrupt
-
-    in_main = threading.current_thread() is threading.main_thread()
-    before = signal.signal(signal.SIGTERM, interrupt) if in_main else None
-    try:
-        yield
-    finally:
-        for job in active.values():
-            job.process.terminate()
-            job.end()
-        if in_main:
-            signal.signal(signal.SIGTERM, before)
+    with sigterm_raises():
+        try:
+            yield
+        finally:
+            for job in active.values():
+                job.process.terminate()
+            for job in active.values():
+                job.end()

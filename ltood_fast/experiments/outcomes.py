@@ -10,7 +10,7 @@ from typing import Any
 from ..eval.groups import GROUPS, group_report
 from ..eval.results import MEASURES, Measure, measures_of
 from ..eval.runs import Spread, spread
-from .spec import Comparison, Variant
+from .spec import Comparison, ExperimentError, Variant
 from .verdict import Estimate, decide, estimate
 
 TITLES = {measure.key: measure.title for measure in MEASURES}
@@ -100,12 +100,18 @@ def read_outcome(
 
 def read_outcomes(variants: list[Variant], reports: dict[tuple[str, int], dict[str, Any]]) -> Outcomes:
     """Of the reports of the runs that ended. A run whose groups depend on a run that is missing is left out."""
-    counts_of = {name: report["class_counts"] for (name, _), report in reports.items()}
+    counts_of = {name: report.get("class_counts") for (name, _), report in reports.items()}
     by_run = {}
     for variant in variants:
         if variant.counts_of and variant.counts_of not in counts_of:
             continue
         for (name, seed), report in reports.items():
             if name == variant.name:
-                by_run[name, seed] = read_outcome(variant, seed, report, counts_of.get(variant.counts_of))
+                try:
+                    by_run[name, seed] = read_outcome(variant, seed, report, counts_of.get(variant.counts_of))
+                except (AttributeError, LookupError, TypeError, ValueError, StopIteration) as error:
+                    raise ExperimentError(
+                        f"experiment: report.json of {name}/seed{seed} must be whole, got one that does not fit "
+                        f"({type(error).__name__}: {error}); ltood eval writes it again"
+                    ) from error
     return Outcomes(variants, by_run)

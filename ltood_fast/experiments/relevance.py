@@ -13,7 +13,7 @@ from torch import Tensor
 from ..data import load_data
 from ..eval.runs import spread
 from ..sampling.kmeans import kmeans
-from ..train.checkpoint import load_checkpoint
+from ..train.checkpoint import fitted, load_checkpoint
 from ..train.config import Config, load_config
 from ..train.session import Session
 from .grid import run_folder
@@ -66,10 +66,12 @@ def frechet_distance(a: Tensor, b: Tensor) -> float:
 def measure_distances(setting: Setting, seed: int, variants: list[Variant]) -> dict[str, dict[str, float]]:
     """Of each pool and of the test images from the ID training set, in unit features of SimCLR's network."""
     run_dir = run_folder(setting, SIMCLR.name, seed)
-    checkpoint = load_checkpoint(run_dir / "simclr" / "last.pt")
+    path = run_dir / "simclr" / "last.pt"
+    checkpoint = load_checkpoint(path)
     session = Session.open(_config(setting, SIMCLR, seed), run_dir)
     model = session.new_model()
-    model.load_state_dict(checkpoint["model"])
+    with fitted(path, "this experiment's network"):
+        model.load_state_dict(checkpoint["model"])
 
     def features(images: Tensor) -> Tensor:
         generator = torch.Generator().manual_seed(seed)

@@ -9,6 +9,7 @@ import torch
 from ..data import load_data
 from ..eval.groups import split_groups
 from ..eval.runs import spread
+from ..train.checkpoint import fitted, load_tensors
 from .grid import run_folder
 from .outcomes import Outcome, Outcomes
 from .spec import Comparison, Experiment, Setting, Summary, Table, Variant
@@ -40,11 +41,13 @@ def targets_that_are_few(setting: Setting, seed: int) -> tuple[float, float] | N
     saved = sorted((run_folder(setting, SAMPLES.name, seed) / "stage1").glob("resample_*.pt"))
     if not saved:
         return None
-    sample = torch.load(saved[-1], weights_only=True)
+    sample, _ = load_tensors(saved[-1])
     train = load_data(setting.config.data).train
     few = split_groups(train.class_counts().tolist(), setting.config.eval.groups)["few"]
     is_few = torch.isin(train.labels, torch.tensor(few))
-    return float(is_few[sample["targets"]][sample["index_clusters"]].float().mean()), float(is_few.float().mean())
+    with fitted(saved[-1], "a re-sampling for samples"):
+        reached = float(is_few[sample["targets"]][sample["index_clusters"]].float().mean())
+    return reached, float(is_few.float().mean())
 
 
 def reach_table(setting: Setting, outcomes: Outcomes) -> tuple[Table, dict[str, Any]]:

@@ -105,7 +105,9 @@ def _by_faiss(
     return torch.from_numpy(clustering.centroids).to(x.device), torch.from_numpy(assignments).long().to(x.device)
 
 
-def _warn_of_few_distinct_rows(op: str, rows: Tensor, n_clusters: int, spherical: bool, layout: RankLayout | None) -> None:
+def _warn_of_few_distinct_rows(
+    op: str, rows: Tensor, n_clusters: int, spherical: bool, layout: RankLayout | None
+) -> None:
     """Counted only where a cluster is empty, as it always is then: equal rows have one nearest centroid."""
     found = _distinct(rows.mul(2.0**20).round() if spherical else rows, n_clusters)
     if layout is not None:

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import warnings
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
@@ -14,7 +15,7 @@ import ltood_fast
 from ..eval.evaluate import EvalProtocol, evaluate_features
 from ..eval.probe import few_shot_rows
 from ..eval.results import Resampling, RunResults, SampleTensors, StageResult, resampling_result
-from .checkpoint import CheckpointError, load_checkpoint
+from .checkpoint import CheckpointError, fitted, load_checkpoint, load_tensors
 from .config import STAGES, to_dict
 from .loop import read_history
 from .model import ContrastiveModel
@@ -37,13 +38,14 @@ def evaluate_run(session: Session) -> RunResults:
     if not trained:
         raise CheckpointError(f"eval: {session.run_dir} must hold a trained stage, got none")
     train, few_shot = session.data.train, few_shot_set(session)
+    resamplings = _resamplings(session)  # first: a damaged file then shows before minutes of evaluation
     return RunResults(
         name=session.run_dir.name,
         class_names=train.class_names,
         class_counts=_class_counts(session),
         scheme=session.config.eval.groups,
         stages=[_evaluate_stage(session, name, few_shot) for name in trained],
-        resamplings=_resamplings(session),
+        resamplings=resamplings,
         config=to_dict(session.config),
         build=ltood_fast.build_info(),
     )
@@ -67,10 +69,10 @@ def few_shot_set(session: Session) -> Tensor | ImageSet | None:
         return few_shot_rows(probe.labels, n_classes, per_class, data.seed) if per_class else None
     from ..data import open_set
     from ..data.bundle import with_channels
-    from ..data.image_set import DataError
+    from ..data.image_set import DataError, user_path
     from ..data.longtail import read_split
 
-    path = Path(data.few_shot_list).expanduser()
+    path = user_path(data.few_shot_list)
     if path.suffix == ".npy":
         whole = session.data.labelled or probe
         chosen = read_split(path, len(whole))
@@ -89,9 +91,11 @@ def few_shot_set(session: Session) -> Tensor | ImageSet | None:
 
 
 def _evaluate_stage(session: Session, name: str, few_shot: Tensor | ImageSet | None) -> StageResult:
-    state = load_checkpoint(session.run_dir / name / "last.pt", session.config)
+    path = session.run_dir / name / "last.pt"
+    state = load_checkpoint(path, session.config)
     model = session.new_model()
-    model.load_state_dict(state["model"])
+    with fitted(path, "this run's network"):
+        model.load_state_dict(state["model"])
     data, options = session.data, session.config.eval
     probe_features, probe_labels = session.embed(model, data.probe.images)[0], data.probe.labels.to(session.device)
     if isinstance(few_shot, Tensor):
@@ -134,19 +138,29 @@ def _resamplings(session: Session) -> list[Resampling]:
 
 def _resamplings_of(session: Session, stage: str) -> list[Resampling]:
     folder: Path = session.run_dir / stage
-    seconds = {line["epoch"]: line["resample_seconds"] for line in read_history(folder / "history.jsonl")}
-    results = []
+    seconds = {line["epoch"]: line.get("resample_seconds") for line in read_history(folder / "history.jsonl")}
+    results, unsealed = [], 0
     for path in sorted(folder.glob("resample_*.pt")):
-        saved = torch.load(path, weights_only=True)
-        results.append(
-            resampling_result(
-                stage,
-                saved["epoch"],
-                SampleTensors(saved["assignments"], saved["tailness"], saved["indices"], saved["index_clusters"]),
-                ood=session.data.ood,
-                labels=session.data.train.labels,
-                n_classes=len(session.data.train.class_names),
-                seconds=seconds.get(saved["epoch"]),
-            )
+        saved, sealed = load_tensors(path)
+        unsealed += not sealed
+        with fitted(path, "a re-sampling of this run"):
+            results.append(_resampling(session, stage, saved, seconds))
+    if unsealed:
+        warnings.warn(
+            f"eval: {unsealed} of the re-samplings in {folder} carry no checksum, as an earlier version wrote them; "
+            "they are used unchecked",
+            stacklevel=2,
         )
     return results
+
+
+def _resampling(session: Session, stage: str, saved: dict[str, Any], seconds: dict[int, float | None]) -> Resampling:
+    return resampling_result(
+        stage,
+        saved["epoch"],
+        SampleTensors(saved["assignments"], saved["tailness"], saved["indices"], saved["index_clusters"]),
+        ood=session.data.ood,
+        labels=session.data.train.labels,
+        n_classes=len(session.data.train.class_names),
+        seconds=seconds.get(saved["epoch"]),
+    )

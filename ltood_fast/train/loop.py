@@ -11,6 +11,7 @@ import json
 import math
 import sys
 import time
+import warnings
 from collections import defaultdict
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,7 +21,7 @@ import torch
 from torch import Tensor, nn
 
 from .._files import write_atomic
-from .checkpoint import COMPETITOR, load_checkpoint, restore_rng, rng_state, save_checkpoint, seed_all
+from .checkpoint import COMPETITOR, fitted, load_checkpoint, restore_rng, rng_state, save_checkpoint, seed_all
 from .config import OptimConfig
 from .grad_cache import cached_backward
 from .methods import METHODS, Method, first_state
@@ -103,8 +104,13 @@ class History:
     def add(self, line: dict[str, Any]) -> None:
         if not self.writes:
             return
-        with open(self.path, "a", encoding="utf-8") as file:
-            file.write(json.dumps(line) + "\n")
+        try:
+            with open(self.path, "a", encoding="utf-8") as file:
+                file.write(json.dumps(line) + "\n")
+        except OSError as error:  # a failed write, unlike a failed open, does not say which file it was
+            raise TrainingError(
+                f"train: {self.path} cannot be written ({error.strerror}); the last checkpoint is kept"
+            ) from error
         flat = {**{key: line[key] for key in line if key != "parts"}, **line["parts"]}
         epoch = flat.pop("epoch")
         for name, value in flat.items():
@@ -118,13 +124,20 @@ class History:
 
 
 def read_history(path: Path) -> list[dict[str, Any]]:
-    """The whole lines of a history; a line cut short by a killed run is left out."""
+    """The whole lines of a history, up to one that a killed run cut short or that is damaged, which a warning names."""
     lines = []
-    for text in path.read_text(encoding="utf-8").splitlines() if path.is_file() else []:
+    texts = path.read_text(encoding="utf-8", errors="replace").splitlines() if path.is_file() else []
+    for number, text in enumerate(texts, 1):
         try:
-            lines.append(json.loads(text))
-        except json.JSONDecodeError:
+            line = json.loads(text)
+        except (ValueError, RecursionError):
+            line = None
+        if not isinstance(line, dict) or not isinstance(line.get("epoch"), int):
+            if number < len(texts):
+                warnings.warn(f"train: line {number} of {path} is damaged; it and those after it are left out",
+                              stacklevel=2)  # fmt: skip
             break
+        lines.append(line)
     return lines
 
 
@@ -152,8 +165,10 @@ class Stage:
         seed_all(session.config.seed)
         model = session.new_model()
         first = first_state(name, session)
+        start = f"the one that {name} of {session.run_dir} starts from"
         if first is not None:
-            model.load_state_dict(first["model"])
+            with fitted(start, "this run's network"):
+                model.load_state_dict(first["model"])
         method = METHODS[name](session, model)
         if session.ranks > 1 and session.config.model.sync_batchnorm:
             model = synchronised(model, session.device)
@@ -161,13 +176,16 @@ class Stage:
         if base.name == "sdclr" and name in SDCLR_STAGES:
             sdclr = SDCLR(model, base.prune)
             if first is not None:
-                sdclr.competitor.load_state_dict(first[COMPETITOR])
+                with fitted(start, "a run with base.name sdclr"):
+                    sdclr.competitor.load_state_dict(first[COMPETITOR])
         optimizer = make_optimizer(sdclr or model, session.config.optim)
         network, wrapped = session.fabric.setup(sdclr or model, optimizer)
         stage = cls(name, session, model, network, wrapped, method, sdclr)
         seed_all(session.config.seed)
         if stage.checkpoint.exists():
-            stage.load(load_checkpoint(stage.checkpoint, session.config))
+            state = load_checkpoint(stage.checkpoint, session.config)
+            with fitted(stage.checkpoint, "this run's network and data"):
+                stage.load(state)
         return stage
 
     def load(self, state: dict[str, Any]) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -9,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 from .config import (
     STAGES,
     Config,
+    ConfigError,
     differing_keys,
     flatten,
     from_dict,
@@ -27,6 +29,16 @@ if TYPE_CHECKING:
 
 class RunError(RuntimeError):
     """A sentence about a run's folder."""
+
+
+def _load(name_or_path: str, overrides: dict[str, Any] | None = None) -> Config:
+    """`load_config`; what YAML's own types raise (a date of month 99, lists of 5,000 levels) names the file."""
+    try:
+        return load_config(name_or_path, overrides)
+    except ConfigError:
+        raise
+    except (ValueError, TypeError, RecursionError, OverflowError) as error:
+        raise RunError(f"config: {name_or_path} must be YAML of sections and keys, got {error}") from error
 
 
 def open_run(run_dir: Path, config_name: str | None, overrides: dict[str, Any], resume: bool) -> Config:
@@ -49,14 +61,14 @@ def open_run(run_dir: Path, config_name: str | None, overrides: dict[str, Any], 
             f"train: run-dir must be a new folder, got {run_dir}, which holds a run (--resume goes on with it)"
         )
     if config_name is not None and not (begun and saved.exists()):
-        return load_config(config_name, overrides)
+        return _load(config_name, overrides)
     if not (resume and saved.exists()):
         missing = "train: config must be given for a new run"
         raise RunError(f"{missing}, got none" if not resume else f"{missing}, and {run_dir} holds none to resume")
-    original = load_config(str(saved))
+    original = _load(str(saved))
     values = flatten(to_dict(original))
     if config_name is not None:
-        named = flatten(to_dict(load_config(config_name, overrides)))
+        named = flatten(to_dict(_load(config_name, overrides)))
         values |= {key: value for key, value in named.items() if is_binding(key)}
     config = from_dict({**values, **overrides})
     _check_begun(config, original, begun)
@@ -108,7 +120,7 @@ def train_run(config: Config, run_dir: Path) -> Session:
 def _keep_config(config: Config, run_dir: Path) -> None:
     """Saved in the folder, unless the one there says the same about the weights."""
     saved = run_dir / "config.yaml"
-    if begun_stages(run_dir) and saved.exists() and not differing_keys(config, to_dict(load_config(str(saved)))):
+    if begun_stages(run_dir) and saved.exists() and not differing_keys(config, to_dict(_load(str(saved)))):
         return
     run_dir.mkdir(parents=True, exist_ok=True)
     save_config(config, saved)
@@ -122,6 +134,24 @@ def report_run(session: Session) -> str:
     results = evaluate_run(session)
     page = write_report(session.run_dir, results)
     return f"{format_table(results)}\n\n{format_findings(results)}\n\nreport: {page}"
+
+
+def saved_progress(run_dir: Path) -> str:
+    """A clause on what an interrupted run has saved, and the command that goes on with it."""
+    from .checkpoint import CheckpointError, load_checkpoint
+
+    if not (run_dir / "config.yaml").is_file():
+        return "nothing is saved yet, the same command starts again"
+    resume = f"go on with: {shlex.join(['ltood', 'train', '--run-dir', str(run_dir), '--resume'])}"
+    paths = [path for stage in STAGES if (path := run_dir / stage / "last.pt").is_file()]
+    if not paths:
+        return f"no epoch is saved yet, {resume}"
+    newest = max(paths, key=lambda path: path.stat().st_mtime_ns)
+    try:
+        state = load_checkpoint(newest)
+    except CheckpointError as error:
+        return f"{error}"
+    return f"{state['epoch']} epochs of {state['stage']} are saved in {newest}, {resume}"
 
 
 def embed_set(checkpoint: Path, spec: str, overrides: dict[str, str], *, projection: bool = False) -> np.ndarray:
@@ -138,11 +168,13 @@ def embed_set(checkpoint: Path, spec: str, overrides: dict[str, str], *, project
     """
     from ..data import make_eval_transform, open_set
     from ..data.bundle import with_channels
-    from .checkpoint import load_checkpoint
+    from .checkpoint import fitted, load_checkpoint
     from .model import make_model
     from .session import embed, make_fabric
 
     state = load_checkpoint(checkpoint)
+    with fitted(checkpoint, "a configuration of this version"):
+        config = from_dict(flatten(state["config"]))
     config = from_dict({**flatten(state["config"]), **overrides})
     data = config.data
     images = open_set(
@@ -156,8 +188,9 @@ def embed_set(checkpoint: Path, spec: str, overrides: dict[str, str], *, project
         seed=data.seed,
     ).images
     fabric = make_fabric(config.run)
-    model = fabric.to_device(make_model(config.model, state["channels"]))
-    model.load_state_dict(state["model"])
+    with fitted(checkpoint, "the network that its configuration names"):
+        model = fabric.to_device(make_model(config.model, state["channels"]))
+        model.load_state_dict(state["model"])
     transform = fabric.to_device(make_eval_transform(data.image_size))
     return embed(model, with_channels(images, state["channels"]), fabric, transform)[projection].cpu().numpy()
 
@@ -171,4 +204,4 @@ def saved_config(run_dir: Path, overrides: dict[str, str]) -> Config:
     saved = run_dir / "config.yaml"
     if not saved.exists():
         raise RunError(f"eval: run-dir must be the folder of a run, got {run_dir}, which holds no config.yaml")
-    return load_config(str(saved), overrides)
+    return _load(str(saved), overrides)

@@ -1,3 +1,4 @@
+import contextlib
 import errno
 import multiprocessing
 import os
@@ -244,3 +245,55 @@ def test_every_format_cut_off_is_named(tmp_path, suffix, kept):
     path.write_bytes(whole[: int(kept * len(whole)) if kept < 1 else kept])
     with pytest.raises(DataError, match=f"image file must be readable, got a broken one: .*cut.{suffix}"):
         decode_file(path, 8)
+
+
+def test_a_picture_that_is_another_format_starts_no_program(tmp_path, monkeypatch):
+    """Pillow opens EPS by its content and runs the first `gs` on PATH."""
+    started = tmp_path / "started"
+    gs = tmp_path / "bin" / "gs"
+    gs.parent.mkdir()
+    gs.write_text(f"#!/bin/sh\ntouch {started}\nexit 1\n")
+    gs.chmod(0o755)
+    monkeypatch.setenv("PATH", f"{gs.parent}:{os.environ['PATH']}")
+    monkeypatch.setattr("PIL.EpsImagePlugin.gs_binary", None)  # not looked for yet
+    file = tmp_path / "cat.jpg"
+    file.write_bytes(b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 8 8\n%%EndComments\nshowpage\n%%EOF\n")
+    with pytest.raises(DataError, match=r"got a broken one: .*cat.jpg \(its content is none of JPEG, PNG"):
+        decode_file(file, 8)
+    assert not started.exists()
+
+
+@pytest.mark.parametrize("name", ["ICO", "TGA", "PCX", "SGI", "MSP"])
+def test_formats_that_are_not_named_are_refused(name, tmp_path):
+    file = tmp_path / "cat.png"
+    Image.new("1" if name == "MSP" else "RGB", (16, 16)).save(file, format=name)
+    with pytest.raises(DataError, match="its content is none of"):
+        decode_file(file, 8)
+
+
+@pytest.mark.parametrize("name", decode.FORMATS)
+def test_the_named_formats_are_read_whatever_the_suffix(name, tmp_path):
+    file = tmp_path / "cat.img"
+    Image.new("RGB", (8, 8), (200, 200, 200)).save(file, format=name)
+    assert abs(int(decode_file(file, 8)[0, 0, 0]) - 200) <= 2
+
+
+@pytest.mark.parametrize("side", [8193, 13_000])
+def test_a_bomb_is_one_sentence_before_it_is_decoded(side, tmp_path, recwarn):
+    """13,000 x 13,000 is below Pillow's limit: 676 MB of a file of 21 kB (1 bit a pixel)."""
+    file = tmp_path / "bomb.png"
+    Image.new("1", (side, side)).save(file)
+    with pytest.raises(DataError) as error:
+        decode_files([file], 8, str(tmp_path / "cache"))
+    assert str(error.value).startswith(
+        f"data: image file must have at most {1 << 26} pixels, got {side} x {side}: {file}"
+    )
+    assert not recwarn.list
+
+
+def test_an_image_of_the_limit_is_read(tmp_path, monkeypatch):
+    monkeypatch.setattr(decode, "MAX_PIXELS", 16 * 9)
+    for size, fits in (((16, 9), True), ((16, 10), False)):
+        Image.new("RGB", size).save(tmp_path / "a.png")
+        with contextlib.nullcontext() if fits else pytest.raises(DataError, match="at most 144 pixels, got 16 x 10"):
+            decode_file(tmp_path / "a.png", 8)

@@ -1,3 +1,4 @@
+import os
 import sys
 from pathlib import Path
 
@@ -140,6 +141,73 @@ def test_a_missing_an_empty_and_a_binary_list_are_refused(open_small, tmp_path):
     (tmp_path / "binary.txt").write_bytes(b"\xff\xfe\x00")
     with pytest.raises(DataError, match="list must be a text of lines `path label` in UTF-8, got .*binary.txt"):
         open_small(f"list:{tmp_path}/binary.txt")
+
+
+def make_pipe(path: Path) -> None:
+    os.mkfifo(path)
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+@pytest.mark.parametrize(
+    ("make", "got"),
+    [
+        (make_pipe, "must be a regular file, got a named pipe: "),
+        (Path.mkdir, "must be a regular file, got a folder: "),
+        (lambda path: path.symlink_to("/dev/zero"), "must be a regular file, got a device: "),
+        (lambda path: path.symlink_to(path), "must be readable, got "),
+        (lambda path: None, "must exist, got "),
+    ],
+)
+def test_what_is_no_file_is_named_with_its_line(make, got, workers, open_small, picture_root, monkeypatch):
+    monkeypatch.setattr("ltood_fast.data.image_files.STREAMED_BYTES", 0)
+    make(picture_root / "odd.png")
+    path = write_list(picture_root / "list.txt", "train/cat/0.png 0", "", "odd.png 1")
+    with pytest.raises(DataError) as error:
+        open_small(f"list:{path}", workers=workers)
+    assert f"image file {got}" in str(error.value)
+    assert str(picture_root / "odd.png") in str(error.value)
+    assert str(error.value).endswith(f" (line 3 of {path})")
+
+
+def test_a_broken_image_of_a_list_is_named_with_its_line(open_small, picture_root):
+    (picture_root / "odd.png").write_bytes(b"no picture")
+    path = write_list(picture_root / "list.txt", "train/cat/0.png 0", "odd.png 1")
+    with pytest.raises(DataError, match=r"got a broken one: .*odd.png .* \(line 2 of .*list.txt\)"):
+        open_small(f"list:{path}")
+
+
+def test_a_path_out_of_the_root_is_named_with_its_line(open_small, picture_root, tmp_path, save_image):
+    save_image(tmp_path / "outside.png", 7)
+    inside = "train/../train/cat/0.png 0"
+    path = write_list(tmp_path / "list.txt", inside, "train/../../outside.png 1")
+    with pytest.raises(
+        DataError, match=r"must lie below the root .*pictures, got train/\.\./\.\./outside.png \(line 2 of"
+    ):
+        open_small(f"list:{path}", root=str(picture_root))
+    assert greys(open_small(f"list:{write_list(path, inside)}", root=str(picture_root)).images) == [0]
+
+
+def test_a_nul_byte_is_named(open_small, tmp_path):
+    (tmp_path / "list.txt").write_bytes(b"a.png 0\nb\0.png 1\n")
+    with pytest.raises(DataError, match=r"line 2 of .*list.txt must be a path without a NUL byte, got 'b\\x00.png 1'"):
+        open_small(f"list:{tmp_path}/list.txt")
+    for spec in ("folder:a\0b", "npy:a\0b", "list:a\0b", "cifar10:a\0b"):
+        with pytest.raises(DataError, match=r"path must not hold a NUL byte, got 'a\\x00b'"):
+            open_small(spec)
+
+
+def test_a_home_of_nobody_is_named(open_small):
+    with pytest.raises(DataError, match="got ~nobody_of_that_name/x"):
+        open_small("folder:~nobody_of_that_name/x")
+
+
+@pytest.mark.parametrize(
+    "make", [make_pipe, Path.mkdir, lambda path: path.write_bytes(b"\x93NUMPY\x01\0v\0" + b"(" * 200)]
+)
+def test_a_npy_set_that_is_none_is_named(make, open_small, tmp_path):
+    make(tmp_path / "a.npy")
+    with pytest.raises(DataError, match=r"npy set must be .*a.npy"):
+        open_small(f"npy:{tmp_path}/a.npy")
 
 
 def test_lists_of_other_editors(tmp_path):

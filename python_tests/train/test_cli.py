@@ -66,6 +66,7 @@ def test_an_old_run_gets_new_numbers_without_training(made_up_data, tmp_path, ca
     (tmp_path / "config.yaml").write_text(yaml.safe_dump(saved))
     state = torch.load(checkpoint, weights_only=True)
     del state["config"]["eval"]["few_shot"], state["config"]["data"]["few_shot_list"]
+    state["version"] = 1
     torch.save(state, checkpoint)
     before, old = checkpoint.read_bytes(), json.loads((tmp_path / "report.json").read_text())
     monkeypatch.setattr(loop.Stage, "train_epoch", None)
@@ -153,11 +154,11 @@ def test_a_full_disk_ends_the_run_and_it_goes_on_later(made_up_data, tmp_path, r
 
     real, calls = checkpoint.write_atomic, []
 
-    def full(path, write):
+    def full(path, write, keep=None):
         calls.append(path)
         if len(calls) == 2:
             raise OSError(28, "No space left on device", str(path))
-        real(path, write)
+        real(path, write, keep)
 
     monkeypatch.setattr(checkpoint, "write_atomic", full)
     argv = ["train", "--config", "smoke", "--run-dir", str(tmp_path), *KEYS]

@@ -6,7 +6,7 @@ import subprocess
 import sys
 from pathlib import Path
 
-import torch
+from made_up import final_state, same
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -57,22 +57,6 @@ sys.exit(main(sys.argv[3:]))
 def ltood(point: str, n: int, *argv: str) -> subprocess.CompletedProcess:
     command = [sys.executable, "-c", DRIVER, point, str(n), *argv]
     return subprocess.run(command, cwd=ROOT, env={**os.environ, "OMP_NUM_THREADS": "1"}, capture_output=True, text=True)
-
-
-def final_state(run_dir: Path) -> dict:
-    return {
-        stage: torch.load(run_dir / stage / "last.pt", weights_only=True) for stage in ("simclr", "stage1", "stage2")
-    }
-
-
-def same(a, b) -> bool:
-    if isinstance(a, torch.Tensor):
-        return torch.equal(a, b)
-    if isinstance(a, dict):
-        return a.keys() == b.keys() and all(same(a[key], b[key]) for key in a)
-    if isinstance(a, (list, tuple)):
-        return len(a) == len(b) and all(map(same, a, b))
-    return a == b
 
 
 def test_killed_at_many_points_and_resumed(tmp_path):

@@ -123,9 +123,9 @@ def test_in_batch_neighbors_need_no_bank(make_session, searched):
 
 def test_the_queue_holds_the_batches_before(make_session, searched):
     stage = train(make_session(stage1__neighbors="queue"), "stage1")
-    assert all(call["bank"].shape == (24, 16) for call in searched)
-    assert all(not call["bank"].requires_grad for call in searched)
-    assert all(call["bank_ids"].shape == call["bank_domain"].shape == (24,) for call in searched)
+    assert all(call["bank"].z.shape == (24, 16) for call in searched)
+    assert all(not call["bank"].z.requires_grad for call in searched)
+    assert all(call["bank"].ids.shape == call["bank"].domain.shape == (24,) for call in searched)
     assert len(stage.method.positives.bank().ids) == 24
 
 
@@ -133,9 +133,9 @@ def test_the_data_set_bank_holds_every_image_of_the_epoch(make_session, searched
     stage = train(make_session(stage1__neighbors="dataset"), "stage1")
     rows = torch.cat([torch.arange(48), 48 + stage.method.chosen])
     last = searched[-1]
-    assert torch.equal(last["bank_ids"], rows)
-    assert torch.equal(last["bank_domain"], (rows >= 48).long())
-    assert len(last["bank"]) == 68
+    assert torch.equal(last["bank"].ids, rows)
+    assert torch.equal(last["bank"].domain, (rows >= 48).long())
+    assert len(last["bank"].z) == 68
 
 
 def test_neighbor_weights_fall_with_sparsity(make_session, searched):

@@ -13,6 +13,8 @@ import torch
 from torch import Tensor
 from torch.distributed import ProcessGroup
 
+import ltood_fast
+
 from ...eval.groups import split_groups
 from ...ops._shards import add
 from ...sampling.resample import density_weights, gate_weights, mutual_weights
@@ -76,8 +78,8 @@ class InBatch:
         bank, options = self.bank(), self.options
         arguments: dict[str, Any] = {"k": options.k, "neighbor_weight": self.weight[ids], "return_neighbors": True}
         if bank is not None and len(bank.ids) >= options.k:
-            arguments |= {"bank": bank.z, "bank_ids": bank.ids, "instance_ids": ids}
-            arguments["bank_domain"] = bank.domain if options.same_domain else None
+            own_domain = bank.domain if options.same_domain else None
+            arguments |= {"bank": ltood_fast.Bank(bank.z, bank.ids, own_domain), "instance_ids": ids}
         return arguments
 
     def state_dict(self) -> dict[str, Any]:

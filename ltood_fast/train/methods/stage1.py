@@ -144,7 +144,7 @@ class Stage1:
                 z, domain, options.temperature, alpha=options.alpha, same_domain=options.same_domain, **shared
             )
             total, parts = losses.total, {"psd": losses.psd, "domain": losses.domain}
-        found = shared["bank_ids"] if "bank" in shared else self.session.gather(ids)
+        found = shared["bank"].ids if "bank" in shared else self.session.gather(ids)
         return total, {**parts, **self.purity.of(ids, columns, found)}
 
     def state_dict(self) -> dict[str, Any]:
