@@ -26,8 +26,8 @@ try:
     from torch.utils.cpp_extension import BuildExtension, CppExtension
 except ImportError as error:
     raise SystemExit(
-        f"ltood_fast builds against the torch it will run on, and this build cannot import torch ({error}). If torch is "
-        "installed, pip's build isolation hides it: use `pip install --no-build-isolation .` (uv: `uv pip install "
+        f"ltood_fast builds against the torch it will run on, and this build cannot import torch ({error}). If torch "
+        "is installed, pip's build isolation hides it: use `pip install --no-build-isolation .` (uv: `uv pip install "
         "--no-build-isolation .`). Otherwise install torch first."
     ) from error
 

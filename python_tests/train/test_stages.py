@@ -260,7 +260,7 @@ def test_a_checkpoint_of_the_old_form_is_resumed(options, make_session, tmp_path
     state = load_checkpoint(path)
     state["method"] = in_old_form(state["method"])
     assert not {"positives", "tailness"} & state["method"].keys()
-    save_checkpoint(path, parts.config, **{key: state[key] for key in FIELDS - {"config"}})
+    save_checkpoint(path, parts.config, **{key: state[key] for key in FIELDS.keys() - {"config"}})
     assert torch.equal(weights(train(parts, "stage1")), weights(expected))
 
 
