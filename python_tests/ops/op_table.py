@@ -20,7 +20,7 @@ import ltood_fast
 from python_tests.oracle import clusters, contrastive, guided
 from python_tests.oracle.arithmetic import EXACT, Exact, Rounded, Rows, lse_weights, row_weights, wide
 from python_tests.oracle.judge import DISTURBED, compare, row_unit, without_degenerate_rows, wrong_choice
-from python_tests.tolerances import GRADIENT
+from python_tests.tolerances import GRADIENT, LOSS
 
 DTYPES = (torch.float64, torch.float32, torch.bfloat16, torch.float16)
 REFUSALS = (ValueError, TypeError, RuntimeError)
@@ -196,6 +196,18 @@ def sample(op: Op, variant: Variant, n: int, d: int, dtype: torch.dtype, seed: i
     return Sample(tensors, options)
 
 
+def changed(sample: Sample, name: str, change: Callable[[Tensor], Tensor]) -> Sample:
+    return Sample({**sample.tensors, name: change(sample.tensors[name])}, sample.options)
+
+
+def at_magnitude(x: Tensor, largest: float, rows: slice = slice(None)) -> Tensor:
+    """The rows scaled so that the largest number of each is `largest`."""
+    wide = x.double().clone()
+    unit = wide[rows] / wide[rows].abs().amax(1, keepdim=True).clamp(min=torch.finfo(torch.float64).tiny)
+    wide[rows] = unit * largest
+    return wide.to(x.dtype)
+
+
 def call(op: Op, sample: Sample, **options: Any) -> Any:
     """The public function as a user calls it."""
     given = {**sample.tensors, **sample.options, **options}
@@ -278,28 +290,36 @@ def judge(op: Op, sample: Sample, found: dict[str, Tensor]) -> str:
     tensors, dtype = sample.tensors, lowest_dtype(op, sample)
     finite = all(bool(x.isfinite().all()) for x in tensors.values() if isinstance(x, Tensor))
     with np.errstate(all="ignore"):
-        wrong = _wrong_choices(op, sample, found, dtype) if finite else ""
+        wrong = _wrong_choices(op, sample, found, dtype) if finite else _wrong_beside_nan(op, sample, found, dtype)
         if wrong:
             return wrong
         neighbors = found["indices"] if op.neighbors and finite else None
-        exact = truth(op, sample, neighbors=neighbors)
-        disturbed = [
-            truth(op, sample, Rounded(torch.finfo(dtype).eps, seed), neighbors) for seed in range(DISTURBED * finite)
-        ]
-        normalize = op.normalize is None or sample.options.get("normalize", op.normalize)
+        exact = truth(op, sample, neighbors=neighbors) if finite or op.name != "knn" else {}
         for name, value in exact.items():
+            if name.startswith("grad ") and not isinstance(tensors[name[5:]], Tensor):
+                continue  # a temperature that is a number
             if not found[name].dtype.is_floating_point or found[name].numel() == 0:
                 continue
-            unit, truths = wide(1.0), [value, *(other[name] for other in disturbed)]
-            if name.startswith("grad ") and name[5:] in op.rows and normalize:
-                unit = row_unit(tensors[name[5:]])
-                truths = [without_degenerate_rows(x, tensors[name[5:]]) for x in truths]
-            wrong = compare(name, found[name], truths, dtype, unit=unit, finite=finite)
+            wrong = _wrong_value(op, sample, name, found[name], [value])
+            if wrong and finite:  # beyond the tolerance: is it more than rounding explains?
+                noise = [Rounded(torch.finfo(dtype).eps, seed) for seed in range(DISTURBED)]
+                truths = [value, *(truth(op, sample, each, neighbors)[name] for each in noise)]
+                wrong = _wrong_value(op, sample, name, found[name], truths)
             if wrong:
                 return wrong
     if op.bounded and "loss" in found and bool((found["loss"] < 0).any()):
         return f"loss: {found['loss'].min().item():.3g} is negative"
     return ""
+
+
+def _wrong_value(op: Op, sample: Sample, name: str, found: Tensor, truths: list[np.ndarray]) -> str:
+    finite = all(bool(x.isfinite().all()) for x in sample.tensors.values() if isinstance(x, Tensor))
+    unit, normalize = wide(1.0), op.normalize is None or sample.options.get("normalize", op.normalize)
+    if name.startswith("grad ") and name[5:] in op.rows and normalize:
+        rows = sample.tensors[name[5:]]
+        unit = row_unit(rows)
+        truths = [without_degenerate_rows(x, rows, found) for x in truths]
+    return compare(name, found, truths, lowest_dtype(op, sample), unit=unit, finite=finite)
 
 
 def _wrong_choices(op: Op, sample: Sample, found: dict[str, Tensor], dtype: torch.dtype) -> str:
@@ -328,6 +348,21 @@ def _wrong_choices(op: Op, sample: Sample, found: dict[str, Tensor], dtype: torc
     if op.name == "refine_centroids":
         return _wrong_assignments(sample, found, normalize=options.get("normalize", False), dtype=dtype)
     return _wrong_draw(sample, found, dtype) if op.name == "sample_ood" else ""
+
+
+def _wrong_beside_nan(op: Op, sample: Sample, found: dict[str, Tensor], dtype: torch.dtype) -> str:
+    """The choices of an op that met NaN or Inf. A finite cosine of `knn` must be that of its index."""
+    if op.name in ("farthest_cluster", "sample_ood"):
+        return "takes NaN or Inf without an error"
+    if op.name == "knn":
+        x, normalize = sample.tensors["x"], sample.options.get("normalize", True)
+        x, y = (Rows.of(rows, normalize, EXACT).unit for rows in (x, sample.tensors.get("y", x)))
+        exact = np.take_along_axis(x @ y.T, found["indices"].clamp(min=0).cpu().numpy(), 1)
+        cosines, longest = wide(found["cosines"]), np.where(np.isfinite(y), y**2, 0).sum(1).max()
+        size = np.sqrt((x**2).sum(1, keepdims=True) * longest)
+        wrong = np.isfinite(cosines) & ~(abs(cosines - exact) <= LOSS[dtype] * size)
+        return "cosines: a finite one of a row with NaN, or a wrong one" if wrong.any() else ""
+    return ""
 
 
 def _wrong_assignments(sample: Sample, found: dict[str, Tensor], *, normalize: bool, dtype: torch.dtype) -> str:

@@ -7,8 +7,9 @@ similarities, sums and probabilities are off by up to a relative eps (that of th
 A float32 loss may thus be off by 84 times the effect of one rounding in each of these places, and by 1e-5 in any case.
 
 Gradients of rows that are normalised are compared in units of 1/norm of the row, so that the gradients of long rows
-count as much as those of short ones. Numbers that the result's dtype cannot hold are not compared; those that it cannot
-tell from 0 may be 0. Where the truth is NaN or Inf, a finite result is wrong; from finite inputs also the reverse.
+count as much as those of short ones. Numbers within a factor of 1024 of the largest that the result's dtype can hold are
+not compared; those that it cannot tell from 0 may be 0. Where the truth is NaN or Inf, a finite result is wrong; from
+finite inputs also the reverse.
 """
 
 from __future__ import annotations
@@ -21,6 +22,7 @@ from python_tests.tolerances import GRADIENT, LOSS
 
 from .arithmetic import EPS, Array, Rows, wide
 
+HEADROOM = 1024  # a logit may be this much larger than the loss, and must be held too
 DISTURBED = 3  # evaluations of the oracle with disturbed arithmetic
 
 
@@ -46,7 +48,7 @@ def compare(name: str, result: Tensor, truths: list[Array], dtype: torch.dtype, 
     if (np.isfinite(actual) & ~known).any():
         where = tuple(int(i) for i in np.argwhere(np.isfinite(actual) & ~known)[0])
         return f"{name}{list(where)}: finite {float(actual[where]):.6g}, truth {float(truth[where])}"
-    held = known & (abs(truth) <= wide(limits.max) * (1 - wide(limits.eps)))
+    held = known & (abs(truth) <= wide(limits.max) / HEADROOM)
     lost = held & ~np.isfinite(actual)
     if finite and lost.any():
         where = tuple(int(i) for i in np.argwhere(lost)[0])
@@ -70,11 +72,15 @@ def row_unit(rows: Tensor) -> Array:
     return np.where(np.isfinite(norm), np.fmax(norm, EPS), 1)
 
 
-def without_degenerate_rows(gradient: Array, rows: Tensor) -> Array:
-    """A 16-bit row gets a zero gradient if its dtype cannot hold 1/norm."""
+def without_degenerate_rows(gradient: Array, rows: Tensor, found: Tensor) -> Array:
+    """A 16-bit row gets a zero gradient if its dtype cannot hold 1/norm. bfloat16 holds 1/eps: there a row that short
+    may also have the gradient that the eps of the normalisation gives it."""
     limit = 1 / wide(torch.finfo(rows.dtype).max)
-    short = np.sqrt((wide(rows) ** 2).sum(1, keepdims=True)) < limit
-    return np.where(short & (rows.element_size() == 2), 0, gradient)
+    zero = np.sqrt((wide(rows) ** 2).sum(1, keepdims=True)) < limit
+    zero &= rows.element_size() == 2
+    if rows.dtype == torch.bfloat16:
+        zero &= (wide(found) == 0).all(1, keepdims=True)
+    return np.where(zero, 0, gradient)
 
 
 def wrong_choice(x: Rows, y: Rows, allowed: Array, found: Tensor, dtype: torch.dtype) -> str:
