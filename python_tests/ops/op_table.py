@@ -19,7 +19,7 @@ from torch import Tensor
 import ltood_fast
 from python_tests.oracle import clusters, contrastive, guided
 from python_tests.oracle.arithmetic import EXACT, Exact, Rounded, Rows, lse_weights, row_weights, wide
-from python_tests.oracle.judge import DISTURBED, compare, row_unit, without_degenerate_rows, wrong_choice
+from python_tests.oracle.judge import DISTURBED, HEADROOM, compare, row_unit, without_degenerate_rows, wrong_choice
 from python_tests.tolerances import GRADIENT, LOSS
 
 DTYPES = (torch.float64, torch.float32, torch.bfloat16, torch.float16)
@@ -314,12 +314,21 @@ def judge(op: Op, sample: Sample, found: dict[str, Tensor]) -> str:
 
 def _wrong_value(op: Op, sample: Sample, name: str, found: Tensor, truths: list[np.ndarray]) -> str:
     finite = all(bool(x.isfinite().all()) for x in sample.tensors.values() if isinstance(x, Tensor))
+    finite &= not _logits_overflow(op, sample)
     unit, normalize = wide(1.0), op.normalize is None or sample.options.get("normalize", op.normalize)
     if name.startswith("grad ") and name[5:] in op.rows and normalize:
         rows = sample.tensors[name[5:]]
         unit = row_unit(rows)
         truths = [without_degenerate_rows(x, rows, found) for x in truths]
     return compare(name, found, truths, lowest_dtype(op, sample), unit=unit, finite=finite)
+
+
+def _logits_overflow(op: Op, sample: Sample) -> bool:
+    if "temperature" not in op.tensors or sample.options.get("normalize", True):
+        return False
+    z = sample.tensors["z"]
+    longest = (wide(z) ** 2).sum(1).max() / wide(sample.tensors["temperature"])
+    return bool(longest * HEADROOM > torch.finfo(torch.float64 if z.dtype == torch.float64 else torch.float32).max)
 
 
 def _wrong_choices(op: Op, sample: Sample, found: dict[str, Tensor], dtype: torch.dtype) -> str:

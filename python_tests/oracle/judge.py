@@ -7,9 +7,9 @@ similarities, sums and probabilities are off by up to a relative eps (that of th
 A float32 loss may thus be off by 84 times the effect of one rounding in each of these places, and by 1e-5 in any case.
 
 Gradients of rows that are normalised are compared in units of 1/norm of the row, so that the gradients of long rows
-count as much as those of short ones. Numbers within a factor of 1024 of the largest that the result's dtype can hold are
-not compared; those that it cannot tell from 0 may be 0. Where the truth is NaN or Inf, a finite result is wrong; from
-finite inputs also the reverse.
+count as much as those of short ones. Numbers within a factor of 1024 of the largest that the result's dtype can hold
+are not compared; those that it cannot tell from 0 may be 0. Where the truth is NaN or Inf, a finite result is wrong;
+from finite inputs also the reverse, unless the logits of rows as given are larger than their dtype can hold.
 """
 
 from __future__ import annotations
