@@ -13,8 +13,11 @@ from python_tests.ops.op_table import (
     changed,
     disagreement,
     named_outputs,
+    run,
     sample,
+    truth,
 )
+from python_tests.oracle.arithmetic import wide
 
 CASES = [pytest.param(op, v, id=f"{op.name}, {v.why}") for op in OPS.values() for v in op.variants]
 STEADY = [case for case in CASES if case.values[0].differentiable and case.values[0].name != "cluster_kl"]
@@ -44,8 +47,9 @@ MAGNITUDES = {
 
 def options(op, **given):
     """Those of the options that the op has."""
-    given = {"reduction": "none", **given} if op.reduction else given
-    return {name: value for name, value in given.items() if name != "normalize" or op.normalize is not None}
+    missing = {"reduction"} if not op.reduction else set()
+    missing |= {"normalize"} if op.normalize is None else set()
+    return {name: value for name, value in {"reduction": "none", **given}.items() if name not in missing}
 
 
 def disagreement_or_refusal(op, case, says):
@@ -76,6 +80,24 @@ def test_right_for_converged_views(op, variant, dtype, tau):
     case = changed(case, "z", lambda z: z[:20].repeat(2, 1) + 0.1 * z)
     wrong = disagreement(op, case)
     assert not wrong
+
+
+@pytest.mark.parametrize("tau", [0.01, 0.02, 0.05, 0.07])
+def test_no_worse_than_float32_cross_entropy(tau):
+    """The judge allows what rounding explains; here no more is allowed than torch loses on the same rows."""
+    op = OPS["nt_xent"]
+    case = sample(op, op.variants[0], 64, 32, torch.float32, seed=9, tau=tau, reduction="mean")
+    case = changed(case, "z", lambda z: z[:32].repeat(2, 1) + 0.1 * z)
+    exact, found = truth(op, case), run(op, case)
+    z = case.tensors["z"].detach().requires_grad_()
+    u = torch.nn.functional.normalize(z, dim=1)
+    s = (u @ u.T / tau).fill_diagonal_(-torch.inf)
+    loss = torch.nn.functional.cross_entropy(s, torch.arange(64).roll(32))
+    theirs = {"loss": loss, "grad z": torch.autograd.grad(loss, z)[0]}
+    for name, value in theirs.items():
+        size = abs(exact[name]).max()
+        ours, torchs = (abs(wide(x) - exact[name]).max() / size for x in (found[name], value))
+        assert ours <= max(2 * torchs, 1e-6), f"{name}: {float(ours):.1e}, cross_entropy {float(torchs):.1e}"
 
 
 @pytest.mark.parametrize("normalize", [True, False])

@@ -48,7 +48,8 @@ def compare(name: str, result: Tensor, truths: list[Array], dtype: torch.dtype, 
     if (np.isfinite(actual) & ~known).any():
         where = tuple(int(i) for i in np.argwhere(np.isfinite(actual) & ~known)[0])
         return f"{name}{list(where)}: finite {float(actual[where]):.6g}, truth {float(truth[where])}"
-    held = known & (abs(truth) <= wide(limits.max) / HEADROOM)
+    largest = limits.max if dtype == torch.float64 else min(limits.max, torch.finfo(torch.float32).max)
+    held = known & (abs(truth) <= wide(largest) / HEADROOM)
     lost = held & ~np.isfinite(actual)
     if finite and lost.any():
         where = tuple(int(i) for i in np.argwhere(lost)[0])
