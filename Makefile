@@ -1,4 +1,4 @@
-# make demo | test | faults | ptx-test | lint | format | sanitize | bench | rivals | gpu-check | clean
+# make demo | test | faults | ptx-test | lint | format | fuzz | sanitize | sanitize-fuzz | bench | rivals | gpu-check | clean
 # TORCH picks another torch:    make test TORCH="torch torchvision"
 # PYTHON, VENV pick the interpreter and the environment; VENV= (empty) uses PYTHON as it is and installs nothing.
 PYTHON ?= python3
@@ -22,7 +22,7 @@ CXX_FILES := $(shell find csrc -name '*.h' -o -name '*.cpp' -o -name '*.cu' -o -
 TEST_CXX_FILES := $(shell find python_tests benchmarks -name '*.h' -o -name '*.cpp' -o -name '*.cu' -o -name '*.cuh')
 SOURCES := $(CXX_FILES) csrc/sources.txt setup.py pyproject.toml
 
-.PHONY: demo test faults ptx-test lint format sanitize gpu-check gpu-build gpu-test gpu-sanitize gpu-conformance gpu-bench gpu-autotune gpu-method bench rivals clean
+.PHONY: demo test faults ptx-test lint format fuzz sanitize sanitize-build sanitize-fuzz gpu-check gpu-build gpu-test gpu-sanitize gpu-conformance gpu-bench gpu-autotune gpu-method bench rivals clean
 
 demo: $(READY)
 	$(PY) -m ltood_fast train --config demo --run-dir $(RUN_DIR) $(DEMO_ARGS)
@@ -50,17 +50,30 @@ format: $(READY)
 	$(PY) -m ruff format .
 	$(BIN)clang-format -i $(CXX_FILES) $(TEST_CXX_FILES)
 
+# Random calls of all ops, judged by an oracle in 80-bit floats: make fuzz SECONDS=1800 SEED=7. A disagreement prints
+# the line that repeats it; FUZZ_ARGS="--op knn" tries one op alone.
+SECONDS ?= 60
+SEED ?= 0
+FUZZ = -m fuzz --seconds $(SECONDS) --seed $(SEED) $(FUZZ_ARGS)
+fuzz: $(READY)
+	PYTHONPATH=python_tests $(PY) $(FUZZ)
+
 # The op tests under the address and undefined-behaviour sanitizers, in a copy: the normal build stays as it is. Left out
 # are compiled graphs, whose code is loaded without the sanitizer, and opcheck and export, which test Python alone.
 SANITIZE_DIR := build/sanitize
 SANITIZERS = $(shell $${CXX:-c++} -print-file-name=libasan.so) $(shell $${CXX:-c++} -print-file-name=libubsan.so)
 SANITIZE_PY = $(if $(VENV),$(abspath $(PY)),$(PY))
-sanitize: $(READY)
+SANITIZED = cd $(SANITIZE_DIR) && LD_PRELOAD="$(SANITIZERS)" ASAN_OPTIONS=detect_leaks=0 UBSAN_OPTIONS=halt_on_error=1
+sanitize: sanitize-build
+	$(SANITIZED) $(SANITIZE_PY) -m pytest python_tests/ops -k 'not compile and not export and not opcheck' $(PYTEST_ARGS)
+
+sanitize-fuzz: sanitize-build
+	$(SANITIZED) PYTHONPATH=.:python_tests $(SANITIZE_PY) $(FUZZ)
+
+sanitize-build: $(READY)
 	mkdir -p $(SANITIZE_DIR)
 	tar -c --exclude='*.so' csrc ltood_fast python_tests setup.py pyproject.toml README.md LICENSE | tar -x -C $(SANITIZE_DIR)
 	cd $(SANITIZE_DIR) && LTOOD_CUDA=0 LTOOD_SANITIZE=1 $(SANITIZE_PY) setup.py -q build_ext --inplace
-	cd $(SANITIZE_DIR) && LD_PRELOAD="$(SANITIZERS)" ASAN_OPTIONS=detect_leaks=0 UBSAN_OPTIONS=halt_on_error=1 \
-	  $(SANITIZE_PY) -m pytest python_tests/ops -k 'not compile and not export and not opcheck' $(PYTEST_ARGS)
 
 # On a machine with a GPU, nvcc and a CUDA build of torch, without a network: make gpu-check VENV=
 # Every piece is a target of its own, meant to take less than ten minutes. None has run on hardware yet. Tests and

@@ -1,0 +1,1 @@
+"""Random calls of the ops, judged by the oracle: `PYTHONPATH=python_tests python -m fuzz --seconds 60`."""
