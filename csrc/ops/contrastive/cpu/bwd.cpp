@@ -117,8 +117,8 @@ double bank_positive_bwd(const BackwardInputs& in, const PreparedRows& rows, boo
   run_parallel((n + kRows - 1) / kRows, [&](int64_t chunk) {
     const int64_t begin = chunk * kRows, count = std::min(kRows, n - begin);
     const at::Tensor indices = in.indices.narrow(0, begin, count);
-    at::Tensor chosen = in.bank->index_select(0, indices.clamp_min(0).view({-1})).to(rows.u.scalar_type());
-    if (normalize) normalize_in_place(chosen, norms_of_rows(chosen));
+    const at::Tensor picked = in.bank->index_select(0, indices.clamp_min(0).view({-1}));
+    const at::Tensor chosen = pad_unit_rows(picked, 1, rows.u.scalar_type(), normalize);
     const at::Tensor places = at::arange(count * k, indices.options()).view({count, k}).masked_fill_(indices.lt(0), -1);
     const NeighborPositives<T> to_chosen{places.const_data_ptr<int64_t>(), k, chosen.const_data_ptr<T>(), nullptr,
                                          positive_grad.data() + begin};
@@ -223,7 +223,7 @@ std::tuple<at::Tensor, at::Tensor> backward(const BackwardInputs& in, const at::
   run_rows(n, [&](int64_t begin, int64_t end) {
     normalize_rows_bwd(rows.u.const_data_ptr<T>() + begin * d, grad.mutable_data_ptr<T>() + begin * d, end - begin, d,
                        normalize ? rows.norms.data() + begin : nullptr, row.largest * rows.inv_tau,
-                       radial.data() + begin);
+                       smallest_invertible_norm(z.scalar_type()), radial.data() + begin);
   });
   for (const double value : radial) u_dot_du += value;
   const at::ScalarType wide = wide_dtype(z.scalar_type());
@@ -234,7 +234,7 @@ std::tuple<at::Tensor, at::Tensor> contrastive_bwd_cpu(const Arguments& argument
   const BackwardInputs in{contrastive_inputs(arguments), contrastive_saved(arguments)};
   check_contrastive_bwd(in, in);
   check_index_range(in.indices, in.bank ? in.bank->size(0) : in.z.size(0));
-  const PreparedRows rows = prepare_rows(in.z, in.normalize, in.temperature.value());
+  const PreparedRows rows = prepare_rows(in);
   return dispatch_wide(rows.u.scalar_type(),
                        [&](auto type) { return backward<decltype(type)>(in, in.z, rows, in.normalize); });
 }

@@ -68,8 +68,7 @@ void search_bank(const ContrastiveInputs& in, const PreparedRows& rows, const Ro
     at::Tensor transposed = at::empty({bank.size(1), panel}, rows.u.options());
     for (int64_t c = 0; c < q; c += panel) {
       const int64_t size = std::min(panel, q - c);
-      const at::Tensor columns = pad_rows(bank.narrow(0, c, size), panel, rows.u.scalar_type());
-      if (in.normalize) normalize_in_place(columns, norms_of_rows(columns));
+      const at::Tensor columns = pad_unit_rows(bank.narrow(0, c, size), panel, rows.u.scalar_type(), in.normalize);
       transposed.copy_(columns.t());
       const Matrix<T> values = panels.products(i, {transposed.const_data_ptr<T>(), panel}, panel);
       offer_neighbors(tile_of(values, panels.size(i), size, rows), r, c, candidates.of_rows(r),
@@ -260,7 +259,7 @@ class Forward {
 ContrastiveOutputs contrastive_cpu(const Arguments& arguments) {
   const ContrastiveInputs in = contrastive_inputs(arguments);
   check_contrastive(in);
-  const PreparedRows rows = prepare_rows(in.z, in.normalize, in.temperature.value());
+  const PreparedRows rows = prepare_rows(in);
   return dispatch_wide(rows.u.scalar_type(), [&](auto type) { return Forward<decltype(type)>(in, rows).run(); });
 }
 
