@@ -13,7 +13,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from ._common import best_k, reduce_rows, unit_rows, view_mask
+from ._common import best_k, common_dtype, inner_products, reduce_rows, unit_rows, view_mask
 from .options import Bank
 
 
@@ -96,7 +96,7 @@ def _neighbors(
     if column_domain is not None:
         admissible = admissible & (domain[:, None] == column_domain[None, :])
     with torch.no_grad():
-        return best_k(u @ (u if bank is None else bank.z).T, admissible, k)
+        return best_k(inner_products(u, u if bank is None else bank.z), admissible, k)
 
 
 def _neighbor_term(
@@ -107,7 +107,7 @@ def _neighbor_term(
     bank: Bank | None,
     columns: Tensor,  # [N, k], -1 = none
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """(lam_i times the sum of s over M_k(i), lam_i |M_k(i)|, [N, N] bool: the neighbours in the batch that are alone)."""
+    """(lam_i times the sum of s over M_k(i), lam_i |M_k(i)|, [N, N] bool: neighbours in the batch that are alone)."""
     found, chosen = columns >= 0, columns.clamp(min=0)
     if bank is None:
         similarity = s.gather(1, chosen)
@@ -173,7 +173,7 @@ def psd_loss(
     with _full_precision(z):
         u, bank = unit_rows(z, normalize), Bank.of(bank)
         if bank is not None:
-            bank = replace(bank, z=unit_rows(bank.z.detach().to(u.dtype), normalize))
+            bank = replace(bank, z=unit_rows(bank.z.detach().to(common_dtype(bank.z, u)), normalize).to(u.dtype))
         s, lse = _similarities(u, temperature)
         cosines, columns = _neighbors(u, k, instance_ids, domain, bank)
         near = _neighbor_term(u, s, temperature, neighbor_weight, bank, columns)
@@ -243,7 +243,7 @@ def _partial_products(x: Tensor, y: Tensor, normalize: bool, diagonal: int) -> t
     """(unit rows of y, their inner products [n, M] with the rows of x, where row i is not column i + diagonal)."""
     u, v = unit_rows(x, normalize), unit_rows(y, normalize)
     rows, columns = torch.arange(len(u), device=u.device), torch.arange(len(v), device=u.device)
-    return v, u @ v.T, rows[:, None] + diagonal != columns[None, :]
+    return v, inner_products(u, v), rows[:, None] + diagonal != columns[None, :]
 
 
 def contrastive_partial(
