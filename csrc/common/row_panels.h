@@ -65,6 +65,19 @@ inline void normalize_in_place(const at::Tensor& x, const std::vector<double>& n
   });
 }
 
+// The smallest norm whose inverse the dtype of a gradient can hold. Rows below it, a dead unit's, get a gradient of 0:
+// g / |x| would be infinite, and one such row makes a gradient scaler skip the step. float16 alone is too narrow for
+// 1 / kNormEps.
+inline double smallest_invertible_norm(c10::ScalarType dtype) { return dtype == at::kHalf ? 1.0 / 65504 : 0; }
+
+// pad_rows, normalised on request in the wider of the two types: rows of float64 need not fit in float.
+inline at::Tensor pad_unit_rows(const at::Tensor& x, int64_t panel, c10::ScalarType dtype, bool normalize) {
+  const at::Tensor padded = pad_rows(x, panel, x.scalar_type() == at::kDouble ? at::kDouble : dtype);
+  const at::Tensor rows = padded.narrow(0, 0, x.size(0));
+  if (normalize) normalize_in_place(rows, norms_of_rows(rows));
+  return padded.to(dtype);
+}
+
 inline at::Tensor wide_rows(const at::Tensor& z) { return z.contiguous().to(wide_dtype(z.scalar_type())); }
 
 // |u| of the longest row, NaN when one is.

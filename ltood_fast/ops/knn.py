@@ -105,7 +105,8 @@ def knn_density(
         No gradient.
 
     Raises:
-        TypeError, ValueError: a wrong type, dtype, shape, device or range; the sentence names the argument.
+        TypeError, ValueError: a wrong type, dtype, shape, device or range, or a row with NaN or infinity; the sentence
+            names the argument and the row.
         ImportError: method="ivf" without FAISS.
         RuntimeError: backend="cpu" or "cuda" in a build without that kernel.
     """
@@ -259,6 +260,8 @@ def _check_knn(op: str, x: Tensor, k: int, y: Tensor | None) -> None:
 def _check_density(op: str, x: Tensor, k: int, method: str) -> None:
     _check_knn(op, x, k, None)
     _check.choice(op, "method", method, METHODS)
+    if not torch.compiler.is_compiling():
+        _check.finite_rows(op, "x", x)  # NaN ranks first: one such row would be everyone's neighbour
 
 
 def _ivf_density(x: Tensor, k: int, n_lists: int | None, n_probes: int | None) -> Tensor:

@@ -6,6 +6,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+SMALLEST_INVERTIBLE_NORM = 1 / torch.finfo(torch.float16).max
+LONG_FLOAT, LONG_DOUBLE = 1e15, 1e150  # elements whose squares are far from the largest number
+
 
 def wide(x: Tensor) -> Tensor:
     """The dtype that sums are carried in: float64 for float64, float32 for all others."""
@@ -18,8 +21,33 @@ def common_dtype(a: Tensor, b: Tensor) -> torch.dtype:
 
 
 def unit_rows(x: Tensor, normalize: bool = True) -> Tensor:
-    """Rows of x in the wide dtype, L2-normalised on request (eps 1e-12, gradient through the norm)."""
-    return F.normalize(wide(x), dim=1, eps=1e-12) if normalize else wide(x)
+    """Rows of x in the wide dtype, L2-normalised on request (eps 1e-12, gradient through the norm).
+
+    Long rows are scaled by their largest element first, as their squares would overflow. A float16 row whose norm has
+    no finite inverse in float16 gets a gradient of 0.
+    """
+    rows = wide(x)
+    if not normalize:
+        return rows
+    if x.dtype == torch.float16:
+        dead = rows.detach().norm(dim=1, keepdim=True) < SMALLEST_INVERTIBLE_NORM
+        rows = rows.detach().where(dead, rows)
+    largest = rows.detach().abs().amax(dim=1, keepdim=True)
+    long = largest > (LONG_DOUBLE if rows.dtype == torch.float64 else LONG_FLOAT)
+    return F.normalize(rows / largest.where(long, 1), dim=1, eps=1e-12)
+
+
+def inner_products(x: Tensor, y: Tensor) -> Tensor:
+    """x @ y.T, with the same bits in columns of equal rows, so that they tie: how a matrix product rounds an element
+    depends on where it stands. Not while torch.compile traces, as the number of distinct rows is data."""
+    products = x @ y.T
+    if torch.compiler.is_compiling():
+        return products
+    with torch.no_grad():
+        group = torch.unique(y, dim=0, return_inverse=True)[1]
+        rows = torch.arange(len(y), device=y.device)
+        first = torch.full_like(rows, len(y)).scatter_reduce(0, group, rows, "amin")
+    return products[:, first[group]]
 
 
 def view_mask(n: int, instance_ids: Tensor | None, device: torch.device) -> Tensor:

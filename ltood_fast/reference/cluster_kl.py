@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 
 import torch
 from torch import Tensor
 
-from ._common import common_dtype, unit_rows
+from ._common import LONG_DOUBLE, LONG_FLOAT, common_dtype, unit_rows
 
 
 def log_soft_assignment(z: Tensor, centroids: Tensor, nu: float, normalize: bool) -> Tensor:
@@ -16,8 +17,17 @@ def log_soft_assignment(z: Tensor, centroids: Tensor, nu: float, normalize: bool
     z, centroids = unit_rows(z, normalize).to(dtype), unit_rows(centroids, normalize).to(dtype)
     origin = centroids.detach().median(dim=0).values  # distances stay; a common offset no longer cancels in them
     z, centroids = z - origin, centroids - origin
+    # Far rows are scaled by the largest element c, as their squares would overflow:
+    # log(1 + d / nu) = log(d / c^2 + nu / c^2) + 2 log c - log nu.
+    largest = torch.maximum(z.detach().abs().amax(), centroids.detach().abs().amax())
+    long = largest > (LONG_DOUBLE if dtype == torch.float64 else LONG_FLOAT)
+    scale = largest.where(long, 1)
+    z, centroids = z / scale, centroids / scale
     squared = z.square().sum(1)[:, None] + centroids.square().sum(1)[None, :] - 2 * z @ centroids.T
-    return torch.log_softmax(-(nu + 1) / 2 * torch.log1p(squared.clamp(min=0) / nu), dim=1)
+    squared = squared.clamp(min=0)
+    tiny = torch.finfo(dtype).tiny
+    far = torch.log((squared + nu / scale / scale).clamp(min=tiny)) + 2 * scale.log() - math.log(nu)
+    return torch.log_softmax(-(nu + 1) / 2 * far.where(long, torch.log1p(squared / nu)), dim=1)
 
 
 def cluster_kl(

@@ -13,7 +13,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from ._common import best_k, reduce_rows, unit_rows, view_mask
+from ._common import best_k, common_dtype, inner_products, reduce_rows, unit_rows, view_mask
 from .options import Bank
 
 
@@ -29,31 +29,51 @@ def _full_precision(z: Tensor) -> torch.autocast:
     return torch.autocast(z.device.type, enabled=False)
 
 
+def _diagonal(s: Tensor) -> Tensor:
+    return torch.eye(len(s), dtype=torch.bool, device=s.device)
+
+
+def _logsumexp(s: Tensor, kept: Tensor) -> Tensor:
+    """log sum exp of the entries that are kept; -inf, without gradient, where a row has none."""
+    empty = ~kept.any(dim=1)
+    lse = s.masked_fill(~kept, -torch.inf).masked_fill(empty[:, None], 0).logsumexp(dim=1)
+    return lse.masked_fill(empty, -torch.inf)
+
+
 def _similarities(u: Tensor, temperature: float | Tensor) -> tuple[Tensor, Tensor]:
     """(s [N, N], lse [N]); lse leaves the diagonal out and is -inf where a row has no other."""
     s = u @ u.T / temperature
-    diagonal = torch.eye(u.shape[0], dtype=torch.bool, device=u.device)
-    return s, s.masked_fill(diagonal, -torch.inf).logsumexp(dim=1)
+    return s, _logsumexp(s, ~_diagonal(s))
 
 
-def _row_losses(lse: Tensor, attraction: Tensor, weight: Tensor) -> tuple[Tensor, Tensor]:
-    """(l_i = lse_i - attraction_i / weight_i, which rows have a positive); rows without one hold 0."""
+def _row_losses(
+    s: Tensor, lse: Tensor, positive: Tensor, neighbors: tuple[Tensor, Tensor, Tensor] | None = None
+) -> tuple[Tensor, Tensor]:
+    """(l_i = lse_i - weighted mean of s over the positives of i, which rows have one); rows without one hold 0.
+
+    positive: [N, N] bool. neighbors: (lam_i times the sum of s over M_k(i), lam_i |M_k(i)|, the lone neighbours as
+    [N, N] bool). A row with one positive p is log(1 + exp(rest_i - s_ip)), rest_i = log-sum-exp over all rows but i and
+    p, which keeps the digits of a small loss.
+    """
+    count, view_sum = positive.sum(dim=1), s.masked_fill(~positive, 0).sum(dim=1)
+    neighbor_sum, neighbor_weight = (0, 0) if neighbors is None else neighbors[:2]
+    weight = count + neighbor_weight
     has_positive = weight > 0
-    rows = lse - attraction / weight.where(has_positive, 1)
+    divisor = weight.where(has_positive, 1)
+
+    sole = positive & (count == 1)[:, None]
+    if neighbors is not None:
+        sole = sole | (neighbors[2] & (count == 0)[:, None])
+    s_sole = s.masked_fill(~sole, 0).sum(dim=1)
+    excess = (count * s_sole - view_sum + (neighbor_weight * s_sole - neighbor_sum)) / divisor
+    small = F.softplus(_logsumexp(s, ~sole & ~_diagonal(s)) - s_sole) + excess
+    rows = small.where(sole.any(dim=1), lse - (view_sum + neighbor_sum) / divisor)
     return rows.masked_fill(~has_positive, 0), has_positive
-
-
-def _view_term(s: Tensor, instance_ids: Tensor | None) -> tuple[Tensor, Tensor]:
-    """(sum of s over V(i), |V(i)|)."""
-    views = view_mask(s.shape[0], instance_ids, s.device)
-    return s.masked_fill(~views, 0).sum(dim=1), views.sum(dim=1)
 
 
 def _class_losses(s: Tensor, lse: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
     """SupCon's rows: the positives are all other rows of the same label."""
-    n = s.shape[0]
-    same = (labels[:, None] == labels[None, :]) & ~torch.eye(n, dtype=torch.bool, device=s.device)
-    return _row_losses(lse, s.masked_fill(~same, 0).sum(dim=1), same.sum(dim=1))
+    return _row_losses(s, lse, (labels[:, None] == labels[None, :]) & ~_diagonal(s))
 
 
 def _neighbors(
@@ -76,19 +96,31 @@ def _neighbors(
     if column_domain is not None:
         admissible = admissible & (domain[:, None] == column_domain[None, :])
     with torch.no_grad():
-        return best_k(u @ (u if bank is None else bank.z).T, admissible, k)
+        return best_k(inner_products(u, u if bank is None else bank.z), admissible, k)
 
 
 def _neighbor_term(
-    u: Tensor, temperature: float | Tensor, neighbor_weight: float | Tensor, bank: Bank | None, columns: Tensor
-) -> tuple[Tensor, Tensor]:
-    """(lam_i times the sum of s over M_k(i), lam_i |M_k(i)|); columns [N, k], -1 = none."""
-    found = columns >= 0
-    similarity = torch.einsum("nd,nkd->nk", u, (u if bank is None else bank.z)[columns.clamp(min=0)]) / temperature
+    u: Tensor,
+    s: Tensor,
+    temperature: float | Tensor,
+    neighbor_weight: float | Tensor,
+    bank: Bank | None,
+    columns: Tensor,  # [N, k], -1 = none
+) -> tuple[Tensor, Tensor, Tensor]:
+    """(lam_i times the sum of s over M_k(i), lam_i |M_k(i)|, [N, N] bool: neighbours in the batch that are alone)."""
+    found, chosen = columns >= 0, columns.clamp(min=0)
+    if bank is None:
+        similarity = s.gather(1, chosen)
+    else:
+        similarity = torch.einsum("nd,nkd->nk", u, bank.z[chosen]) / temperature
     neighbor_sum = similarity.masked_fill(~found, 0).sum(dim=1)
     if isinstance(neighbor_weight, Tensor):
         neighbor_weight = neighbor_weight.detach().to(u.dtype)
-    return neighbor_weight * neighbor_sum, neighbor_weight * found.sum(dim=1)
+    alone = torch.zeros_like(s, dtype=torch.bool)
+    if bank is None:
+        one = found.sum(dim=1, keepdim=True) == 1
+        alone = alone.scatter(1, chosen[:, :1], one)  # the places without a neighbour come last
+    return neighbor_weight * neighbor_sum, neighbor_weight * found.sum(dim=1), alone
 
 
 def nt_xent(
@@ -103,7 +135,7 @@ def nt_xent(
     """l_i = lse_i - mean of s_iv over the other views v of i (SimCLR, Chen 2020)."""
     with _full_precision(z):
         s, lse = _similarities(unit_rows(z, normalize), temperature)
-        loss = reduce_rows(*_row_losses(lse, *_view_term(s, instance_ids)), reduction)
+        loss = reduce_rows(*_row_losses(s, lse, view_mask(len(s), instance_ids, s.device)), reduction)
     return (loss, lse) if return_lse else loss
 
 
@@ -141,12 +173,11 @@ def psd_loss(
     with _full_precision(z):
         u, bank = unit_rows(z, normalize), Bank.of(bank)
         if bank is not None:
-            bank = replace(bank, z=unit_rows(bank.z.detach().to(u.dtype), normalize))
+            bank = replace(bank, z=unit_rows(bank.z.detach().to(common_dtype(bank.z, u)), normalize).to(u.dtype))
         s, lse = _similarities(u, temperature)
         cosines, columns = _neighbors(u, k, instance_ids, domain, bank)
-        view_sum, n_views = _view_term(s, instance_ids)
-        neighbor_sum, neighbor_count = _neighbor_term(u, temperature, neighbor_weight, bank, columns)
-        loss = reduce_rows(*_row_losses(lse, view_sum + neighbor_sum, n_views + neighbor_count), reduction)
+        near = _neighbor_term(u, s, temperature, neighbor_weight, bank, columns)
+        loss = reduce_rows(*_row_losses(s, lse, view_mask(len(s), instance_ids, s.device), near), reduction)
     extras = ((lse,) if return_lse else ()) + ((cosines, columns) if return_neighbors else ())
     return (loss, *extras) if extras else loss
 
@@ -212,7 +243,7 @@ def _partial_products(x: Tensor, y: Tensor, normalize: bool, diagonal: int) -> t
     """(unit rows of y, their inner products [n, M] with the rows of x, where row i is not column i + diagonal)."""
     u, v = unit_rows(x, normalize), unit_rows(y, normalize)
     rows, columns = torch.arange(len(u), device=u.device), torch.arange(len(v), device=u.device)
-    return v, u @ v.T, rows[:, None] + diagonal != columns[None, :]
+    return v, inner_products(u, v), rows[:, None] + diagonal != columns[None, :]
 
 
 def contrastive_partial(

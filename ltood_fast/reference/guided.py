@@ -11,7 +11,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from ._common import best_k, reduce_rows, unit_rows, view_mask, wide
+from ._common import best_k, common_dtype, inner_products, reduce_rows, unit_rows, view_mask, wide
 from .options import Distill
 
 
@@ -25,8 +25,8 @@ class Stage2Result(NamedTuple):
 
 def guide_cosines(guide: Tensor, like: Tensor) -> Tensor:
     """[N, N] cosines of the guide in the dtype of `like`, without gradient."""
-    e = unit_rows(guide.detach().to(like.dtype))
-    return e @ e.T
+    e = unit_rows(guide.detach().to(common_dtype(guide, like))).to(like.dtype)
+    return inner_products(e, e)
 
 
 def positive_mask(cosines: Tensor, k: int, pos_idx: Tensor | None, instance_ids: Tensor | None) -> Tensor:
@@ -123,7 +123,8 @@ def feature_distill(z: Tensor, guide: Tensor, *, reduction: str = "mean") -> Ten
     """l_i = 1 - cos(z_i, e_i)."""
     with torch.autocast(z.device.type, enabled=False):
         z = unit_rows(z)
-        rows = 1 - (z * unit_rows(guide.detach().to(z.dtype))).sum(dim=1)
+        e = unit_rows(guide.detach().to(common_dtype(guide, z))).to(z.dtype)
+        rows = 1 - (z * e).sum(dim=1)
         return reduce_rows(rows, torch.ones_like(rows, dtype=torch.bool), reduction)
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from ._common import best_k, common_dtype, unit_rows
+from ._common import best_k, common_dtype, inner_products, unit_rows
 
 ROWS = 1024  # rows of the similarity matrix at a time
 
@@ -21,7 +21,7 @@ def knn(x: Tensor, k: int = 10, *, y: Tensor | None = None, normalize: bool = Tr
         for start in range(0, len(queries), ROWS):
             rows = torch.arange(start, min(start + ROWS, len(queries)), device=x.device)
             admissible = (rows[:, None] != columns) if y is None else torch.ones_like(rows[:, None] == columns)
-            found.append(best_k(queries[rows] @ base.T, admissible, k))
+            found.append(best_k(inner_products(queries[rows], base), admissible, k))
         cosines, indices = zip(*found, strict=True)
         return torch.cat(cosines), torch.cat(indices)
 

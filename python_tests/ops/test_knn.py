@@ -144,7 +144,8 @@ def test_broken_rows(broken, y_given, device):
     assert torch.equal(got[0].isnan(), expected[0].isnan())
     assert got[0][:, 0].isnan().all()
     assert got[0].isnan().sum() == 398 * 2 + 2 * 4  # two broken columns each, and the broken rows themselves
-    assert ltood_fast.knn_density(x.to(device), 4).isnan().all()
+    with pytest.raises(ValueError, match="NaN or Inf in row 7"):
+        ltood_fast.knn_density(x.to(device), 4)
 
 
 def test_minus_infinity_is_no_neighbour():

@@ -5,6 +5,7 @@
 #include <ATen/ops/max.h>
 
 #include <algorithm>
+#include <cmath>
 
 #include "common/check.h"
 #include "common/dispatch.h"
@@ -108,13 +109,16 @@ GuidedStates guided_states(const Arguments& arguments) {
 }
 
 c10::ScalarType compute_dtype(const GuidedArguments& a) {
-  constexpr double kMaxFloatExponent = 128;
+  constexpr double kMaxFloatExponent = 128, kMaxExponent = 0x1p35;
   const auto longest = [&](const at::Tensor& z) {
     if (a.normalize) return 1.0;
     return at::linalg_vector_norm(z, 2, at::IntArrayRef{1}, false, at::kDouble).max().item().toDouble();
   };
   const double product = longest(a.z) * longest(a.rows.has_value() ? a.rows->z : a.z);
   const double largest = std::max(product / a.temperature, 1 / a.teacher());
+  LTOOD_CHECK_VALUE(!(std::isfinite(product) && largest > kMaxExponent), "guided", "z",
+                    "of rows with |z_i| |z_j| / temperature up to 3.4e10, where float64 still carries a softmax",
+                    largest, " (normalise the rows, scale them down, or raise the temperature)");
   return largest <= kMaxFloatExponent ? wide_dtype(a.z.scalar_type()) : at::kDouble;
 }
 

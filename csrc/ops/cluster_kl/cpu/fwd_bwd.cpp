@@ -7,11 +7,13 @@
 // that follows from the sizes alone, and their sums are added in the workers' order.
 #include <ATen/ops/empty.h>
 #include <ATen/ops/empty_like.h>
+#include <ATen/ops/isfinite.h>
 #include <ATen/ops/median.h>
 #include <ATen/ops/zeros.h>
 #include <torch/library.h>
 
 #include <algorithm>
+#include <limits>
 #include <tuple>
 
 #include "common/dispatch.h"
@@ -175,30 +177,51 @@ at::Tensor assign(const CpuProblem& p, const at::Tensor& stats, const at::Tensor
 
 using ClusterKlOutputs = std::tuple<at::Tensor, at::Tensor, at::Tensor, at::Tensor, at::Tensor, at::Tensor>;
 
+struct ClusterOptions {
+  int64_t cached_rows = 0;
+  bool return_q = false, return_assignments = false;
+};
+
+template <typename T>
+ClusterKlOutputs forward(const ClusterInputs& in, const ClusterSizes& sizes, const ClusterOptions& options) {
+  const CpuProblem p = CpuProblem::make(sizes, in.z, in.centroids, in.nu, T{});
+  const int64_t n = sizes.n, k = sizes.k, cached_rows = options.cached_rows;
+  at::Tensor loss = at::empty({n}, p.wide), stats = at::empty({3, n}, p.wide),
+             cache = at::empty({cached_rows, k}, p.wide);
+  at::Tensor q = at::empty({options.return_q ? n : 0, k}, p.wide);
+  at::Tensor assignments = at::empty({options.return_assignments ? n : 0}, p.wide.dtype(at::kLong));
+  cache.narrow(0, cached_rows / p.plan.panel * p.plan.panel, cached_rows % p.plan.panel).zero_();
+  const at::Tensor mass = assign<T>(p, stats, cache, assignments), inverse_mass = inverse<T>(mass);
+  p.plan.for_each_panel(Panel<T>(p), [&](int64_t, Rows rows, Panel<T>& b) {
+    const T* tile = b.recall(rows, cache, false);
+    T* q_rows = options.return_q ? data<T>(q) + rows.first * k : data<T>(b.row);
+    row_losses(tile, stats_at<T>(stats, rows.first), data<T>(inverse_mass), data<T>(loss) + rows.first, q_rows,
+               options.return_q ? k : 0, rows.count, k, in.nu);
+  });
+  return {loss, mass, stats, cache, q, assignments};
+}
+
+// Whether some number of `computed` is not finite though the rows and the centroids are: float has overflown.
+bool overflows(const at::Tensor& computed, const ClusterInputs& in) {
+  const auto finite = [](const at::Tensor& x) { return x.isfinite().all().item<bool>(); };
+  return computed.scalar_type() == at::kFloat && !finite(computed) && finite(in.z) && finite(in.centroids);
+}
+
 ClusterKlOutputs cluster_kl_cpu(const Arguments& arguments) {
   const ClusterInputs in = cluster_inputs(arguments);
-  const int64_t cached_rows = arguments.integer("cached_rows");
-  const bool return_q = arguments.flag("return_q"), return_assignments = arguments.flag("return_assignments");
-  const ClusterSizes sizes = check_cluster_kl(in, cached_rows);
+  ClusterOptions options{arguments.integer("cached_rows"), arguments.flag("return_q"),
+                         arguments.flag("return_assignments")};
+  const ClusterSizes sizes = check_cluster_kl(in, options.cached_rows);
   const at::ScalarType dtype = c10::promoteTypes(in.z.scalar_type(), in.centroids.scalar_type());
-  return dispatch_wide(dtype, [&](auto zero) -> ClusterKlOutputs {
-    using T = decltype(zero);
-    const CpuProblem p = CpuProblem::make(sizes, in.z, in.centroids, in.nu, zero);
-    const int64_t n = sizes.n, k = sizes.k;
-    at::Tensor loss = at::empty({n}, p.wide), stats = at::empty({3, n}, p.wide),
-               cache = at::empty({cached_rows, k}, p.wide);
-    at::Tensor q = at::empty({return_q ? n : 0, k}, p.wide);
-    at::Tensor assignments = at::empty({return_assignments ? n : 0}, p.wide.dtype(at::kLong));
-    cache.narrow(0, cached_rows / p.plan.panel * p.plan.panel, cached_rows % p.plan.panel).zero_();
-    const at::Tensor mass = assign<T>(p, stats, cache, assignments), inverse_mass = inverse<T>(mass);
-    p.plan.for_each_panel(Panel<T>(p), [&](int64_t, Rows rows, Panel<T>& b) {
-      const T* tile = b.recall(rows, cache, false);
-      T* q_rows = return_q ? data<T>(q) + rows.first * k : data<T>(b.row);
-      row_losses(tile, stats_at<T>(stats, rows.first), data<T>(inverse_mass), data<T>(loss) + rows.first, q_rows,
-                 return_q ? k : 0, rows.count, k, in.nu);
-    });
-    return {loss, mass, stats, cache, q, assignments};
-  });
+  ClusterKlOutputs outputs =
+      dispatch_wide(dtype, [&](auto zero) { return forward<decltype(zero)>(in, sizes, options); });
+  if (!overflows(std::get<0>(outputs), in)) return outputs;
+  // Squared distances beyond 3e38. The statistics would not fit in float: NaN tells the backward to compute them again.
+  auto& [loss, mass, stats, cache, q, assignments] = outputs;
+  options.cached_rows = 0;
+  const auto [loss64, mass64, stats64, no_cache, q64, assignments64] = forward<double>(in, sizes, options);
+  stats.fill_(std::numeric_limits<double>::quiet_NaN());
+  return {loss64.to(at::kFloat), mass64.to(at::kFloat), stats, cache, q64.to(at::kFloat), assignments64};
 }
 
 // The parts of the backward that the workers share.
@@ -243,27 +266,33 @@ struct PanelBackward {
   }
 };
 
+template <typename T>
+std::tuple<at::Tensor, at::Tensor> backward(const ClusterInputs& in, const ClusterSizes& sizes,
+                                            const ClusterSaved& saved) {
+  const CpuProblem p = CpuProblem::make(sizes, in.z, in.centroids, in.nu, T{});
+  const int64_t workers = saved.need_centroids ? p.plan.workers : 0;
+  PanelBackward<T> backward{p};
+  backward.grad_loss = saved.grad_loss.detach().to(p.wide.dtype()).contiguous();
+  backward.inverse_mass = inverse<T>(saved.mass);
+  backward.stats = saved.stats;
+  backward.cache = saved.distances;
+  backward.grad_z = at::empty({saved.need_z ? sizes.n : 0, sizes.d}, in.z.options());
+  backward.partial = at::zeros({workers, sizes.k, sizes.d}, p.wide);
+  backward.column_sums = at::zeros({workers, sizes.k}, p.wide.dtype(at::kDouble));
+  p.plan.for_each_panel(Panel<T>(p), [&](int64_t worker, Rows rows, Panel<T>& b) { backward.panel(worker, rows, b); });
+  return {backward.grad_z, backward.grad_centroids(in.centroids.scalar_type())};
+}
+
 std::tuple<at::Tensor, at::Tensor> cluster_kl_bwd_cpu(const Arguments& arguments) {
   const ClusterInputs in = cluster_inputs(arguments);
-  const ClusterSaved saved = cluster_saved(arguments);
+  ClusterSaved saved = cluster_saved(arguments);
   const ClusterSizes sizes = check_cluster_kl(in, 0);
   check_cluster_kl_bwd(sizes, saved);
-  return dispatch_wide(saved.mass.scalar_type(), [&](auto zero) -> std::tuple<at::Tensor, at::Tensor> {
-    using T = decltype(zero);
-    const CpuProblem p = CpuProblem::make(sizes, in.z, in.centroids, in.nu, zero);
-    const int64_t workers = saved.need_centroids ? p.plan.workers : 0;
-    PanelBackward<T> backward{p};
-    backward.grad_loss = saved.grad_loss.detach().to(p.wide.dtype()).contiguous();
-    backward.inverse_mass = inverse<T>(saved.mass);
-    backward.stats = saved.stats;
-    backward.cache = saved.distances;
-    backward.grad_z = at::empty({saved.need_z ? sizes.n : 0, sizes.d}, in.z.options());
-    backward.partial = at::zeros({workers, sizes.k, sizes.d}, p.wide);
-    backward.column_sums = at::zeros({workers, sizes.k}, p.wide.dtype(at::kDouble));
-    p.plan.for_each_panel(Panel<T>(p),
-                          [&](int64_t worker, Rows rows, Panel<T>& b) { backward.panel(worker, rows, b); });
-    return {backward.grad_z, backward.grad_centroids(in.centroids.scalar_type())};
-  });
+  if (overflows(saved.stats, in)) {
+    const auto [loss, mass, stats, cache, q, assignments] = forward<double>(in, sizes, {});
+    saved.mass = mass, saved.stats = stats, saved.distances = cache;
+  }
+  return dispatch_wide(saved.mass.scalar_type(), [&](auto zero) { return backward<decltype(zero)>(in, sizes, saved); });
 }
 
 }  // namespace

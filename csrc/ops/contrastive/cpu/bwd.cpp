@@ -15,6 +15,7 @@
 #include <tuple>
 
 #include "ops/contrastive/cpu/similarities.h"
+#include "ops/contrastive/cpu/sole_positives.h"
 
 namespace ltood {
 namespace {
@@ -64,7 +65,8 @@ LossGradients row_gradients(const BackwardInputs& in, int64_t n) {
 // G u [N, D] over the upper triangle, in units of row.largest / tau. What a tile gives the rows of its columns, G^T
 // u_i, is summed transposed, u_i^T G: both products then read G as it lies.
 template <typename T>
-at::Tensor lse_gradient(const PreparedRows& rows, const LossGradients& row, const at::Tensor& lse) {
+at::Tensor lse_gradient(const PreparedRows& rows, const LossGradients& row, const at::Tensor& lse,
+                        const SolePairs& pairs) {
   const RowPanels<T> panels = row_panels<T>(rows);
   const int64_t n = rows.u.size(0), d = rows.u.size(1), panel = panels.panel();
   const bool fixed_shift = rows.exponent_bound <= safe_exponent<T>();
@@ -75,6 +77,7 @@ at::Tensor lse_gradient(const PreparedRows& rows, const LossGradients& row, cons
     const Matrix<T> values = panels.products(i, j);
     const Tile<T> tile = tile_of(values, panels.size(i), panels.size(j), rows);
     const int64_t r = panels.start(i), c = panels.start(j);
+    pairs.exclude(tile, r, c);
     weight_tile(tile, fixed_shift, factors.from(r), factors.from(c));
     const Matrix<const T> g{values.data, values.stride};
     multiply(panel, d, panel, g, panels.rows(j), {grad.mutable_data_ptr<T>() + r * d, d}, true);
@@ -114,8 +117,8 @@ double bank_positive_bwd(const BackwardInputs& in, const PreparedRows& rows, boo
   run_parallel((n + kRows - 1) / kRows, [&](int64_t chunk) {
     const int64_t begin = chunk * kRows, count = std::min(kRows, n - begin);
     const at::Tensor indices = in.indices.narrow(0, begin, count);
-    at::Tensor chosen = in.bank->index_select(0, indices.clamp_min(0).view({-1})).to(rows.u.scalar_type());
-    if (normalize) normalize_in_place(chosen, norms_of_rows(chosen));
+    const at::Tensor picked = in.bank->index_select(0, indices.clamp_min(0).view({-1}));
+    const at::Tensor chosen = pad_unit_rows(picked, 1, rows.u.scalar_type(), normalize);
     const at::Tensor places = at::arange(count * k, indices.options()).view({count, k}).masked_fill_(indices.lt(0), -1);
     const NeighborPositives<T> to_chosen{places.const_data_ptr<int64_t>(), k, chosen.const_data_ptr<T>(), nullptr,
                                          positive_grad.data() + begin};
@@ -146,13 +149,65 @@ void batch_positive_bwd(const at::Tensor& indices, const at::Tensor& u, const st
 
 template <typename T>
 double neighbor_positive_bwd(const BackwardInputs& in, const PreparedRows& rows, bool normalize,
-                             std::vector<double> positive_grad, double scale, const at::Tensor& grad) {
+                             const std::vector<double>& positive_grad, double scale, const at::Tensor& grad) {
   if (in.indices.size(1) == 0) return 0;
-  const double* weights = in.neighbor_weights ? in.neighbor_weights->const_data_ptr<double>() : nullptr;
-  for (size_t i = 0; i < positive_grad.size(); ++i) positive_grad[i] *= weights ? weights[i] : in.neighbor_weight;
   if (in.bank) return bank_positive_bwd<T>(in, rows, normalize, positive_grad, scale, grad);
   batch_positive_bwd<T>(in.indices, rows.u, positive_grad, scale, grad);
   return 0;
+}
+
+// What arrives at the neighbours of each row.
+std::vector<double> neighbor_positive_grad(const BackwardInputs& in, std::vector<double> positive_grad) {
+  const double* weights = in.neighbor_weights ? in.neighbor_weights->const_data_ptr<double>() : nullptr;
+  for (size_t i = 0; i < positive_grad.size(); ++i) positive_grad[i] *= weights ? weights[i] : in.neighbor_weight;
+  return positive_grad;
+}
+
+// The positives as the backward treats them.
+struct Positives {
+  RowSegments views, classes;
+  SolePairs pairs;
+  std::vector<double> neighbor_grad;  // [N]
+
+  Positives(const BackwardInputs& in, const LossGradients& row, int64_t n) {
+    if (in.grad_instance) {
+      views = view_segments(in.instance_ids, n);
+      pairs.instance = sole_members(views, n);
+      const int64_t k = in.indices.size(1);
+      if (k > 0) neighbor_grad = neighbor_positive_grad(in, row.instance_positive_grad);
+      if (k > 0 && !in.bank) pairs.neighbor = sole_neighbors(views, in.indices.const_data_ptr<int64_t>(), n, k);
+    }
+    if (in.grad_class) {
+      classes = segment_rows(in.labels->const_data_ptr<int64_t>(), n);
+      pairs.same_class = sole_members(classes, n);
+    }
+    pairs.list_pairs(n);
+  }
+};
+
+// grad -= all positives, in units of row.largest / tau. Returns what bank_positive_bwd does.
+template <typename T>
+double positive_bwd(const BackwardInputs& in, const PreparedRows& rows, bool normalize, const LossGradients& row,
+                    const Positives& positives, const at::Tensor& grad) {
+  const double scale = 1 / row.largest;
+  const int64_t n = rows.u.size(0), d = rows.u.size(1);
+  const SoleGradients arrived{in.lse.const_data_ptr<double>(), row.lse.data(), row.instance_positive_grad.data(),
+                              row.class_positive_grad.data(), positives.neighbor_grad.data()};
+  run_rows(n, [&](int64_t begin, int64_t end) {
+    sole_positive_bwd(positives.pairs, arrived, begin, end, rows.u.const_data_ptr<T>(), d, rows.inv_tau, scale,
+                      grad.mutable_data_ptr<T>());
+  });
+  double to_bank = 0;
+  if (in.grad_instance) {
+    segment_positive_bwd<T>(positives.views, rows.u, row.instance_positive_grad, scale, grad);
+    std::vector<double> others = positives.neighbor_grad;  // without those that are alone
+    for (size_t i = 0; i < positives.pairs.neighbor.size(); ++i) {
+      if (positives.pairs.neighbor[i] >= 0) others[i] = 0;
+    }
+    to_bank = neighbor_positive_bwd<T>(in, rows, normalize, others, scale, grad);
+  }
+  if (in.grad_class) segment_positive_bwd<T>(positives.classes, rows.u, row.class_positive_grad, scale, grad);
+  return to_bank;
 }
 
 template <typename T>
@@ -160,24 +215,16 @@ std::tuple<at::Tensor, at::Tensor> backward(const BackwardInputs& in, const at::
                                             bool normalize) {
   const int64_t n = z.size(0), d = z.size(1);
   const LossGradients row = row_gradients(in, n);
-  const at::Tensor grad = lse_gradient<T>(rows, row, in.lse);
-  const double scale = 1 / row.largest;
-  double to_bank = 0;
-  if (in.grad_instance) {
-    segment_positive_bwd<T>(view_segments(in.instance_ids, n), rows.u, row.instance_positive_grad, scale, grad);
-    to_bank = neighbor_positive_bwd<T>(in, rows, normalize, row.instance_positive_grad, scale, grad);
-  }
-  if (in.grad_class) {
-    segment_positive_bwd<T>(segment_rows(in.labels->const_data_ptr<int64_t>(), n), rows.u, row.class_positive_grad,
-                            scale, grad);
-  }
+  Positives positives(in, row, n);
+  positives.pairs.multiply_pairs(rows.u.const_data_ptr<T>(), d);
+  const at::Tensor grad = lse_gradient<T>(rows, row, in.lse, positives.pairs);
+  double u_dot_du = positive_bwd<T>(in, rows, normalize, row, positives, grad);
   std::vector<double> radial(n);
   run_rows(n, [&](int64_t begin, int64_t end) {
     normalize_rows_bwd(rows.u.const_data_ptr<T>() + begin * d, grad.mutable_data_ptr<T>() + begin * d, end - begin, d,
                        normalize ? rows.norms.data() + begin : nullptr, row.largest * rows.inv_tau,
-                       radial.data() + begin);
+                       smallest_invertible_norm(z.scalar_type()), radial.data() + begin);
   });
-  double u_dot_du = to_bank;
   for (const double value : radial) u_dot_du += value;
   const at::ScalarType wide = wide_dtype(z.scalar_type());
   return {grad.to(z.scalar_type()), at::scalar_tensor(-0.5 * rows.inv_tau * u_dot_du, z.options().dtype(wide))};
@@ -187,7 +234,7 @@ std::tuple<at::Tensor, at::Tensor> contrastive_bwd_cpu(const Arguments& argument
   const BackwardInputs in{contrastive_inputs(arguments), contrastive_saved(arguments)};
   check_contrastive_bwd(in, in);
   check_index_range(in.indices, in.bank ? in.bank->size(0) : in.z.size(0));
-  const PreparedRows rows = prepare_rows(in.z, in.normalize, in.temperature.value());
+  const PreparedRows rows = prepare_rows(in);
   return dispatch_wide(rows.u.scalar_type(),
                        [&](auto type) { return backward<decltype(type)>(in, in.z, rows, in.normalize); });
 }

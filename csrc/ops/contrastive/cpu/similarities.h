@@ -44,6 +44,15 @@ inline int64_t segment_grain(const RowSegments& segments, int64_t n) {
   return std::max<int64_t>(1, 1024 * segments.count() / n);
 }
 
+// Above this |s| double is off by more than 10^-5 in an exponent: 2^35 * 2^-52.
+constexpr double kMaxExponent = 0x1p35;
+
+inline void check_exponents(double bound) {
+  LTOOD_CHECK_VALUE(!(bound > kMaxExponent), "contrastive", "z",
+                    "of rows with |z_i| |z_j| / temperature up to 3.4e10, where float64 still carries a softmax", bound,
+                    " (normalise the rows, scale them down, or raise the temperature)");
+}
+
 inline PreparedRows pad_prepared(const at::Tensor& wide, std::vector<double> norms, bool normalize, double inv_tau,
                                  double exponent_bound) {
   const int64_t n = wide.size(0);
@@ -54,11 +63,16 @@ inline PreparedRows pad_prepared(const at::Tensor& wide, std::vector<double> nor
   return rows;
 }
 
-inline PreparedRows prepare_rows(const at::Tensor& z, bool normalize, double temperature) {
-  const at::Tensor wide = wide_rows(z);
+inline PreparedRows prepare_rows(const ContrastiveInputs& in) {
+  const at::Tensor wide = wide_rows(in.z);
   std::vector<double> norms = norms_of_rows(wide);
-  const double longest = longest_norm(norms, normalize), inv_tau = 1 / temperature;
-  return pad_prepared(wide, std::move(norms), normalize, inv_tau, longest * longest * inv_tau);
+  const double longest = longest_norm(norms, in.normalize), inv_tau = 1 / in.temperature.value();
+  double bound = longest * longest * inv_tau;
+  if (std::isfinite(longest)) check_exponents(bound);
+  if (in.bank && !in.normalize) {
+    bound = std::max(bound, longest * longest_norm(norms_of_rows(wide_rows(in.bank->detach())), false) * inv_tau);
+  }
+  return pad_prepared(wide, std::move(norms), in.normalize, inv_tau, bound);
 }
 
 // Rows and the columns that they meet, of one type and under one bound.
@@ -67,7 +81,9 @@ inline std::pair<PreparedRows, PreparedRows> prepare_rows(const at::Tensor& x, c
   const at::Tensor wide_x = wide_rows(x), wide_y = wide_rows(y);
   std::vector<double> x_norms = norms_of_rows(wide_x), y_norms = norms_of_rows(wide_y);
   const double inv_tau = 1 / temperature;
-  const double bound = longest_norm(x_norms, normalize) * longest_norm(y_norms, normalize) * inv_tau;
+  const double x_longest = longest_norm(x_norms, normalize), y_longest = longest_norm(y_norms, normalize);
+  const double bound = x_longest * y_longest * inv_tau;
+  if (std::isfinite(x_longest) && std::isfinite(y_longest)) check_exponents(bound);
   return {pad_prepared(wide_x, std::move(x_norms), normalize, inv_tau, bound),
           pad_prepared(wide_y, std::move(y_norms), normalize, inv_tau, bound)};
 }

@@ -13,6 +13,7 @@
 #include <tuple>
 
 #include "common/dispatch.h"
+#include "common/row_panels.h"
 #include "ops/guided/cpu/pairs.h"
 #include "ops/guided/cpu/rows.h"
 
@@ -258,18 +259,20 @@ void add_positives(const GuidedTiles<T>& in, const PositionGradients<T>& rows, c
 // From the gradient of the unit rows to that of the rows as they came, in place. Returns sum_i <z_i, grad z_i>, which
 // is 2 sum_ij G_ij s_ij, as the loss reads z through the products s_ij alone.
 template <typename T>
-double through_normalisation(const GuidedTiles<T>& in, bool normalize, double temperature, T* grad) {
+double through_normalisation(const GuidedTiles<T>& in, const GuidedArguments& arguments, T* grad) {
   const int64_t n = in.order.size(), width = in.z.width;
+  const double smallest = smallest_invertible_norm(arguments.z.scalar_type());
   std::vector<double> u_dot_du(n);
   at::parallel_for(0, n, 256, [&](int64_t begin, int64_t end) {
     for (int64_t i = begin; i < end; ++i) {
       T* g = grad + i * width;
       const T* z = in.z.at(i);
-      for (int64_t d = 0; d < width; ++d) g[d] = static_cast<T>(g[d] / temperature);
+      for (int64_t d = 0; d < width; ++d) g[d] = static_cast<T>(g[d] / arguments.temperature);
       u_dot_du[i] = dot(g, z, width);
-      if (!normalize) continue;
-      const T radial = in.z.norms[i] >= static_cast<T>(kNormEps) ? static_cast<T>(u_dot_du[i]) : T(0);
-      const T scale = T(1) / std::max(in.z.norms[i], static_cast<T>(kNormEps));
+      if (!arguments.normalize) continue;
+      const double norm = in.z.norms[i];
+      const T radial = norm >= kNormEps ? static_cast<T>(u_dot_du[i]) : T(0);
+      const T scale = norm < smallest ? T(0) : static_cast<T>(1 / std::max(norm, kNormEps));
       for (int64_t d = 0; d < width; ++d) g[d] = (g[d] - radial * z[d]) * scale;
     }
   });
@@ -305,7 +308,7 @@ std::tuple<at::Tensor, at::Tensor> backward(const GuidedArguments& arguments, co
   const PositionGradients<T> rows_gradients = order_gradients(saved, in);
   if (in.contrast || in.distill) add_tiles(in, rows_gradients, grad.get());
   if (has_contrast) add_positives(in, rows_gradients, saved.neighbors, grad.get());
-  const double u_dot_du = through_normalisation(in, arguments.normalize, arguments.temperature, grad.get());
+  const double u_dot_du = through_normalisation(in, arguments, grad.get());
 
   const auto options = at::TensorOptions().dtype(c10::CppTypeToScalarType<T>::value);
   at::Tensor grad_z = at::empty({n, width}, options);

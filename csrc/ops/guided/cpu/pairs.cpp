@@ -18,10 +18,7 @@ namespace {
 template <typename T>
 RowPanels<T> unit_panels(const at::Tensor& x, bool normalize, bool keep = true) {
   const int64_t n = x.size(0), panel = tile_rows(n);
-  const at::Tensor padded = pad_rows(x, panel, c10::CppTypeToScalarType<T>::value);
-  const at::Tensor rows = padded.narrow(0, 0, n);
-  if (normalize) normalize_in_place(rows, norms_of_rows(rows));
-  return {padded, n, panel, keep};
+  return {pad_unit_rows(x, panel, c10::CppTypeToScalarType<T>::value, normalize), n, panel, keep};
 }
 
 // Both embeddings of the rows, in the same panels.

@@ -7,6 +7,8 @@
 
 #include <cmath>
 
+#include "common/row_panels.h"
+
 namespace ltood {
 
 namespace {
@@ -38,25 +40,25 @@ template <typename T>
 OrderedRows<T>::OrderedRows(const at::Tensor& x, const OptionalTensor& more, const RowOrder& order, bool normalize)
     : width(x.size(1)),
       data(at::empty({order.size(), width}, c10::CppTypeToScalarType<T>::value)),
-      lengths(at::empty({order.size()}, c10::CppTypeToScalarType<T>::value)),
       rows(data.const_data_ptr<T>()),
-      norms(lengths.const_data_ptr<T>()) {
-  const auto widened = [](const at::Tensor& from) { return from.to(c10::CppTypeToScalarType<T>::value).contiguous(); };
-  const at::Tensor wide = widened(x), wide_more = more.has_value() ? widened(*more) : wide;
-  const T* of_x = wide.template const_data_ptr<T>();
-  const T* of_more = wide_more.template const_data_ptr<T>();
+      norms(normalize ? order.size() : 0) {
   T* to_rows = data.mutable_data_ptr<T>();
-  T* to_norms = lengths.mutable_data_ptr<T>();
-  at::parallel_for(0, order.size(), 256, [&](int64_t begin, int64_t end) {
-    for (int64_t p = begin; p < end; ++p) {
-      const int64_t number = order.row_at[p];
-      const T* row = number < x.size(0) ? of_x + number * width : of_more + (number - x.size(0)) * width;
-      T* to = to_rows + p * width;
-      to_norms[p] = normalize ? std::sqrt(dot(row, row, width)) : T(1);
-      const T length = normalize ? std::max(to_norms[p], static_cast<T>(kNormEps)) : T(1);
-      for (int64_t d = 0; d < width; ++d) to[d] = row[d] / length;
-    }
-  });
+  int64_t first = 0;
+  for (const at::Tensor& from : {x, more.value_or(at::Tensor())}) {
+    if (!from.defined()) continue;
+    const at::Tensor wide = wide_rows(from);
+    const std::vector<double> lengths = normalize ? norms_of_rows(wide) : std::vector<double>();
+    const at::Tensor unit = pad_unit_rows(wide, 1, c10::CppTypeToScalarType<T>::value, normalize);
+    const T* of_unit = unit.template const_data_ptr<T>();
+    run_rows(from.size(0), [&](int64_t begin, int64_t end) {
+      for (int64_t i = begin; i < end; ++i) {
+        const int64_t position = order.position_of[first + i];
+        std::copy_n(of_unit + i * width, width, to_rows + position * width);
+        if (normalize) norms[position] = lengths[i];
+      }
+    });
+    first += from.size(0);
+  }
 }
 
 template <typename T>

@@ -11,6 +11,7 @@
 
 #include "common/simd.h"
 #include "common/tile_schedule.h"
+#include "common/unit_rows.h"
 #include "ops/guided/cpu/order.h"
 #include "ops/guided/cpu/tile.h"
 #include "ops/guided/guided.h"
@@ -23,8 +24,6 @@ constexpr int64_t kTileRows = 128;
 constexpr int64_t kTileColumns = 512;
 constexpr int64_t kSpanGap = 64;  // spans of columns this close are worked on as one
 
-constexpr double kNormEps = 1e-12;  // torch.nn.functional.normalize
-
 // The order of the rows; theirs as they came where there are no clusters.
 RowOrder order_rows(const GuidedArguments& arguments);
 
@@ -36,9 +35,9 @@ struct OrderedRows {
   const T* at(int64_t position) const { return rows + position * width; }
 
   int64_t width;
-  at::Tensor data, lengths;  // tensors, so that torch counts their memory
-  const T* rows;             // [N, width]
-  const T* norms;            // [N]; 1 where rows are used as they are
+  at::Tensor data;            // a tensor, so that torch counts its memory
+  const T* rows;              // [N, width]
+  std::vector<double> norms;  // [N]; empty where rows are used as given
 };
 
 template <typename T>
