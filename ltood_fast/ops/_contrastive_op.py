@@ -10,7 +10,17 @@ from torch import Tensor
 from .._ext import has_kernel
 from ..reference.options import Bank
 from ._group import ALONE, GroupContext
-from ._schema import Arguments, differentiable, fake_gradients, int64, overload, temperature_arguments, wide_dtype
+from ._schema import (
+    Arguments,
+    call,
+    differentiable,
+    fake_gradients,
+    int64,
+    overload,
+    temperature_arguments,
+    varying,
+    wide_dtype,
+)
 
 
 class ContrastiveRows(NamedTuple):
@@ -64,27 +74,23 @@ def contrastive(
     if bank is not None:
         arguments |= {"bank": bank.z.detach(), "bank_ids": int64(bank.ids), "bank_domain": int64(bank.domain)}
     if not context.many:
-        return ContrastiveRows(*overload("contrastive")(**arguments))
-    must_match = f"reduction={context.reduction}"
-    return ContrastiveRows(
-        *overload("contrastive_group")(**arguments, **context.options(kernel, must_match))[
-            : len(ContrastiveRows._fields)
-        ]
-    )
+        return ContrastiveRows(*call("contrastive", arguments))
+    arguments |= context.options(kernel, f"reduction={context.reduction}")
+    return ContrastiveRows(*overload("contrastive_group")(**arguments)[: len(ContrastiveRows._fields)])
 
 
 def _fake(*args, **kwargs):
-    call = Arguments("contrastive", args, kwargs)
-    z, n, wide = call.z, call.z.shape[0], wide_dtype(call.z.dtype)
-    n_instance, n_class = n if call.views else 0, n if call.labels is not None else 0
+    inputs = Arguments("contrastive", args, kwargs)
+    z, n, wide = inputs.z, inputs.z.shape[0], wide_dtype(inputs.z.dtype)
+    n_instance, n_class = n if inputs.views else 0, n if inputs.labels is not None else 0
     return (
         z.new_empty(n_instance, dtype=wide),
         z.new_empty(n_class, dtype=wide),
         z.new_empty(n, dtype=torch.float64),
         z.new_empty(n_instance, dtype=torch.float64),
         z.new_empty(n_class, dtype=torch.float64),
-        z.new_empty((n, call.k), dtype=wide),
-        z.new_empty((n, call.k), dtype=torch.int64),
+        z.new_empty((n, inputs.k), dtype=wide),
+        z.new_empty((n, inputs.k), dtype=torch.int64),
     )
 
 
@@ -92,3 +98,4 @@ if has_kernel("contrastive", "cpu") or has_kernel("contrastive", "cuda"):
     torch.library.register_fake("ltood_fast::contrastive", _fake)
     fake_gradients("contrastive")
     differentiable("contrastive")
+    varying("contrastive")

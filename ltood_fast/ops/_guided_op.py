@@ -8,7 +8,17 @@ import torch
 from torch import Tensor
 
 from ._group import ALONE, GroupContext
-from ._schema import Arguments, differentiable, fake_gradients, int64, overload, temperature_arguments, wide_dtype
+from ._schema import (
+    Arguments,
+    call,
+    differentiable,
+    fake_gradients,
+    int64,
+    overload,
+    temperature_arguments,
+    varying,
+    wide_dtype,
+)
 
 
 class GuidedRows(NamedTuple):
@@ -55,16 +65,16 @@ def guided(
     arguments = {"z": z, "guide": guide.detach(), **temperature_arguments(temperature)}
     arguments |= {name: int64(x) if isinstance(x, Tensor) else x for name, x in options.items()}
     if not context.many:
-        return GuidedRows(*overload("guided")(**arguments))
+        return GuidedRows(*call("guided", arguments))
     outputs = overload("guided_group")(**arguments, **context.options(True, must_match))
     return GuidedRows(*outputs[: len(GuidedRows._fields)])
 
 
 @torch.library.register_fake("ltood_fast::guided")
 def fake_guided(*args, **kwargs):
-    call = Arguments("guided", args, kwargs)
-    z, n, contrast, distill = call.z, call.z.shape[0], call.clusters is not None, call.distill
-    width = 0 if not contrast else call.k if call.pos_idx is None else call.pos_idx.shape[1]
+    inputs = Arguments("guided", args, kwargs)
+    z, n, contrast, distill = inputs.z, inputs.z.shape[0], inputs.clusters is not None, inputs.distill
+    width = 0 if not contrast else inputs.k if inputs.pos_idx is None else inputs.pos_idx.shape[1]
 
     def rows(used: bool, dtype: torch.dtype = torch.float64) -> Tensor:
         return z.new_empty(n if used else 0, dtype=dtype)
@@ -77,3 +87,4 @@ def fake_guided(*args, **kwargs):
 
 fake_gradients("guided")
 differentiable("guided")
+varying("guided")

@@ -114,23 +114,76 @@ RANKS = "bool kernel, str op, str must_match, str exchange, str group"
 RANK_NAMES = [argument.split()[1] for argument in RANKS.split(", ")]
 
 
+def split_schema(op: str) -> tuple[str, str, str]:
+    """(positional arguments, keyword-only arguments, results)"""
+    arguments, results = str(overload(op)._schema).split("(", 1)[1].split(") -> ")
+    return *arguments.split(", *, "), results
+
+
 def group_schemas(op: str, more_outputs: str) -> tuple[str, str]:
     """Schemas of `<op>_group` and `<op>_group_bwd`: those of `<op>` with the ranks' options and further outputs, which
     the backward takes too."""
-
-    def split(name: str) -> tuple[str, str, str]:
-        """(positional arguments, keyword-only arguments, results)"""
-        arguments, results = str(overload(name)._schema).split("(", 1)[1].split(") -> ")
-        return *arguments.split(", *, "), results
-
-    tensors, options, outputs = split(op)
-    takes, _, gives = split(f"{op}_bwd")
+    tensors, options, outputs = split_schema(op)
+    takes, _, gives = split_schema(f"{op}_bwd")
     own = takes.removesuffix(f", {tensors}").split(", ")  # without the inputs of the forward
     gradients = ", ".join(x for x in own if " grad_" in x)
     saved = ", ".join(x for x in own if " grad_" not in x)
     forward = f"({tensors}, *, {options}, {RANKS}) -> ({outputs[1:-1]}, {more_outputs})"
     backward = f"({gradients}, {saved}, {more_outputs}, {tensors}, *, {options}, {RANKS}) -> {gives}"
     return forward, backward
+
+
+def varying(op: str) -> None:
+    """Makes `<op>_varying` and its backward: `<op>` with 0-d tensors on the CPU for its numbers.
+
+    To torch.compile a number that an operator takes is a constant, so a schedule of temperatures would be compiled once
+    for each of its values. `call` takes this variant where a number varies.
+    """
+    for name in (op, f"{op}_bwd"):
+        tensors, options, results = split_schema(name)
+        options = options.split(", ")
+        numbers = [option.split("=")[0].split()[1] for option in options if option.startswith("float")]
+        others = ", ".join(option for option in options if not option.startswith("float"))
+        tensors = ", ".join([tensors, *(f"Tensor? {number}=None" for number in numbers)])
+        variant = name.replace(op, f"{op}_varying")
+        torch.library.define(f"ltood_fast::{variant}", f"({tensors}, *, {others}) -> {results}")
+        _read_numbers(name, variant, numbers)
+        VARYING.setdefault(op, numbers)
+    differentiable(f"{op}_varying")
+
+
+def _read_numbers(op: str, variant: str, numbers: list[str]) -> None:
+    """Implements the variant by the operator; shapes do not depend on the numbers."""
+
+    def given(args: tuple, kwargs: dict[str, object]) -> tuple[dict[str, object], dict[str, Tensor]]:
+        arguments = vars(Arguments(variant, args, kwargs))
+        tensors = {name: arguments.pop(name) for name in numbers}
+        return arguments, {name: x for name, x in tensors.items() if x is not None}
+
+    def run(*args, **kwargs):
+        arguments, tensors = given(args, kwargs)
+        return overload(op)(**arguments, **{name: x.item() for name, x in tensors.items()})
+
+    def fake(*args, **kwargs):
+        return overload(op)(**given(args, kwargs)[0])
+
+    torch.library.impl(f"ltood_fast::{variant}", "default", run)
+    torch.library.register_fake(f"ltood_fast::{variant}", fake)
+
+
+VARYING: dict[str, list[str]] = {}
+
+
+def call(op: str, arguments: dict[str, object]) -> tuple[Tensor, ...]:
+    """The outputs of the operator, of arguments by name."""
+    if op in VARYING and torch.compiler.is_compiling():
+        static = torch.fx.experimental.symbolic_shapes.has_static_value
+        numbers = [name for name in VARYING[op] if arguments.get(name) is not None and not static(arguments[name])]
+        if numbers:
+            one = torch.ones((), dtype=torch.float64)  # torch.compile keeps this product symbolic, torch.full does not
+            tensors = {name: one * arguments[name] for name in VARYING[op] if arguments.get(name) is not None}
+            return overload(f"{op}_varying")(**{**arguments, **tensors})
+    return overload(op)(**arguments)
 
 
 def temperature_arguments(temperature: float | Tensor) -> dict[str, object]:

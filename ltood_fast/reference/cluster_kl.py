@@ -7,7 +7,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from ._common import common_dtype, unit_rows
+from ._common import common_dtype, full_precision, unit_rows
 
 
 def log_soft_assignment(z: Tensor, centroids: Tensor, nu: float, normalize: bool) -> Tensor:
@@ -29,7 +29,7 @@ def cluster_kl(
     reduction: str = "mean",
     return_q: bool = False,
 ) -> Tensor | tuple[Tensor, Tensor]:
-    with torch.autocast(z.device.type, enabled=False):
+    with full_precision(z):
         log_q = log_soft_assignment(z, centroids, nu, normalize)
         with torch.no_grad():
             log_f = log_q.logsumexp(dim=0)  # log of f_j = sum_i q_ij
@@ -84,7 +84,7 @@ def refine_centroids(
             loss = cluster_kl(z, leaf, nu=nu, normalize=normalize)
         return torch.autograd.grad(loss, leaf)[0], assign(leaf.detach())
 
-    with torch.autocast(z.device.type, enabled=False), torch.no_grad():
+    with full_precision(z), torch.no_grad():
         start = centroids.detach().to(common_dtype(z, centroids))
         refined = descend(step, start, steps, lr, tol)
         return refined, assign(refined)
