@@ -96,7 +96,7 @@ double sum_of(const float* values, size_t count, bool absolute = false) {
 Problem sums(const Operand& u, bool nearest, const cuda::DeviceLimits& limits) {
   ContrastiveForward p{u, {kInvTau, nullptr, 0}, {u.rows / 2, nullptr, nullptr}, nearest};
   must(contrastive::sm90::plan_tiles(p, limits) ? 0 : cudaErrorNotSupported, "plan_tiles");
-  const size_t of_rows = size_t(p.plan.chunks) * u.rows, of_cols = size_t(p.plan.groups) * u.rows;
+  const size_t of_rows = size_t(p.plan.chunks) * u.rows, of_cols = size_t(p.plan.strips) * u.rows;
   p.row_sums = fresh<float>(of_rows), p.col_sums = fresh<float>(of_cols);
   p.row_nearest = fresh<Nearest>(of_rows), p.col_nearest = fresh<Nearest>(of_cols);
   return {[=] { return contrastive::sm90::launch_tiles(p, nullptr); },

@@ -114,8 +114,8 @@ def candidates(tiles: list[Tile]) -> list[list[Tile]]:
 
 
 def problems(tiles: list[Tile], at: int) -> list[tuple[int, int, int]]:
-    """(splits, k_tiles, rows) on which entry `at` is timed: the widest that it takes, and half of that if it does. K tiles
-    are those of the table: student and guide have half each."""
+    """(splits, k_tiles, rows) on which entry `at` is timed: the widest that it takes, and half of that if it does.
+    K tiles are those of the table: student and guide have half each."""
     tile = tiles[at]
     if tile.kernel == "kLseBwd":
         return [(tile.splits, tile.k_tiles, ROWS)]

@@ -30,7 +30,7 @@ def test_build_info_names_every_function_and_backend():
     assert info["cuda_reason"]
 
 
-def test_every_public_function_has_an_op_that_exists_or_a_reference():
+def test_every_public_function_has_an_op_or_a_reference():
     for function in _ext.OP_OF_FUNCTION:
         assert callable(getattr(ltood_fast, function)), function
 
@@ -88,7 +88,7 @@ CALLS = {
 
 
 @pytest.mark.parametrize("function", CALLS)
-def test_a_cuda_kernel_without_a_device_is_refused_in_one_sentence(function):
+def test_a_cuda_kernel_without_a_device_is_refused(function):
     with pytest.raises(ValueError, match="needs inputs on a cuda device, got cpu") as refusal:
         getattr(ltood_fast, function)(*CALLS[function], backend="cuda")
     assert str(refusal.value) == f"{function}: backend='cuda' needs inputs on a cuda device, got cpu"

@@ -134,7 +134,7 @@ def test_a_delay_is_found_where_it_is(where, place, expected, tmp_path, monkeypa
     assert {section: seconds for section, s in timeline.totals().items() if (seconds := round(s.wall, 2))} == expected
 
 
-def test_the_profile_is_of_the_trainers_own_steps_and_leaves_no_trace(tmp_path):
+def test_the_profile_is_of_real_steps_and_leaves_no_trace(tmp_path):
     """Watched or not, the weights are the same, bit for bit."""
     weights = []
     for name in ("watched", "alone"):

@@ -1,4 +1,4 @@
-"""The contrastive launchers on the simulated device: what contrastive/cuda/glue.cpp does with torch, done with NumPy."""
+"""The contrastive launchers on the simulated device: NumPy does what contrastive/cuda/glue.cpp does with torch."""
 
 import ctypes as C
 import math
@@ -86,9 +86,9 @@ class ContrastiveBackward(C.Structure):
     _fields_ = [
         ("u", Operand), ("d", C.c_int), ("exponents", Exponents), ("rows", RowGradients), ("largest", pointer),
         ("lse_bwd", ContrastiveLseBwd),
-        ("instances", SegmentView), ("classes", SegmentView), ("has_views", C.c_int), ("k", C.c_int), ("indices", pointer),
-        ("cosines", pointer), ("chosen_sum", pointer), ("bank", Operand), ("type", C.c_int), ("normalize", C.c_int),
-        ("inv_norm", pointer), ("grad_z", pointer), ("u_dot_du", pointer),
+        ("instances", SegmentView), ("classes", SegmentView), ("has_views", C.c_int), ("k", C.c_int),
+        ("indices", pointer), ("cosines", pointer), ("chosen_sum", pointer), ("bank", Operand), ("type", C.c_int),
+        ("normalize", C.c_int), ("inv_norm", pointer), ("grad_z", pointer), ("u_dot_du", pointer),
     ]  # fmt: skip
 
 

@@ -18,7 +18,7 @@ def device(simulate, monkeypatch):
 
 
 def kernels(device):
-    """Names and template arguments of the Hopper kernels launched: `4sm90<length><name>I<arguments>EEvNS...` mangled."""
+    """Names and template arguments of the launched Hopper kernels: `4sm90<length><name>I<arguments>EEvNS...`."""
     found = (re.search(r"4sm90\d\d(contrastive_.*?)EvNS", name) for name in device.launches)
     return {match[1] for match in found if match}
 

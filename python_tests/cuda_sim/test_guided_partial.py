@@ -1,4 +1,4 @@
-"""The partial problem of the guided family on the simulated device, glue and all: both ops against their dense definition."""
+"""The partial ops of the guided family on the simulated device, glue and all, against their dense definition."""
 
 from dataclasses import replace
 
@@ -103,5 +103,5 @@ def test_the_schedule_changes_no_bit(served, monkeypatch):
     state, results = 4 + torch.arange(200.0).double().view(50, 4) / 99, []
     for seed in (11, 12):
         monkeypatch.setattr(served, "seed", seed)
-        results.append((*p.forward(), p.grad_unit((state[:40], state) * 2)))
+        results.append((*p.forward(), p.lse_bwd((state[:40], state) * 2)))
     assert all(torch.equal(a, b) for a, b in zip(*results, strict=True))

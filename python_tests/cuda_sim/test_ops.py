@@ -8,7 +8,7 @@ import ltood_fast
 from python_tests.ops.contrastive_cases import CASES, extras
 from python_tests.ops.test_cluster_kl import check as check_cluster_kl
 from python_tests.ops.test_contrastive import check
-from python_tests.ops.test_contrastive_partial import check as check_block
+from python_tests.ops.test_contrastive_partial import check as check_partial
 from python_tests.ops.test_contrastive_partial import rules_of
 from python_tests.tolerances import assert_gradient_close, assert_loss_close
 
@@ -38,7 +38,7 @@ def test_contrastive_partial(served, dtype, normalize, temperature):
     if not normalize:
         x, y = x / 20**0.5, y / 20**0.5
     rules, device = rules_of(70, 90), torch.device("cpu")
-    check_block(device, x.to(dtype), y.to(dtype), temperature, normalize, 15, k=3, rules=rules, on_cuda=True)
+    check_partial(device, x.to(dtype), y.to(dtype), temperature, normalize, 15, k=3, rules=rules, on_cuda=True)
 
 
 def test_a_fixed_temperature_and_the_default_views(served):
@@ -57,7 +57,7 @@ def test_the_hopper_path(served, monkeypatch):
     test_a_fixed_temperature_and_the_default_views(served)
     x, y = torch.randn(70, 20), torch.randn(150, 20)
     rules, device = rules_of(70, 150), torch.device("cpu")
-    check_block(device, x, y, 0.3, True, 15, k=3, rules=rules, on_cuda=True)
+    check_partial(device, x, y, 0.3, True, 15, k=3, rules=rules, on_cuda=True)
     test_stage2(served, torch.float16, torch.float16)
     for kernel in ("tiles_sm90", "lse_bwd_sm90", "topk_sm90", "forward_sm90", "backward_sm90"):
         assert any(kernel in name for name in served.launches), kernel

@@ -106,11 +106,19 @@ def local(tensors: dict[str, Tensor], sizes: list[int], rank: int) -> dict[str, 
     return {name: x if name in OF_ALL_RANKS else x[own] for name, x in tensors.items()}
 
 
+def given_of(names: tuple[str, ...], tensors: dict[str, Tensor]) -> dict[str, Tensor | ltood_fast.Bank]:
+    """The named tensors as keywords of a function: those of the bank as one argument."""
+    given = {name: tensors[name] for name in names}
+    if "bank_ids" in given:
+        given["bank"] = ltood_fast.Bank(given["bank"], given.pop("bank_ids"), given.pop("bank_domain"))
+    return given
+
+
 def outcome(case: str, tensors: dict[str, Tensor], row_weight: Tensor, reduction: str, **options) -> Outcome:
     """A case with its gradients: of the loss, or ("none") of all rows with their weights; of the log-sum-exp too."""
     function, own_options, names = ALL_CASES[case]
     z = tensors["z"].clone().requires_grad_()
-    given = {name: tensors[name] for name in names}
+    given = given_of(names, tensors)
     others = [given[name].requires_grad_() for name in ("weight", "bias") if name in given]
     if function != "feature_distill" and not others:
         others = [torch.tensor(TAU, dtype=torch.float64, requires_grad=True)]

@@ -115,19 +115,23 @@ def test_the_same_inputs_give_the_same_bits(groups, exchange):
 def opchecks(rank: int, world: int) -> None:
     whole, group = batch(12, torch.float32), dist.group.WORLD.group_name
     z, temperature = whole["z"].requires_grad_(), torch.tensor(0.3, requires_grad=True)
-    searched = (whole["instance_ids"], whole["labels"], 2, 1.0, None, whole["domain"], None, None, None)
+    rows, ranks = {"z": z, "temperature_tensor": temperature}, {"kernel": True, "group": group}
+    searched = {name: whole[name] for name in ("instance_ids", "labels", "domain")} | {"k": 2}
     for exchange in ("gather", "ring"):
-        arguments = (z, 1.0, temperature, True, True, *searched, True, "stage1_loss", "none", exchange, group)
-        torch.library.opcheck(torch.ops.ltood_fast.contrastive_group.default, arguments)
+        call = {"op": "stage1_loss", "must_match": "reduction=none", "exchange": exchange}
+        torch.library.opcheck(torch.ops.ltood_fast.contrastive_group.default, (), {**rows, **searched, **call, **ranks})
     torch.library.opcheck(
         torch.ops.ltood_fast.sum_over_ranks.default, (z.detach()[0].requires_grad_(), "sum", "", group)
     )
-    keys = (whole["far"], whole["clusters"], None, whole["pos_idx"])
-    torch.library.opcheck(torch.ops.ltood_fast.gather_batch.default, (z, whole["guide"], *keys, "stage2", "", group))
+    keys = {name: whole[name] for name in ("guide", "far", "clusters")}
+    gathered = {"z": z, **keys, "pos_idx": whole["pos_idx"], "op": "stage2", "must_match": "", "group": group}
+    torch.library.opcheck(torch.ops.ltood_fast.gather_batch.default, (), gathered)
     for exchange, pos_idx in (("gather", None), ("ring", whole["pos_idx"])):
-        keys = (whole["clusters"], whole["far"], None, pos_idx)
-        options = (1.0, temperature, None, 2, True, 1.0, True, True, "stage2_loss", "", exchange, group)
-        torch.library.opcheck(torch.ops.ltood_fast.guided_group.default, (z, whole["guide"], *keys, *options))
+        call = {"op": "stage2_loss", "must_match": "", "exchange": exchange}
+        options = {"pos_idx": pos_idx, "k": 2, "distill": True}
+        torch.library.opcheck(
+            torch.ops.ltood_fast.guided_group.default, (), {**rows, **keys, **options, **call, **ranks}
+        )
 
 
 def test_opcheck(groups):

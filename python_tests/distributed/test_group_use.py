@@ -11,7 +11,7 @@ from torch.nn.parallel import DistributedDataParallel
 
 import ltood_fast
 from ltood_fast.ops._group import EXCHANGES
-from python_tests.distributed.group_cases import ALL_CASES, SIZES, batch, local
+from python_tests.distributed.group_cases import ALL_CASES, SIZES, batch, given_of, local
 from python_tests.tolerances import assert_gradient_close
 
 
@@ -25,7 +25,7 @@ def compiled(rank: int, world: int, exchange: str, backend: str, cases: list[str
         values = []
         for case in cases:
             function, options, names = ALL_CASES[case]
-            given = {name: own[name] for name in names} | options | {"group": dist.group.WORLD, "exchange": exchange}
+            given = given_of(names, own) | options | {"group": dist.group.WORLD, "exchange": exchange}
             if function == "feature_distill":
                 del given["exchange"]
             elif case == "bce":
@@ -75,7 +75,7 @@ class GatherWithGrad(torch.autograd.Function):
         return gradient.chunk(dist.get_world_size())[dist.get_rank()]
 
 
-def beside_open_clip(rank: int, world: int) -> None:
+def as_open_clip(rank: int, world: int) -> None:
     """local_loss: the loss of the own rows, whose mean over ranks is that of the batch."""
     own = local(batch(sum(SIZES[3]["even"]), torch.float64), SIZES[3]["even"], rank)["z"]
     n = len(own)
@@ -96,7 +96,7 @@ def beside_open_clip(rank: int, world: int) -> None:
 
 
 def test_the_convention_of_open_clip(groups):
-    groups(3).results(beside_open_clip)
+    groups(3).results(as_open_clip)
 
 
 def under_ddp(rank: int, world: int) -> list[torch.Tensor]:
@@ -105,7 +105,7 @@ def under_ddp(rank: int, world: int) -> list[torch.Tensor]:
     own = local(batch(sum(sizes), torch.float64), sizes, rank)
     model, loss = trained_parts()
     model = DistributedDataParallel(model)
-    loss.shared["group"] = dist.group.WORLD
+    loss.hyper_parameters["group"] = dist.group.WORLD
     loss(model(own["z"]), own["domain"], instance_ids=own["instance_ids"]).total.backward()
     temperature = loss.temperature.grad
     dist.all_reduce(temperature)

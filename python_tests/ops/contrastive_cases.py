@@ -2,18 +2,20 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
 import ltood_fast
+from ltood_fast import Bank
 from ltood_fast.reference import contrastive as reference
 from ltood_fast.reference._common import unit_rows
 
 Q = 37  # bank rows: no multiple of a vector
 
-# What a case asks for beside z and the temperature; the tensors come from `extras`.
+# What a case asks for besides z and the temperature; the tensors come from `extras`.
 CASES = {
     "nt_xent": {"function": "nt_xent"},
     "nt_xent ids": {"function": "nt_xent", "tensors": ("instance_ids",)},
@@ -55,6 +57,20 @@ def extras(n: int, d: int, dtype: torch.dtype) -> dict[str, Tensor]:
     }
 
 
+def arguments_of(case: dict, tensors: dict, device: str = "cpu") -> dict[str, Tensor | Bank]:
+    """The tensors of a case by the keywords of its function: those of the bank as one argument."""
+    named = {name: tensors[name].to(device) for name in case.get("tensors", ())}
+    if "bank_ids" in named:
+        named["bank"] = Bank(named["bank"], named.pop("bank_ids"), named.pop("bank_domain"))
+    return named
+
+
+def bank_of(case: dict, tensors: dict, normalize: bool) -> Bank | None:
+    """The bank of a case as the reference searches it: with float64 unit rows."""
+    bank = Bank.of(arguments_of(case, tensors).get("bank"))
+    return None if bank is None else replace(bank, z=unit_rows(bank.z.double(), normalize))
+
+
 def objective(losses: tuple[Tensor, ...], lse: Tensor) -> Tensor:
     """Every row and part with a weight of its own, the log-sum-exp too (where a row has another)."""
     n = lse.shape[0]
@@ -67,7 +83,7 @@ def run_kernel(case: dict, z: Tensor, tau: float, tensors: dict, normalize: bool
     """The op on the device of that backend; its results on the CPU."""
     options = {key: value for key, value in case.items() if key not in ("function", "tensors")}
     device = "cuda" if backend == "cuda" else "cpu"
-    named = {name: tensors[name].to(device) for name in case.get("tensors", ())}
+    named = arguments_of(case, tensors, device)
     if z.shape[0] % 2 and case["function"] in ("nt_xent", "psd_loss", "stage1_loss"):
         named["instance_ids"] = tensors["instance_ids"].to(device)
     searches = "k" in options
@@ -102,10 +118,12 @@ def true_result(case: dict, z: Tensor, tau: float, tensors: dict, normalize: boo
     losses = []
     if case["function"] in ("nt_xent", "psd_loss", "stage1_loss"):
         ids = tensors["instance_ids"] if "instance_ids" in wanted or z.shape[0] % 2 else None
-        bank = unit_rows(tensors["bank"].double(), normalize) if "bank" in wanted else None
         lam = tensors["neighbor_weight"] if "neighbor_weight" in wanted else 1.0
         columns = indices if indices is not None else torch.full((z.shape[0], 1), -1)
-        losses.append(reference._instance_losses(u, s, lse, temperature, ids, lam, bank, columns)[0])
+        bank = bank_of(case, tensors, normalize)
+        terms = reference._view_term(s, ids), reference._neighbor_term(u, temperature, lam, bank, columns)
+        attraction, weight = (of_views + of_neighbors for of_views, of_neighbors in zip(*terms, strict=True))
+        losses.append(reference._row_losses(lse, attraction, weight)[0])
     if case["function"] in ("supcon", "domain_loss", "stage1_loss"):
         labels = tensors["labels"] if "labels" in wanted else tensors["domain"]
         losses.append(reference._class_losses(s, lse, labels)[0])
@@ -118,7 +136,7 @@ def assert_neighbors_right(case: dict, z: Tensor, tensors: dict, normalize: bool
     z = z.detach().double()
     wanted = case.get("tensors", ())
     ids = tensors["instance_ids"] if "instance_ids" in wanted or z.shape[0] % 2 else None
-    bank = unit_rows(tensors["bank"].double(), normalize) if "bank" in wanted else None
+    bank = bank_of(case, tensors, normalize)
     restricted = "domain" in wanted and case.get("same_domain", True)
     truth, columns = reference._neighbors(
         unit_rows(z, normalize),
@@ -126,13 +144,11 @@ def assert_neighbors_right(case: dict, z: Tensor, tensors: dict, normalize: bool
         ids,
         tensors["domain"] if restricted else None,
         bank,
-        tensors["bank_ids"] if "bank_ids" in wanted else None,
-        tensors["bank_domain"] if "bank_domain" in wanted else None,
     )
     found = result.indices >= 0
     assert torch.equal(found, columns >= 0)
     assert torch.equal(found, result.cosines > -torch.inf)
-    rows = bank if bank is not None else unit_rows(z, normalize)
+    rows = bank.z if bank is not None else unit_rows(z, normalize)
     of_choice = torch.einsum("nd,nkd->nk", unit_rows(z, normalize), rows[result.indices.clamp(min=0)])
     scale = truth[found].abs().max().item() if found.any() else 1.0
     close = {"rtol": 0, "atol": (1e-13 if result.cosines.dtype == torch.float64 else 1e-6) * max(scale, 1.0)}

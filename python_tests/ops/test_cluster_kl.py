@@ -251,12 +251,14 @@ def test_threads_give_the_same_bits(shape):
 @pytest.mark.parametrize("dtype", DTYPES)
 def test_opcheck(dtype):
     z, mu = (a.requires_grad_() for a in inputs(20, 3, 5, dtype))
-    torch.library.opcheck(torch.ops.ltood_fast.cluster_kl.default, (z, mu, 1.0, 7, True, True))
-    torch.library.opcheck(torch.ops.ltood_fast.cluster_kl.default, (z, mu, 2.0, 0, False, False))
-    _, mass, stats, distances, _, _ = torch.ops.ltood_fast.cluster_kl(z.detach(), mu.detach(), 1.0, 7, False, False)
-    arguments = (torch.rand(20, dtype=mass.dtype), z.detach(), mu.detach(), mass, stats, distances, 1.0)
-    for needs in ((True, True), (True, False), (False, True)):
-        torch.library.opcheck(torch.ops.ltood_fast.cluster_kl_bwd.default, (*arguments, *needs))
+    more = {"cached_rows": 7, "return_q": True, "return_assignments": True}
+    for options in (more, {"nu": 2.0}):
+        torch.library.opcheck(torch.ops.ltood_fast.cluster_kl.default, (z, mu), options)
+    _, mass, stats, distances, _, _ = torch.ops.ltood_fast.cluster_kl(z.detach(), mu.detach(), cached_rows=7)
+    arguments = (torch.rand(20, dtype=mass.dtype), mass, stats, distances, z.detach(), mu.detach())
+    for need_z, need_centroids in ((True, True), (True, False), (False, True)):
+        needs = {"need_z": need_z, "need_centroids": need_centroids}
+        torch.library.opcheck(torch.ops.ltood_fast.cluster_kl_bwd.default, arguments, needs)
 
 
 def test_compile_fullgraph():
@@ -324,8 +326,10 @@ def test_assignments_of_ties_and_broken_rows(device):
 def test_fuzz(n, k, d, nu, cached, seed):
     torch.manual_seed(seed)
     z, mu = inputs(n, k, d, torch.float64)
-    rows, mass, stats, distances, q, _ = torch.ops.ltood_fast.cluster_kl(z, mu, nu, min(n, cached), True, False)
-    grads = torch.ops.ltood_fast.cluster_kl_bwd(torch.ones_like(rows), z, mu, mass, stats, distances, nu, True, True)
+    rows, mass, stats, distances, q, _ = torch.ops.ltood_fast.cluster_kl(
+        z, mu, nu=nu, cached_rows=min(n, cached), return_q=True
+    )
+    grads = torch.ops.ltood_fast.cluster_kl_bwd(torch.ones_like(rows), mass, stats, distances, z, mu, nu=nu)
     expected = run(reference.cluster_kl, z, mu, nu=nu)
     expected_q = reference.cluster_kl(z, mu, nu=nu, return_q=True)[1]
     assert torch.allclose(q, expected_q, rtol=1e-9, atol=1e-300)
@@ -338,17 +342,17 @@ def test_operator_refuses_what_would_read_out_of_bounds():
     z, mu = inputs(10, 3, 4)
     op, bwd = torch.ops.ltood_fast.cluster_kl, torch.ops.ltood_fast.cluster_kl_bwd
     with pytest.raises(ValueError, match="^cluster_kl: centroids must be a non-empty matrix as wide as z, got shape"):
-        op(z, mu[:, :3], 1.0, 0, False, False)
+        op(z, mu[:, :3])
     with pytest.raises(ValueError, match=r"^cluster_kl: cached_rows must be in \[0, N\], got 11"):
-        op(z, mu, 1.0, 11, False, False)
+        op(z, mu, cached_rows=11)
     with pytest.raises(ValueError, match="^cluster_kl: nu must be positive and finite, got 0"):
-        op(z, mu, 0.0, 0, False, False)
+        op(z, mu, nu=0.0)
     with pytest.raises(TypeError, match="^cluster_kl: z must be a float tensor, got Int"):
-        op(z.int(), mu, 1.0, 0, False, False)
-    rows, mass, stats, distances, _, _ = op(z, mu, 1.0, 5, False, False)
+        op(z.int(), mu)
+    rows, mass, stats, distances, _, _ = op(z, mu, cached_rows=5)
     with pytest.raises(ValueError, match=r"^cluster_kl_bwd: grad_loss must be of shape \[N\], got \[9\]"):
-        bwd(rows[:9], z, mu, mass, stats, distances, 1.0, True, True)
+        bwd(rows[:9], mass, stats, distances, z, mu)
     with pytest.raises(ValueError, match=r"^cluster_kl_bwd: stats must be of shape \[3, N\], got \[2, 10\]"):
-        bwd(rows, z, mu, mass, stats[:2], distances, 1.0, True, True)
+        bwd(rows, mass, stats[:2], distances, z, mu)
     with pytest.raises(ValueError, match=r"^cluster_kl_bwd: distances must be of shape \[cached rows, K\]"):
-        bwd(rows, z, mu, mass, stats, distances[:, :2], 1.0, True, True)
+        bwd(rows, mass, stats, distances[:, :2], z, mu)

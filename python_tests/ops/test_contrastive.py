@@ -11,10 +11,18 @@ from hypothesis import strategies as st
 from torch._subclasses.fake_tensor import FakeTensorMode
 
 import ltood_fast
+from ltood_fast import Bank
 from ltood_fast import nn as losses
 from ltood_fast._ext import has_kernel
 from ltood_fast.ops._backend import use_kernel
-from python_tests.ops.contrastive_cases import CASES, assert_neighbors_right, extras, run_kernel, true_result
+from python_tests.ops.contrastive_cases import (
+    CASES,
+    arguments_of,
+    assert_neighbors_right,
+    extras,
+    run_kernel,
+    true_result,
+)
 from python_tests.tolerances import GRADIENT, assert_gradient_close, assert_loss_close
 
 DTYPES = [torch.float64, torch.float32, torch.bfloat16, torch.float16]
@@ -163,7 +171,7 @@ def test_equal_neighbours_go_to_the_lower_index_across_tiles():
 @pytest.mark.parametrize("n", [1, 2, 150])
 def test_rows_without_positives_give_zero_loss_and_gradient(n):
     alone, zeros = torch.arange(n), torch.zeros(n).long()
-    foreign = {"bank": torch.randn(n, 6), "domain": zeros, "bank_domain": zeros + 1}
+    foreign = {"bank": Bank(torch.randn(n, 6), domain=zeros + 1), "domain": zeros}
     for loss in (
         lambda z: ltood_fast.nt_xent(z, instance_ids=alone, backend="cpu"),
         lambda z: ltood_fast.supcon(z, alone, backend="cpu"),
@@ -255,7 +263,7 @@ def test_gradcheck(name):
     case, n, d = CASES[name], 9, 3
     tensors = extras(n, d, torch.float64)
     options = {key: value for key, value in case.items() if key not in ("function", "tensors")}
-    options |= {key: tensors[key] for key in case.get("tensors", ())}
+    options |= arguments_of(case, tensors)
     options.setdefault("instance_ids", tensors["instance_ids"])
     if case["function"] == "supcon":
         del options["instance_ids"]
@@ -273,33 +281,37 @@ def op_arguments(n=20, d=4, dtype=torch.float32):
     tensors = extras(n, d, dtype)
     z = torch.randn(n, d, dtype=dtype, requires_grad=True)
     temperature = torch.tensor(0.3, requires_grad=True)
-    weights = tensors["neighbor_weight"]
-    batch = (tensors["instance_ids"], tensors["domain"], 2, 1.0, weights, tensors["domain"], None, None, None)
-    bank = (tensors["instance_ids"], None, 2, 0.5, None, None, tensors["bank"], tensors["bank_ids"], None)
+    ids, domain = tensors["instance_ids"], tensors["domain"]
+    batch = {"instance_ids": ids, "labels": domain, "neighbor_weights": tensors["neighbor_weight"], "domain": domain}
+    searched = {"bank": tensors["bank"], "bank_ids": tensors["bank_ids"]}
     return {
-        "nt_xent": (z, 0.3, None, True, True, None, None, 0, 1.0, None, None, None, None, None),
-        "supcon": (z, 0.3, temperature, False, False, None, tensors["labels"], 0, 1.0, *[None] * 5),
-        "stage1": (z, 1.0, temperature, True, True, *batch),
-        "bank": (z, 0.3, None, True, True, *bank),
+        "nt_xent": {"z": z, "temperature": 0.3},
+        "supcon": {
+            "z": z,
+            "temperature_tensor": temperature,
+            "labels": tensors["labels"],
+            "temperature": 0.3,
+            "normalize": False,
+            "views": False,
+        },
+        "stage1": {"z": z, "temperature_tensor": temperature, **batch, "k": 2},
+        "bank": {"z": z, "instance_ids": ids, **searched, "temperature": 0.3, "k": 2, "neighbor_weight": 0.5},
     }
 
 
 @pytest.mark.parametrize("name", ["nt_xent", "supcon", "stage1", "bank"])
 def test_opcheck(name):
-    torch.library.opcheck(torch.ops.ltood_fast.contrastive.default, op_arguments()[name])
+    torch.library.opcheck(torch.ops.ltood_fast.contrastive.default, (), op_arguments()[name])
 
 
 def test_opcheck_of_the_backward():
-    arguments = op_arguments()["stage1"]
-    with torch.no_grad():
-        _, _, *saved = torch.ops.ltood_fast.contrastive(*arguments)
-    z, temperature, tensor, normalize, _, ids, labels, _, weight, weights, *_ = [
-        a.detach() if isinstance(a, torch.Tensor) else a for a in arguments
-    ]
+    arguments = {name: x.detach() if isinstance(x, torch.Tensor) else x for name, x in op_arguments()["stage1"].items()}
+    _, _, lse, instance_weight, class_weight, cosines, indices = torch.ops.ltood_fast.contrastive(**arguments)
     gradients = (torch.rand(20), torch.rand(20), torch.rand(20, dtype=torch.float64))
     torch.library.opcheck(
         torch.ops.ltood_fast.contrastive_bwd.default,
-        (*gradients, z, temperature, tensor, normalize, ids, labels, weight, weights, None, *saved),
+        (*gradients, lse, instance_weight, class_weight, cosines, indices),
+        arguments,
     )
 
 
@@ -312,7 +324,8 @@ def test_compiles_in_one_graph(compiler):
     tensors = extras(20, 4, torch.float32)
     for name in names:
         case = CASES[name]
-        options = {key: tensors[key] for key in case.get("tensors", ()) if key != "neighbor_weight"}
+        options = arguments_of(case, tensors)
+        options.pop("neighbor_weight", None)
         options["temperature"] = torch.tensor(0.3, requires_grad=True)
         function = getattr(ltood_fast, case["function"])
 
@@ -406,21 +419,19 @@ def test_backends():
 def test_the_op_checks_what_reaches_it():
     z, call = torch.randn(6, 3), torch.ops.ltood_fast.contrastive
     with pytest.raises(ValueError, match="contrastive: instance_ids must be given when the number of rows is odd"):
-        call(z[:5], 0.5, None, True, True, None, None, 0, 1.0, *[None] * 5)
+        call(z[:5], temperature=0.5)
     with pytest.raises(ValueError, match="contrastive: views must be true when there are no labels, got false"):
-        call(z, 0.5, None, True, False, None, None, 0, 1.0, *[None] * 5)
+        call(z, temperature=0.5, views=False)
     with pytest.raises(ValueError, match=r"contrastive: k must be in \[0, 5\], and 0 without views, got 6"):
-        call(z, 0.5, None, True, True, None, None, 6, 1.0, *[None] * 5)
+        call(z, temperature=0.5, k=6)
     with pytest.raises(TypeError, match="contrastive: labels must be Long, got Int"):
-        call(z, 0.5, None, True, False, None, torch.zeros(6).int(), 0, 1.0, *[None] * 5)
+        call(z, labels=torch.zeros(6).int(), temperature=0.5, views=False)
     with pytest.raises(ValueError, match=r"contrastive: labels must be of shape \[6\], got shape \[4\]"):
-        call(z, 0.5, None, True, False, None, torch.zeros(4).long(), 0, 1.0, *[None] * 5)
-    saved = call(z, 0.5, None, True, True, None, None, 1, 1.0, *[None] * 5)[2:]
+        call(z, labels=torch.zeros(4).long(), temperature=0.5, views=False)
+    saved = call(z, temperature=0.5, k=1)[2:]
     saved[-1][0] = 6
     with pytest.raises(ValueError, match=r"contrastive_bwd: indices must be in \[-1, 6\), got 6"):
-        torch.ops.ltood_fast.contrastive_bwd(
-            torch.ones(6), None, None, z, 0.5, None, True, None, None, 1.0, None, None, *saved
-        )
+        torch.ops.ltood_fast.contrastive_bwd(torch.ones(6), None, None, *saved, z, temperature=0.5, k=1)
 
 
 MEMORY = """

@@ -8,7 +8,7 @@ from torch.nn.functional import normalize as unit
 
 import ltood_fast
 from ltood_fast._ext import has_kernel
-from ltood_fast.ops._contrastive_partial_op import contrastive_partial, contrastive_partial_bwd
+from ltood_fast.ops._contrastive_partial import contrastive_partial, contrastive_partial_bwd
 from python_tests.tolerances import assert_gradient_close, assert_loss_close
 
 DTYPES = [torch.float64, torch.float32, torch.bfloat16, torch.float16]
@@ -54,8 +54,8 @@ def on(device, *tensors):
 
 
 def run_lse_bwd(device, x, y, tau, normalize, diagonal, *weights):
-    x, y, x_lse, x_weight, y_lse, y_weight = on(device, x, y, *weights, *[None] * (4 - len(weights)))
-    named = {"x_lse": x_lse, "x_weight": x_weight, "y_lse": y_lse, "y_weight": y_weight}
+    x, y, *weights = on(device, x, y, *weights)
+    named = {"of_rows": tuple(weights[:2]), "of_columns": tuple(weights[2:]) or None}
     return contrastive_partial_bwd(x, y, tau, normalize=normalize, diagonal=diagonal, **named).cpu()
 
 
@@ -64,7 +64,7 @@ def check(device, x, y, tau, normalize, diagonal, k=0, rules=None, on_cuda=False
     of 8 bits."""
     rules = rules or {}
     s, u = dense(x, y, tau, normalize, diagonal)
-    moved = {name: rule.to(device) for name, rule in rules.items()}
+    moved = {name: tuple(on(device, *pair)) for name, pair in rules.items()}
     options = {"normalize": normalize, "diagonal": diagonal, "k": k}
     found = contrastive_partial(*on(device, x, y), tau, **options, **moved)
     lse, cosines, indices = on("cpu", *found)
@@ -91,10 +91,12 @@ def check(device, x, y, tau, normalize, diagonal, k=0, rules=None, on_cuda=False
 def assert_neighbors_right(cosine, cosines, indices, k, rules, rounding):
     """The chosen are the k best of the admissible, within rounding, and belong to their indices."""
     admissible = cosine > -math.inf
-    if "x_instance" in rules:
-        admissible &= rules["x_instance"][:, None] != rules["y_instance"]
-    if "x_domain" in rules:
-        admissible &= rules["x_domain"][:, None] == rules["y_domain"]
+    if "instances" in rules:
+        of_rows, of_columns = rules["instances"]
+        admissible &= of_rows[:, None] != of_columns
+    if "domains" in rules:
+        of_rows, of_columns = rules["domains"]
+        admissible &= of_rows[:, None] == of_columns
     assert cosines.shape == indices.shape == (len(cosine), k)
     truth = cosine.masked_fill(~admissible, -math.inf).sort(dim=1, descending=True).values[:, :k]
     truth = torch.nn.functional.pad(truth, (0, k - truth.shape[1]), value=-math.inf)
@@ -117,10 +119,8 @@ def draw(n, m, d, dtype):
 
 def rules_of(n, m):
     return {
-        "x_instance": torch.randint(0, 30, (n,)),
-        "y_instance": torch.randint(0, 30, (m,)),
-        "x_domain": torch.randint(-1, 2, (n,)),
-        "y_domain": torch.randint(-1, 2, (m,)),
+        "instances": (torch.randint(0, 30, (n,)), torch.randint(0, 30, (m,))),
+        "domains": (torch.randint(-1, 2, (n,)), torch.randint(-1, 2, (m,))),
     }
 
 
@@ -190,21 +190,10 @@ def test_equal_columns_go_to_the_lower_index_across_tiles(device):
 def test_candidates_run_out(device):
     x, y = draw(40, 7, 5, torch.float32)
     check(device, x, y, 0.3, True, 3, k=7)  # one of the seven columns is the row itself
-    check(device, x, y, 0.3, True, 3, k=2, rules={"x_domain": torch.zeros(40).long(), "y_domain": torch.arange(7)})
-    check(
-        device,
-        x,
-        y,
-        0.3,
-        True,
-        40,
-        k=2,
-        rules={"x_instance": torch.zeros(40).long(), "y_instance": torch.ones(7).long()},
-    )
-    same = {"x_instance": torch.zeros(40).long(), "y_instance": torch.zeros(7).long()}
-    *_, indices = contrastive_partial(
-        *on(device, x, y), 0.3, normalize=True, diagonal=3, k=9, **{name: ids.to(device) for name, ids in same.items()}
-    )
+    check(device, x, y, 0.3, True, 3, k=2, rules={"domains": (torch.zeros(40).long(), torch.arange(7))})
+    check(device, x, y, 0.3, True, 40, k=2, rules={"instances": (torch.zeros(40).long(), torch.ones(7).long())})
+    same = tuple(on(device, torch.zeros(40).long(), torch.zeros(7).long()))
+    *_, indices = contrastive_partial(*on(device, x, y), 0.3, normalize=True, diagonal=3, k=9, instances=same)
     assert indices.tolist() == [[-1] * 9] * 40
 
 
@@ -302,16 +291,15 @@ def test_shards_reproduce_the_square_op(device, tau, dtype):
     assert_loss_close(ring, lse.double(), dtype)
     for start, part in zip(starts, parts, strict=True):
         mine = slice(start, start + len(part))
-        own = {"x_lse": rows[mine], "x_weight": weight[mine]}
-        grad_unit = contrastive_partial_bwd(part, z, tau, diagonal=start, y_lse=rows, y_weight=weight, **own, **options)
+        own = {"of_rows": (rows[mine], weight[mine])}
+        grad_unit = contrastive_partial_bwd(part, z, tau, diagonal=start, of_columns=(rows, weight), **own, **options)
         passed = sum(
             contrastive_partial_bwd(
                 part,
                 other,
                 tau,
                 diagonal=start - first,
-                y_lse=rows[first : first + len(other)],
-                y_weight=weight[first : first + len(other)],
+                of_columns=(rows[first : first + len(other)], weight[first : first + len(other)]),
                 **own,
                 **options,
             )
@@ -326,7 +314,7 @@ def test_shards_reproduce_the_square_op(device, tau, dtype):
 def test_non_contiguous_inputs_are_read_right(device):
     x = torch.randn(24, 300, dtype=torch.float32).t()[::2]
     y = torch.randn(48, 90, dtype=torch.float32).t()[:, ::2]
-    rules = {name: rule.repeat_interleave(2)[::2] for name, rule in rules_of(150, 90).items()}
+    rules = {name: tuple(rule.repeat_interleave(2)[::2] for rule in pair) for name, pair in rules_of(150, 90).items()}
     check(device, x, y, 0.3, True, 10, k=2, rules=rules)
     s, _ = dense(x, y, 0.3, True, 10)
     wide = torch.stack([s.logsumexp(1), torch.ones(150).double()], dim=1)
@@ -337,7 +325,7 @@ def test_non_contiguous_inputs_are_read_right(device):
 def everything(x, y, tau, diagonal):
     found = contrastive_partial(x, y, tau, normalize=True, diagonal=diagonal, k=2)
     y_lse = torch.zeros(len(y), dtype=torch.float64, device=y.device) + 5
-    own = {"x_lse": found.lse, "x_weight": torch.ones_like(found.lse), "y_lse": y_lse, "y_weight": y_lse}
+    own = {"of_rows": (found.lse, torch.ones_like(found.lse)), "of_columns": (y_lse, y_lse)}
     return (*found, contrastive_partial_bwd(x, y, tau, normalize=True, diagonal=diagonal, **own))
 
 
@@ -359,20 +347,22 @@ def test_one_and_two_threads_give_the_same_bits(shape):
 
 def op_arguments(n=12, m=20, d=4):
     x, y = draw(n, m, d, torch.float32)
-    rules = rules_of(n, m)
-    search = (x, y, 0.3, None, True, 4, 2, *rules.values())
+    (x_instance, y_instance), (x_domain, y_domain) = rules_of(n, m).values()
+    rules = {"x_instance": x_instance, "y_instance": y_instance, "x_domain": x_domain, "y_domain": y_domain}
+    cold = {"x": x, "y": y, "temperature": 0.3, "diagonal": 4}
+    learned = {"x": x, "y": y, "temperature_tensor": torch.tensor(0.3), "normalize": False}
     lse, weight = torch.rand(m).double(), torch.rand(m).double()
-    grad_unit = (x, y, 1.0, torch.tensor(0.3), False, -3, lse[:n], weight[:n])
+    grad_unit = {**learned, "x_lse": lse[:n], "x_weight": weight[:n], "diagonal": -3}
     return {
-        "contrastive_partial": [search, (x, y, 1.0, torch.tensor(0.3), False, 30, 0, *[None] * 4)],
-        "contrastive_partial_bwd": [(*grad_unit, lse, weight), (*grad_unit, None, None)],
+        "contrastive_partial": [{**cold, **rules, "k": 2}, {**learned, "diagonal": 30}],
+        "contrastive_partial_bwd": [{**grad_unit, "y_lse": lse, "y_weight": weight}, grad_unit],
     }
 
 
 @pytest.mark.parametrize("op", ["contrastive_partial", "contrastive_partial_bwd"])
 def test_opcheck(op):
     for arguments in op_arguments()[op]:
-        torch.library.opcheck(getattr(torch.ops.ltood_fast, op).default, arguments)
+        torch.library.opcheck(getattr(torch.ops.ltood_fast, op).default, (), arguments)
 
 
 def test_compiles_in_one_graph():
@@ -388,7 +378,7 @@ def test_differentiation_is_refused():
     with pytest.raises(RuntimeError, match="contrastive_partial: differentiation is not supported"):
         lse.sum().backward()
     weight = torch.ones(6).double()
-    grad_unit = contrastive_partial_bwd(x, y, 0.3, normalize=True, diagonal=1, x_lse=lse.detach(), x_weight=weight)
+    grad_unit = contrastive_partial_bwd(x, y, 0.3, normalize=True, diagonal=1, of_rows=(lse.detach(), weight))
     with pytest.raises(RuntimeError, match="contrastive_partial_bwd: differentiation is not supported"):
         grad_unit.sum().backward()
 
@@ -401,35 +391,34 @@ def test_the_kernel_is_announced():
 def test_the_ops_check_what_reaches_them():
     x, y = draw(6, 9, 3, torch.float32)
     ids, lse = torch.zeros(9).long(), torch.zeros(9).double()
-    block, grad_unit = torch.ops.ltood_fast.contrastive_partial, torch.ops.ltood_fast.contrastive_partial_bwd
-    shared = (0.3, None, True, 0)
+    partial, bwd = torch.ops.ltood_fast.contrastive_partial, torch.ops.ltood_fast.contrastive_partial_bwd
     with pytest.raises(TypeError, match="contrastive_partial: x must be a float tensor, got Long"):
-        block(x.long(), y, *shared, 0, *[None] * 4)
+        partial(x.long(), y, temperature=0.3)
     with pytest.raises(TypeError, match="contrastive_partial: y must be Float as x is, got Double"):
-        block(x, y.double(), *shared, 0, *[None] * 4)
+        partial(x, y.double(), temperature=0.3)
     with pytest.raises(
         ValueError, match=r"contrastive_partial: x must be a non-empty matrix \[n, D\], got shape \[0, 3\]"
     ):
-        block(x[:0], y, *shared, 0, *[None] * 4)
+        partial(x[:0], y, temperature=0.3)
     with pytest.raises(
         ValueError, match=r"contrastive_partial: y must be a non-empty matrix as wide as x, got shape \[9"
     ):
-        block(x, y[:, :2], *shared, 0, *[None] * 4)
+        partial(x, y[:, :2], temperature=0.3)
     with pytest.raises(ValueError, match="contrastive_partial: k must be at least 0, got -1"):
-        block(x, y, *shared, -1, *[None] * 4)
+        partial(x, y, temperature=0.3, k=-1)
     with pytest.raises(
         ValueError, match="contrastive_partial: y_instance must be given when x_instance is, and only then"
     ):
-        block(x, y, *shared, 1, ids[:6], None, None, None)
+        partial(x, y, x_instance=ids[:6], temperature=0.3, k=1)
     with pytest.raises(ValueError, match="contrastive_partial: y_domain must be given when x_domain is, and only then"):
-        block(x, y, *shared, 1, None, None, None, ids)
+        partial(x, y, y_domain=ids, temperature=0.3, k=1)
     with pytest.raises(ValueError, match=r"contrastive_partial: y_instance must be of shape \[9\], got shape \[6\]"):
-        block(x, y, *shared, 1, ids[:6], ids[:6], None, None)
+        partial(x, y, x_instance=ids[:6], y_instance=ids[:6], temperature=0.3, k=1)
     with pytest.raises(ValueError, match=r"temperature must be a float or a 0-d float tensor, got shape \[2\]"):
-        block(x, y, 1.0, torch.ones(2), True, 0, 0, *[None] * 4)
+        partial(x, y, temperature_tensor=torch.ones(2))
     with pytest.raises(TypeError, match="contrastive_partial_bwd: x_lse must be Double, got Float"):
-        grad_unit(x, y, *shared, lse[:6].float(), lse[:6], None, None)
+        bwd(x, y, lse[:6].float(), lse[:6], temperature=0.3)
     with pytest.raises(
         ValueError, match="contrastive_partial_bwd: y_weight must be given when y_lse is, and only then"
     ):
-        grad_unit(x, y, *shared, lse[:6], lse[:6], lse, None)
+        bwd(x, y, lse[:6], lse[:6], lse, temperature=0.3)

@@ -7,6 +7,7 @@ import pytest
 import torch
 
 import ltood_fast
+from ltood_fast import Bank
 from ltood_fast import nn as losses
 from ltood_fast.reference import contrastive as reference
 
@@ -173,11 +174,9 @@ def test_psd_with_a_bank_is_the_loop(k, with_bank_ids, with_bank_domain):
         z,
         TAU,
         k=k,
-        bank=bank,
+        bank=Bank(bank, bank_ids, bank_domain),
         domain=DOMAIN,
         instance_ids=ids,
-        bank_ids=bank_ids,
-        bank_domain=bank_domain,
         reduction="none",
         return_lse=True,
         return_neighbors=True,
@@ -280,7 +279,7 @@ def test_head_of_bce_gets_its_gradient():
 @pytest.mark.parametrize("n", [1, 2])  # the smallest batches: no other row at all, and nothing but a negative
 def test_no_positive_at_all_is_a_zero_loss_with_a_zero_gradient(n):
     alone, zeros = torch.arange(n), torch.zeros(n).long()
-    foreign = {"bank": torch.randn(n, D), "domain": zeros, "bank_domain": zeros + 1}
+    foreign = {"bank": Bank(torch.randn(n, D), domain=zeros + 1), "domain": zeros}
     for loss in (
         lambda z: ltood_fast.nt_xent(z, instance_ids=alone, backend="reference"),
         lambda z: ltood_fast.supcon(z, alone, backend="reference"),
@@ -392,24 +391,24 @@ BAD = {
     "bank width": (lambda: ltood_fast.psd_loss(z32(), bank=z32(5, 4)), ValueError, "bank must be 3 wide as z is"),
     "bank empty": (lambda: ltood_fast.psd_loss(z32(), bank=z32(0)), ValueError, "bank must be non-empty"),
     "bank ids alone": (
-        lambda: ltood_fast.psd_loss(z32(), bank=z32(5), bank_ids=ids64[:5]),
+        lambda: ltood_fast.psd_loss(z32(), bank=Bank(z32(5), ids64[:5])),
         ValueError,
-        "psd_loss: instance_ids must be given with bank_ids",
+        "psd_loss: instance_ids must be given with bank.ids",
     ),
-    "bank ids without bank": (
-        lambda: ltood_fast.psd_loss(z32(), bank_ids=ids64[:5]),
-        ValueError,
-        "bank_ids must be None when there is no bank",
+    "bank ids without rows": (
+        lambda: ltood_fast.psd_loss(z32(), bank=Bank(None, ids64[:5])),
+        TypeError,
+        "psd_loss: bank must be a tensor, got NoneType",
     ),
     "bank domain alone": (
-        lambda: ltood_fast.psd_loss(z32(), bank=z32(5), bank_domain=ids64[:5]),
+        lambda: ltood_fast.psd_loss(z32(), bank=Bank(z32(5), domain=ids64[:5])),
         ValueError,
-        "bank_domain must be None unless neighbours are restricted",
+        "bank.domain must be None unless neighbours are restricted",
     ),
     "bank domain, any domain": (
-        lambda: ltood_fast.stage1_loss(z32(), DOMAIN, same_domain=False, bank=z32(5), bank_domain=ids64[:5]),
+        lambda: ltood_fast.stage1_loss(z32(), DOMAIN, same_domain=False, bank=Bank(z32(5), domain=ids64[:5])),
         ValueError,
-        "stage1_loss: bank_domain must be None unless",
+        "stage1_loss: bank.domain must be None unless",
     ),
     "weight negative": (
         lambda: ltood_fast.psd_loss(z32(), neighbor_weight=-1.0),

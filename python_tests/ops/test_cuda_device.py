@@ -6,7 +6,7 @@ import torch.nn.functional as F
 
 import ltood_fast
 from ltood_fast._ext import has_kernel
-from ltood_fast.ops._contrastive_partial_op import contrastive_partial, contrastive_partial_bwd
+from ltood_fast.ops._contrastive_partial import contrastive_partial, contrastive_partial_bwd
 from python_tests.tolerances import assert_gradient_close, assert_loss_close
 
 pytestmark = pytest.mark.cuda
@@ -43,18 +43,21 @@ def partial(x, y, diagonal):
     shared = {"normalize": True, "diagonal": diagonal}
     found = contrastive_partial(x, y, 0.2, k=3, **shared)
     of_columns = torch.linspace(4, 5, len(y), dtype=torch.float64, device="cuda")
-    weights = {"x_lse": found.lse, "x_weight": found.lse, "y_lse": of_columns, "y_weight": of_columns}
+    weights = {"of_rows": (found.lse, found.lse), "of_columns": (of_columns, of_columns)}
     return *found, contrastive_partial_bwd(x, y, 0.2, **weights, **shared)
 
 
 def guided_partial(z, guide, clusters, far):
     """Half of the rows against all: what both partial ops of stage 2 return."""
     n, ids = len(z) // 2, torch.arange(len(z), device="cuda") % (len(z) // 2)
-    partial = z[:n], guide[:n], z, guide, 0, clusters[:n], clusters, far, ids[:n], ids
-    found = torch.ops.ltood_fast.guided_partial(*partial, ids[:n] % 9 == 0, 0.2, None, None, 3, True, 1.0, True, True)
+    partial = {
+        "x_guide": guide[:n], "y_guide": guide, "x": z[:n], "y": z, "x_instance": ids[:n], "y_instance": ids,
+        "x_clusters": clusters[:n], "y_clusters": clusters, "far": far, "temperature": 0.2,
+    }  # fmt: skip
+    found = torch.ops.ltood_fast.guided_partial(**partial, x_every=ids[:n] % 9 == 0, k=3, distill=True)
     state = 4 + (ids[:, None] % torch.arange(2, 6, device="cuda")).double() / 9
-    states = state[:n], state, state[:n], state
-    return *found, torch.ops.ltood_fast.guided_partial_bwd(*partial, *states, 0.2, None, None, True, 1.0, True)
+    states = {"x_contrast": state[:n], "y_contrast": state, "x_distill": state[:n], "y_distill": state}
+    return *found, torch.ops.ltood_fast.guided_partial_bwd(**partial, **states)
 
 
 NAMES = ["nt_xent", "stage1_loss", "psd_loss k=3", "stage2_loss", "cluster_kl", "knn", "contrastive_partial",
@@ -160,11 +163,10 @@ def test_shards_of_a_large_batch(shards, dtype):
     x = z[start:]
     whole = contrastive_partial(x, z, 0.2, normalize=False, diagonal=start).lse
     assert_loss_close(whole, lse[start:], dtype)
-    weights = {"x_lse": whole, "x_weight": weight[:rows]}
     passed = sum(
         contrastive_partial_bwd(
-            x, z[at : at + rows], 0.2, normalize=False, diagonal=start - at, y_lse=lse[at : at + rows].double(),
-            y_weight=weight[:rows], **weights,
+            x, z[at : at + rows], 0.2, normalize=False, diagonal=start - at, of_rows=(whole, weight[:rows]),
+            of_columns=(lse[at : at + rows].double(), weight[:rows]),
         )
         for at in range(0, n, rows)
     )  # fmt: skip
@@ -211,19 +213,18 @@ def test_matmul_precision_medium():
 @pytest.mark.parametrize("name", ["nt_xent", "stage1_loss"])
 def test_the_dispatcher_accepts_the_op(name):
     z = torch.randn(64, 16, device="cuda", requires_grad=True)
-    domain = torch.arange(64, device="cuda") % 2 if name == "stage1_loss" else None
-    k = 1 if name == "stage1_loss" else 0
-    arguments = (z, 0.2, None, True, True, None, domain, k, 1.0, None, domain, None, None, None)
-    torch.library.opcheck(torch.ops.ltood_fast.contrastive, arguments)
+    domain = torch.arange(64, device="cuda") % 2
+    searched = {"labels": domain, "domain": domain, "k": 1} if name == "stage1_loss" else {}
+    torch.library.opcheck(torch.ops.ltood_fast.contrastive, (z,), {"temperature": 0.2, **searched})
 
 
 def test_the_dispatcher_accepts_the_partial_ops():
     x, y = torch.randn(40, 16, device="cuda"), torch.randn(70, 16, device="cuda")
     ids, lse = torch.arange(70, device="cuda"), torch.rand(70, device="cuda").double()
-    block = (x, y, 0.2, None, True, 10, 2, ids[:40], ids, None, None)
-    torch.library.opcheck(torch.ops.ltood_fast.contrastive_partial, block)
-    grad_unit = (x, y, 1.0, torch.tensor(0.3, device="cuda"), False, 10, lse[:40], lse[:40], lse, lse)
-    torch.library.opcheck(torch.ops.ltood_fast.contrastive_partial_bwd, grad_unit)
+    found = {"x_instance": ids[:40], "y_instance": ids, "temperature": 0.2, "diagonal": 10, "k": 2}
+    torch.library.opcheck(torch.ops.ltood_fast.contrastive_partial, (x, y), found)
+    learned = {"temperature_tensor": torch.tensor(0.3, device="cuda"), "normalize": False, "diagonal": 10}
+    torch.library.opcheck(torch.ops.ltood_fast.contrastive_partial_bwd, (x, y, lse[:40], lse[:40], lse, lse), learned)
 
 
 def test_stage2_over_a_group(tmp_path):

@@ -14,7 +14,7 @@ import ltood_fast
 from ltood_fast._ext import has_kernel
 from ltood_fast.ops._group import ALONE
 from ltood_fast.ops._guided_group import Keys, _combined
-from ltood_fast.ops._guided_partial_op import GuidedPartial
+from ltood_fast.ops._guided_partial import GuidedPartial
 from python_tests.ops.test_contrastive_partial import assert_neighbors_right
 from python_tests.tolerances import assert_gradient_close, assert_loss_close
 
@@ -47,26 +47,25 @@ class PartialProblem:
     normalize: bool = True
     distill: bool = False
 
-    def shared(self, device) -> tuple[list, list]:
-        """The arguments of both ops in front of those that differ, and those behind them."""
-        tau, learned = self.temperature, isinstance(self.temperature, Tensor)
-        keys = self.x_clusters, self.y_clusters, self.far, self.x_instance, self.y_instance
-        rows = [None if t is None else t.to(device) for t in (self.x, self.x_guide, self.y, self.y_guide, *keys)]
-        temperatures = [1.0 if learned else tau, tau.to(device) if learned else None, self.teacher_temperature]
-        return [*rows[:4], self.diagonal, *rows[4:]], temperatures
+    def arguments_of_both(self, device) -> dict[str, object]:
+        rows = "x", "y", "x_guide", "y_guide", "x_clusters", "y_clusters", "far", "x_instance", "y_instance"
+        options = "diagonal", "teacher_temperature", "weighted", "gamma", "normalize"
+        named = {name: getattr(self, name) for name in (*rows, *options)}
+        named["temperature_tensor" if isinstance(self.temperature, Tensor) else "temperature"] = self.temperature
+        return {name: x.to(device) if isinstance(x, Tensor) else x for name, x in named.items()}
 
     def forward(self, device="cpu") -> GuidedPartial:
-        front, temperatures = self.shared(device)
         every = None if self.every is None else self.every.to(device)
-        options = self.k, self.weighted, self.gamma, self.normalize, self.distill
-        found = torch.ops.ltood_fast.guided_partial(*front, every, *temperatures, *options)
+        found = torch.ops.ltood_fast.guided_partial(
+            **self.arguments_of_both(device), x_every=every, k=self.k, distill=self.distill
+        )
         return GuidedPartial(*(x.cpu() for x in found))
 
     def lse_bwd(self, states, device="cpu") -> Tensor:
-        front, temperatures = self.shared(device)
+        """states: of the rows and the columns for the contrast, then for the distillation."""
         moved = [None if t is None else t.to(device) for t in states]
-        options = self.weighted, self.gamma, self.normalize
-        return torch.ops.ltood_fast.guided_partial_bwd(*front, *moved, *temperatures, *options).cpu()
+        named = dict(zip(("x_contrast", "y_contrast", "x_distill", "y_distill"), moved, strict=True))
+        return torch.ops.ltood_fast.guided_partial_bwd(**self.arguments_of_both(device), **named).cpu()
 
 
 class Dense:
@@ -186,7 +185,7 @@ def check(p: PartialProblem, device="cpu") -> GuidedPartial:
         else:
             assert rows.numel() == 0
     if p.k:
-        rules = {"x_instance": p.x_instance, "y_instance": p.y_instance}
+        rules = {"instances": (p.x_instance, p.y_instance)}
         rounding = 1e-13 if dtype == torch.float64 else 1e-6
         own = dense.cos.masked_fill(dense.self, -math.inf)
         assert_neighbors_right(own, found.cosines, found.indices, p.k, rules, rounding)
@@ -254,14 +253,18 @@ def test_a_learned_temperature(device):
 
 
 def check_the_square(whole: PartialProblem, device="cpu", shards=(0, 130, 131)) -> None:
-    """Shards of the columns combine to what the square op gives where no neighbours are positives; so do the pushes."""
+    """Shards of the columns combine to what the square op gives where no neighbours are positives; so do gradients."""
     n, dtype = len(whole.x), whole.x.dtype
-    keys = whole.x_clusters, whole.far, whole.x_instance, torch.full((n, 1), -1)
-    rows = [t.to(device) for t in (whole.x, whole.x_guide, *keys)]
-    options = whole.weighted, whole.gamma, whole.normalize, whole.distill
-    loss, weight, lse, neighbors, kl, student_lse, teacher_lse = torch.ops.ltood_fast.guided(
-        *rows, 0.3, None, None, 0, *options
-    )
+    keys = {"clusters": whole.x_clusters, "far": whole.far, "instance_ids": whole.x_instance}
+    named = {"z": whole.x, "guide": whole.x_guide, **keys, "pos_idx": torch.full((n, 1), -1)}
+    arguments = {name: t.to(device) for name, t in named.items()} | {
+        "temperature": 0.3,
+        "weighted": whole.weighted,
+        "gamma": whole.gamma,
+        "normalize": whole.normalize,
+        "distill": whole.distill,
+    }
+    loss, weight, lse, neighbors, kl, student_lse, teacher_lse = torch.ops.ltood_fast.guided(**arguments)
     out_of_far = Dense(whole)
     fallback = ~(out_of_far.out & ~out_of_far.views & ~out_of_far.self).any(1)
     assert 0 < fallback.sum() < n
@@ -280,7 +283,7 @@ def check_the_square(whole: PartialProblem, device="cpu", shards=(0, 130, 131)) 
     of_loss, of_lse, of_kl, of_student = torch.randn(4, n).double() / n
     gradients = [x.to(device) for x in (of_loss, of_lse, of_kl, of_student)]
     saved = weight, lse, neighbors, student_lse, teacher_lse
-    grad_z, _ = torch.ops.ltood_fast.guided_bwd(*gradients, *rows[:5], *saved, 0.3, None, None, *options)
+    grad_z, _ = torch.ops.ltood_fast.guided_bwd(*gradients, *saved, **arguments)
     grad_lse = of_loss.where(has_view, 0)
     contrast = torch.stack(
         [lse.cpu(), grad_lse + of_lse, (grad_lse / weight.cpu()).where(has_view, 0), fallback.double()], 1
@@ -336,10 +339,11 @@ def test_a_group_on_cuda_takes_the_kernels(monkeypatch, dtype, gathers):
         monkeypatch.setattr(module, "has_kernel", lambda op, device: device == "cuda" and op.startswith("guided"))
     gathered = []
     monkeypatch.setattr(
-        torch.ops.ltood_fast, "gather_batch", lambda *a: gathered.append(a) or (z, z, torch.zeros(6, 2), None, None)
+        torch.ops.ltood_fast, "gather_batch", lambda **a: gathered.append(a) or (z, z, torch.zeros(6, 2), None, None)
     )
     context = SimpleNamespace(many=True, op="stage2_loss", reduction="mean", exchange="ring", name="0")
-    batch = _guided_batch.batch_of(context, _backend.use_kernel("stage2_loss", "auto", z, z), z, z)
+    kernel = _backend.use_kernel("stage2_loss", "auto", z, z)
+    batch = _guided_batch.batch_of(_guided_batch.Batch(z, z), None, context, kernel, {})
     assert bool(gathered) == gathers
     assert batch.context is (ALONE if gathers else context)
 
@@ -366,8 +370,8 @@ def test_the_kernel_is_announced():
 def test_the_ops_check_what_reaches_them():
     p = case("both parts, the diagonal runs out", torch.float32)
     n = len(p.x)
-    with pytest.raises(ValueError, match=r"guided_partial: x_every must be contiguous bool of shape \[n\] on the device "
-                                         r"of x, got bool \[3\] on cpu"):  # fmt: skip
+    every = r"x_every must be contiguous bool of shape \[n\] on the device of x, got bool \[3\] on cpu"
+    with pytest.raises(ValueError, match=f"guided_partial: {every}"):
         replace(p, every=torch.ones(3, dtype=torch.bool)).forward()
     with pytest.raises(ValueError, match="guided_partial: k must be at least 0, got -1"):
         replace(p, k=-1).forward()

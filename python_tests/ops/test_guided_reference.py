@@ -181,7 +181,7 @@ def test_stage2_loss_is_the_sum_of_its_parts(distill, reduction):
 def test_stage2_loss_hands_every_option_on():
     z, guide, clusters, far = problem()
     shared = {"weighted": False, "normalize": False, "instance_ids": torch.arange(12) // 3, "k": 3}
-    losses = stage2_loss(z, guide, clusters, far, 0.5, teacher_temperature=0.1, **shared)
+    losses = stage2_loss(z, guide, clusters, far, 0.5, distill=lt.Distill(teacher_temperature=0.1), **shared)
     close(losses.guided, guided_contrastive(z, guide, clusters, far, 0.5, **shared))
     close(losses.distill, relational_distill(z, guide, 0.5, teacher_temperature=0.1, normalize=False))
     options = {"pos_idx": torch.arange(12)[:, None].flip(0), "gamma": 3.0}
@@ -292,7 +292,7 @@ def test_modules_are_the_functions():
     assert list(module.parameters()) == [tau]
     distill = RelationalDistillLoss(0.5, teacher_temperature=0.1, reduction="sum")
     close(distill(z, guide), relational_distill(z, guide, 0.5, teacher_temperature=0.1, reduction="sum"))
-    options = {"k": 1, "beta": 2.0, "teacher_temperature": 0.1}
+    options = {"k": 1, "beta": 2.0, "distill": lt.Distill("relational", 0.1)}
     for loss, value in zip(
         Stage2Loss(0.5, **options)(z, guide, clusters, far),
         stage2_loss(z, guide, clusters, far, 0.5, **options),
@@ -384,7 +384,7 @@ def test_bad_stage2_and_centroids_get_their_sentences():
         ({"beta": -0.1}, "beta must be non-negative and finite, got -0.1"),
         ({"distill": "l2"}, "distill must be one of relational, feature, got 'l2'"),
         ({"distill": "feature"}, r"guide must be 3 wide as z is, got shape \(6, 2\)"),
-        ({"teacher_temperature": -1.0}, "teacher_temperature must be positive and finite, got -1.0"),
+        ({"distill": lt.Distill("relational", -1.0)}, "teacher_temperature must be positive and finite, got -1.0"),
     ):
         with pytest.raises(ValueError, match=f"^stage2_loss: {sentence}"):
             stage2_loss(**{**GOOD, **change})

@@ -199,8 +199,8 @@ def test_threads_give_the_same_bits(n):
 @pytest.mark.parametrize("dtype", DTYPES)
 def test_opcheck(dtype):
     x, y = torch.randn(20, 5).to(dtype), torch.randn(9, 5, requires_grad=True)
-    for arguments in ((x, None, 3, True), (x, y, 3, False)):
-        torch.library.opcheck(torch.ops.ltood_fast.knn.default, arguments)
+    for arguments in ({"x": x, "k": 3}, {"x": x, "y": y, "k": 3, "normalize": False}):
+        torch.library.opcheck(torch.ops.ltood_fast.knn.default, (), arguments)
 
 
 def test_compile_and_export():
@@ -267,9 +267,9 @@ def test_fuzz(n, q, d, levels, data, seed):
 def test_operator_refuses_what_would_read_out_of_bounds():
     x, op = torch.randn(10, 4), torch.ops.ltood_fast.knn
     with pytest.raises(ValueError, match="^knn: y must be a non-empty matrix as wide as x, got shape"):
-        op(x, x[:, :3], 2, True)
+        op(x, x[:, :3], k=2)
     for k, y in ((0, None), (10, None), (11, x)):
         with pytest.raises(ValueError, match="^knn: k must be at least 1 and at most the rows that can be found, got"):
-            op(x, y, k, True)
+            op(x, y, k=k)
     with pytest.raises(TypeError, match="^knn: x must be a float tensor, got Int"):
-        op(x.int(), None, 2, True)
+        op(x.int(), k=2)

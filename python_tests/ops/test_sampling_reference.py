@@ -99,7 +99,7 @@ def test_streaming_gives_the_same_bits(monkeypatch, cut):
 
 
 @pytest.mark.parametrize("seed", range(5))
-def test_streaming_keeps_enough_when_clusters_fight_for_the_same_rows(monkeypatch, seed):
+def test_streaming_keeps_enough_when_clusters_share_rows(monkeypatch, seed):
     """All centroids are nearly the same, so a late cluster loses all of its best rows to earlier ones."""
     torch.manual_seed(seed)
     monkeypatch.setattr(ood, "ROWS", 10)
@@ -216,7 +216,7 @@ def test_kmeans_finds_blobs(spherical):
         assert torch.allclose(centroids[groups[group, 0]], expected, atol=1e-4)
 
 
-def test_kmeans_assigns_to_the_nearest_centroid_and_repeats_itself():
+def test_kmeans_assigns_to_the_nearest_and_repeats_itself():
     x = torch.randn(300, 8, dtype=torch.float64)
     centroids, assignments = kmeans(x, 7, iterations=3)
     assert centroids.shape == (7, 8)

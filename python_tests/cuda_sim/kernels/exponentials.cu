@@ -12,7 +12,7 @@ __global__ void exponentials_kernel(const float* x, int n, float* polynomial, fl
   const int i = blockIdx.x * kThreads + threadIdx.x;
   if (i >= n) return;
   polynomial[i] = ltood::prim::exp2_polynomial(x[i]);
-  shared[i] = ltood::prim::exp2_shared<ltood::sm90::kPolynomialEighths>(x[i], i);
+  shared[i] = ltood::prim::exp2_shared<ltood::tile_sizes::kPolynomialEighths>(x[i], i);
 }
 
 }  // namespace

@@ -92,7 +92,7 @@ def shared(device, threads, size, asks_for=0):
     return error, x, y
 
 
-def test_dynamic_beside_static_shared_memory(device):
+def test_dynamic_and_static_shared_memory(device):
     error, x, y = shared(device, 64, 64 * 4)
     assert error == 0
     np.testing.assert_array_equal(device.get(y), np.zeros(64))  # what the two arrays hold cancels

@@ -11,6 +11,7 @@ import ctypes
 import mmap
 import sysconfig
 import tempfile
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -118,7 +119,7 @@ class TorchDevice(Device):
         finally:
             self.library.host.ptxsim_use_arena(0)
 
-    def run(self, name: str, *arguments):
+    def run(self, name: str, *arguments, **options):
         """One operator on copies of its arguments in device memory; results are copied back."""
 
         def move(x):
@@ -127,15 +128,15 @@ class TorchDevice(Device):
         extent = self.memory.extent
         self._failure = None
         with self._arena():
-            moved = pytree.tree_map(move, arguments)
+            moved, moved_options = pytree.tree_map(move, (arguments, options))
             try:
-                results = getattr(torch.ops.ltood_sim, name)(*moved)
+                results = getattr(torch.ops.ltood_sim, name)(*moved, **moved_options)
             except RuntimeError:
                 if self._failure is not None:
                     raise self._failure from None
                 raise
         copies = pytree.tree_map(move, results)
-        del moved, results
+        del moved, moved_options, results
         self.memory.rewind(extent)
         return copies
 
@@ -145,7 +146,7 @@ class TorchDevice(Device):
         registry = torch.library.Library("ltood_fast", "IMPL")
         try:
             for name in names:
-                registry.impl(name, lambda *a, name=name: self.run(name, *a), "CPU", allow_override=True)
+                registry.impl(name, partial(self.run, name), "CPU", allow_override=True)
             yield self
         finally:
             registry._destroy()

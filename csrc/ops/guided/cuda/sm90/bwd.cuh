@@ -20,7 +20,7 @@ using value_t = __nv_bfloat16;  // H spans more powers of two than float16 has
 struct Part {
   int k_split, first_k_tile;
   __device__ __forceinline__ explicit Part(const GuidedParams& p)
-      : split(blockIdx.y % p.k_splits), first_k_tile(blockIdx.y / p.k_splits * kGuidedOutKTiles) {}
+      : k_split(blockIdx.y % p.k_splits), first_k_tile(blockIdx.y / p.k_splits * kGuidedOutKTiles) {}
 };
 
 // The products of the first tile, then in turns the values of a tile and the products of the next one.
