@@ -10,21 +10,29 @@ import os
 import re
 import shutil
 import subprocess
+import sys
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
-from setuptools import setup
+import setuptools
+
+if int(setuptools.__version__.split(".")[0]) < 77:
+    raise SystemExit(
+        f"ltood_fast: setuptools must be 77 or later, got {setuptools.__version__}: pip install 'setuptools>=77'"
+    )
 
 try:
     import torch
     from torch.utils.cpp_extension import BuildExtension, CppExtension
 except ImportError as error:
     raise SystemExit(
-        f"ltood_fast builds against the torch it will run on, and torch cannot be imported ({error}): "
-        "install torch first, then `pip install --no-build-isolation .`"
+        f"ltood_fast builds against the torch it will run on, and this build cannot import torch ({error}). If torch is "
+        "installed, pip's build isolation hides it: use `pip install --no-build-isolation .` (uv: `uv pip install "
+        "--no-build-isolation .`). Otherwise install torch first."
     ) from error
 
 ROOT = Path(__file__).resolve().parent
+VERSION = "0.1.0"
 # Code for 8.0 runs on 8.6 and 8.9 as it is; devices after 9.0 compile its PTX, as 9.0a has none that goes forward.
 DEFAULT_ARCHS = "8.0+PTX 9.0a"
 
@@ -141,4 +149,12 @@ def extension() -> CppExtension:
     )
 
 
-setup(ext_modules=[extension()], cmdclass={"build_ext": BuildExtensionWithNvcc})
+def version() -> str:
+    """A wheel names the torch and the CUDA toolkit that it was built for, so that pip's cache never serves another."""
+    if "sdist" in sys.argv:
+        return VERSION
+    torch_version = ".".join(torch.__version__.split(".")[:2])
+    return f"{VERSION}+torch{torch_version}" + (".cuda" if CUDA_HOME else ".cpu")
+
+
+setuptools.setup(version=version(), ext_modules=[extension()], cmdclass={"build_ext": BuildExtensionWithNvcc})

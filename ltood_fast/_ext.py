@@ -4,17 +4,30 @@ from __future__ import annotations
 
 import os
 from importlib import metadata
+from pathlib import Path
 from typing import Any
 
 import torch
 
+
+def missing_extension(folder: Path, error: ImportError) -> ImportError:
+    """Says why `_C` cannot be loaded from the package in `folder`, and what to do."""
+    if not list(folder.glob("_C*.so")):
+        return ImportError(
+            f"ltood_fast was imported from {folder}, which holds no compiled extension. If it is installed, Python "
+            "found this source folder first: run from another folder. Otherwise build it in place: "
+            "`pip install --no-build-isolation -e .`"
+        )
+    return ImportError(
+        f"ltood_fast._C cannot be loaded ({error}): build it for this torch ({torch.__version__}) with "
+        "`pip install --no-build-isolation .`"
+    )
+
+
 try:
     from . import _C
 except ImportError as error:
-    raise ImportError(
-        f"ltood_fast._C cannot be loaded ({error}): build it for this torch ({torch.__version__}) with "
-        "`pip install --no-build-isolation .`"
-    ) from error
+    raise missing_extension(Path(__file__).resolve().parent, error) from error
 
 # Public function -> the dispatcher op that serves it. An op without a kernel for a device runs its reference there.
 OP_OF_FUNCTION = {

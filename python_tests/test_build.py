@@ -92,3 +92,27 @@ def test_a_cuda_kernel_without_a_device_is_refused(function):
     with pytest.raises(ValueError, match="needs inputs on a cuda device, got cpu") as refusal:
         getattr(ltood_fast, function)(*CALLS[function], backend="cuda")
     assert str(refusal.value) == f"{function}: backend='cuda' needs inputs on a cuda device, got cpu"
+
+
+def test_a_folder_without_the_extension_says_what_to_do(tmp_path):
+    refusal = str(_ext.missing_extension(tmp_path, ImportError("circular import")))
+    assert "run from another folder" in refusal
+    assert str(tmp_path) in refusal
+    (tmp_path / "_C.cpython-311.so").touch()
+    assert "cannot be loaded (undefined symbol)" in str(
+        _ext.missing_extension(tmp_path, ImportError("undefined symbol"))
+    )
+
+
+def test_a_build_that_cannot_see_torch_names_isolation(tmp_path):
+    (tmp_path / "torch.py").write_text("raise ImportError('hidden')")
+    result = run_setup(PYTHONPATH=str(tmp_path))
+    assert result.returncode
+    assert "this build cannot import torch (hidden)" in result.stderr
+    assert "pip install --no-build-isolation ." in result.stderr
+
+
+def test_a_wheel_is_named_after_its_torch():
+    result = subprocess.run([sys.executable, "setup.py", "--version"], cwd=ROOT, capture_output=True, text=True)
+    major, minor = torch.__version__.split(".")[:2]
+    assert result.stdout.splitlines()[-1].startswith(f"0.1.0+torch{major}.{minor}.")

@@ -17,7 +17,7 @@ constexpr T ceil_div(T a, T b) {
 
 struct DeviceLimits {
   int multiprocessors;
-  int shared_bytes;  // of one block, when asked for
+  int shared_bytes;  // of one block, on request
 };
 
 inline cudaError_t device_limits(DeviceLimits& limits) {

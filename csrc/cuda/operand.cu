@@ -1,5 +1,5 @@
 // One warp a row: the largest element, the norm, and the row in 16-bit splits. Reads N D elements (three times, the
-// second and third from cache) and writes splits * N * D halves: bound by memory, nothing beside the N² work.
+// second and third from cache) and writes splits * N * D halves: bound by memory, negligible next to the N² work.
 #include "cuda/launch.cuh"
 #include "cuda/operand.h"
 #include "cuda/primitives/math.cuh"

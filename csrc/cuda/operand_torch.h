@@ -1,4 +1,4 @@
-// Operands of the tensor cores from tensors, and the few things that every CUDA op of ours does with torch.
+// Operands of the tensor cores from tensors, and the few things that every CUDA op here does with torch.
 #pragma once
 
 #include <ATen/core/Tensor.h>

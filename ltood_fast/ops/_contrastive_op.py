@@ -74,23 +74,23 @@ def contrastive(
     if bank is not None:
         arguments |= {"bank": bank.z.detach(), "bank_ids": int64(bank.ids), "bank_domain": int64(bank.domain)}
     if not context.many:
-        return ContrastiveRows(*call("contrastive", arguments))
+        return ContrastiveRows(*call("contrastive", **arguments))
     arguments |= context.options(kernel, f"reduction={context.reduction}")
     return ContrastiveRows(*overload("contrastive_group")(**arguments)[: len(ContrastiveRows._fields)])
 
 
 def _fake(*args, **kwargs):
-    inputs = Arguments("contrastive", args, kwargs)
-    z, n, wide = inputs.z, inputs.z.shape[0], wide_dtype(inputs.z.dtype)
-    n_instance, n_class = n if inputs.views else 0, n if inputs.labels is not None else 0
+    given = Arguments("contrastive", args, kwargs)
+    z, n, wide = given.z, given.z.shape[0], wide_dtype(given.z.dtype)
+    n_instance, n_class = n if given.views else 0, n if given.labels is not None else 0
     return (
         z.new_empty(n_instance, dtype=wide),
         z.new_empty(n_class, dtype=wide),
         z.new_empty(n, dtype=torch.float64),
         z.new_empty(n_instance, dtype=torch.float64),
         z.new_empty(n_class, dtype=torch.float64),
-        z.new_empty((n, inputs.k), dtype=wide),
-        z.new_empty((n, inputs.k), dtype=torch.int64),
+        z.new_empty((n, given.k), dtype=wide),
+        z.new_empty((n, given.k), dtype=torch.int64),
     )
 
 

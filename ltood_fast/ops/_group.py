@@ -135,7 +135,7 @@ class RankLayout(NamedTuple):
         return total.to(x.dtype)
 
     def shards(self, x: Tensor, exchange: str) -> Iterator[tuple[int, Tensor]]:
-        """(number of its first row, rows) of what passes by: all rows at once, or ("ring") one rank's at a time, the
+        """(number of its first row, rows) of the shards: all rows at once, or ("ring") one rank's at a time, the
         own ones first, while the next ones are on their way."""
         if exchange == "gather":
             yield 0, self.gather(x)

@@ -63,7 +63,7 @@ class Inputs(Arguments):
         return {name: getattr(self, name) for name in names}
 
     def shards(self, layout: RankLayout):
-        """(number of the first row, z, guide) of what passes by."""
+        """(number of the first row, z, guide) of the shards."""
         both = zip(layout.shards(self.z, self.exchange), layout.shards(self.guide, self.exchange), strict=True)
         for (first, z), (_, guide) in both:
             yield first, z, guide

@@ -65,16 +65,16 @@ def guided(
     arguments = {"z": z, "guide": guide.detach(), **temperature_arguments(temperature)}
     arguments |= {name: int64(x) if isinstance(x, Tensor) else x for name, x in options.items()}
     if not context.many:
-        return GuidedRows(*call("guided", arguments))
+        return GuidedRows(*call("guided", **arguments))
     outputs = overload("guided_group")(**arguments, **context.options(True, must_match))
     return GuidedRows(*outputs[: len(GuidedRows._fields)])
 
 
 @torch.library.register_fake("ltood_fast::guided")
 def fake_guided(*args, **kwargs):
-    inputs = Arguments("guided", args, kwargs)
-    z, n, contrast, distill = inputs.z, inputs.z.shape[0], inputs.clusters is not None, inputs.distill
-    width = 0 if not contrast else inputs.k if inputs.pos_idx is None else inputs.pos_idx.shape[1]
+    given = Arguments("guided", args, kwargs)
+    z, n, contrast, distill = given.z, given.z.shape[0], given.clusters is not None, given.distill
+    width = 0 if not contrast else given.k if given.pos_idx is None else given.pos_idx.shape[1]
 
     def rows(used: bool, dtype: torch.dtype = torch.float64) -> Tensor:
         return z.new_empty(n if used else 0, dtype=dtype)

@@ -12,7 +12,10 @@ from types import SimpleNamespace
 import torch
 from torch import Tensor
 
+from ._check import transformed
+
 _LIBRARY = torch.ops.ltood_fast
+_PLAIN = (Tensor, torch.nn.Parameter)
 
 
 def overload(op: str) -> torch._ops.OpOverload:
@@ -24,47 +27,122 @@ def wide_dtype(dtype: torch.dtype) -> torch.dtype:
     return torch.float64 if dtype == torch.float64 else torch.float32
 
 
+class _Gradient:
+    """The gradient of an operator by its backward operator, as an autograd formula."""
+
+    def __init__(self, op: str):
+        self.op, self.forward, self.backward = op, overload(op), overload(f"{op}_bwd")
+        arguments, takes = self.forward._schema.arguments, [a.name for a in self.backward._schema.arguments]
+        gives = [result.name for result in self.backward._schema.returns]
+        self.inputs = [a.name for a in arguments if not a.kwarg_only]
+        self.outputs = [result.name for result in self.forward._schema.returns]
+        self.options = [a.name for a in arguments if a.kwarg_only and a.name in takes]
+        self.saved = [name for name in takes if name in (*self.inputs, *self.outputs)]
+        self.constant = [i for i, name in enumerate(self.outputs) if f"grad_{name}" not in takes]
+        self.received = [(i, f"grad_{name}") for i, name in enumerate(self.outputs) if i not in self.constant]
+        self.found = [(name, gives.index(f"grad_{name}")) for name in self.inputs if f"grad_{name}" in gives]
+        self.wanted = [(name, f"need_{name}") for name in self.inputs if f"need_{name}" in takes]
+
+    def save(self, ctx, arguments: dict[str, object], outputs: tuple[Tensor, ...]) -> None:
+        ctx.mark_non_differentiable(*(outputs[i] for i in self.constant))
+        ctx.set_materialize_grads(False)
+        values = arguments | dict(zip(self.outputs, outputs, strict=True))
+        ctx.save_for_backward(*(values.get(name) for name in self.saved))
+        ctx.options = {name: arguments[name] for name in self.options if name in arguments}
+
+    def run(self, ctx, received: tuple[Tensor | None, ...], needs: dict[str, bool]) -> dict[str, Tensor | None]:
+        """Gradients of the inputs by name."""
+        saved = dict(zip(self.saved, ctx.saved_tensors, strict=True))
+        # torch.compile makes the gradient of an unused output an empty tensor.
+        gradients = {name: g if (g := received[i]) is not None and g.shape[0] else None for i, name in self.received}
+        if all(gradient is None for gradient in gradients.values()):
+            return {}
+        wanted = {argument: needs[name] for name, argument in self.wanted}
+        found = self.backward(**gradients, **saved, **ctx.options, **wanted)
+        return {name: found[at].to(saved[name].dtype) for name, at in self.found if needs[name]}
+
+
+_GRADIENTS: dict[str, _Gradient] = {}
+_FUNCTIONS: dict[str, type[torch.autograd.Function]] = {}
+_VARYING: dict[str, list[str]] = {}  # numbers that an operator takes
+
+
 def differentiable(op: str) -> None:
     """Registers the gradient of ``torch.ops.ltood_fast.<op>`` by ``<op>_bwd``, and refuses a second derivative."""
-    forward, backward = overload(op), overload(f"{op}_bwd")
-    inputs_ = [argument.name for argument in forward._schema.arguments if not argument.kwarg_only]
-    outputs_ = [result.name for result in forward._schema.returns]
-    takes = [argument.name for argument in backward._schema.arguments]
-    options = [a.name for a in forward._schema.arguments if a.kwarg_only and a.name in takes]
-    gives = [result.name for result in backward._schema.returns]
-    constant = [i for i, name in enumerate(outputs_) if f"grad_{name}" not in takes]
-    gradients = [(i, f"grad_{name}") for i, name in enumerate(outputs_) if i not in constant]
-    places = {name: at for at, name in enumerate((*inputs_, *outputs_))}
-    saved = [name for name in takes if name in places]
-    wanted = [(i, f"need_{name}") for i, name in enumerate(inputs_) if f"need_{name}" in takes]
-    found_at = [gives.index(f"grad_{name}") if f"grad_{name}" in gives else None for name in inputs_]
+    gradient = _GRADIENTS[op] = _Gradient(op)
 
     def setup_context(ctx, inputs, keyword_only_inputs, output):
-        values = (*inputs, *output)
-        ctx.mark_non_differentiable(*(output[i] for i in constant))
-        ctx.set_materialize_grads(False)
-        ctx.save_for_backward(*(values[places[name]] for name in saved))
-        ctx.options = {name: keyword_only_inputs[name] for name in options}
-        ctx.dtypes = tuple(x.dtype if isinstance(x, Tensor) else None for x in inputs)
+        gradient.save(ctx, dict(zip(gradient.inputs, inputs, strict=False)) | keyword_only_inputs, output)
 
     def run_backward(ctx, *received):
-        arguments = dict(zip(saved, ctx.saved_tensors, strict=True)) | ctx.options
-        for i, name in gradients:
-            # torch.compile makes the gradient of an unused output an empty tensor.
-            arguments[name] = received[i] if received[i] is not None and received[i].shape[0] else None
-        if all(arguments[name] is None for _, name in gradients):
-            return (None,) * len(inputs_)
-        needs = ctx.needs_input_grad + (False,) * (len(inputs_) - len(ctx.needs_input_grad))
-        arguments |= {name: needs[i] for i, name in wanted}
-        found = backward(**arguments)
-        needed = zip(found_at, needs, ctx.dtypes, strict=True)
-        return tuple(found[at].to(dtype) if at is not None and need else None for at, need, dtype in needed)
+        needs = dict.fromkeys(gradient.inputs, False) | dict(zip(gradient.inputs, ctx.needs_input_grad, strict=False))
+        found = gradient.run(ctx, received, needs)
+        return tuple(found.get(name) for name in gradient.inputs)
 
     def refuse(ctx, *_):
         raise RuntimeError(f"{op.removesuffix('_group')}: double backward is not supported")
 
     torch.library.register_autograd(f"ltood_fast::{op}", run_backward, setup_context=setup_context)
     torch.library.register_autograd(f"ltood_fast::{op}_bwd", refuse)
+    _FUNCTIONS[op] = _function(gradient)
+
+
+def _function(gradient: _Gradient) -> type[torch.autograd.Function]:
+    """The same gradient without the dispatcher's detour through Python, for eager calls."""
+
+    def forward(ctx, arguments, *_):
+        with torch._C._AutoDispatchBelowAutograd():
+            outputs = gradient.forward(**arguments)
+        gradient.save(ctx, arguments, outputs)
+        return outputs
+
+    def backward(ctx, *received):
+        needs = dict(zip((name for name, _ in gradient.found), ctx.needs_input_grad[1:], strict=True))
+        if torch.is_grad_enabled():  # a second derivative, which the registered formula refuses
+            found = gradient.run(ctx, received, needs)
+        else:
+            with torch._C._AutoDispatchBelowAutograd():
+                found = gradient.run(ctx, received, needs)
+        return None, *(found.get(name) for name, _ in gradient.found)
+
+    members = {"forward": staticmethod(forward), "backward": staticmethod(backward)}
+    return type(f"{gradient.op}_function", (torch.autograd.Function,), members)
+
+
+def call(op: str, **arguments: object) -> tuple[Tensor, ...]:
+    """Calls a differentiable operator.
+
+    Eager calls on plain tensors go through one autograd.Function: at N = 64 the dispatcher's way through
+    `torch.library.register_autograd` costs as much again as the rest of the call. Everything else (torch.compile,
+    torch.func, tensor subclasses, dispatch modes) goes through the operator.
+    """
+    if torch.compiler.is_compiling():
+        return _traced(op, arguments)
+    if not _is_plain(arguments):
+        return overload(op)(**arguments)
+    leaves = [arguments.get(name) for name, _ in _GRADIENTS[op].found]
+    if torch.is_grad_enabled() and any(x is not None and x.requires_grad for x in leaves):
+        return _FUNCTIONS[op].apply(arguments, *leaves)
+    with torch._C._AutoDispatchBelowAutograd():
+        return overload(op)(**arguments)
+
+
+def _is_plain(arguments: dict[str, object]) -> bool:
+    return (
+        torch._C._len_torch_dispatch_stack() == 0
+        and not transformed()
+        and all(type(x) in _PLAIN for x in arguments.values() if isinstance(x, Tensor))
+    )
+
+
+def _traced(op: str, arguments: dict[str, object]) -> tuple[Tensor, ...]:
+    """The call in a graph, by the variant of the operator where a number varies."""
+    numbers = {name: arguments[name] for name in _VARYING[op] if arguments.get(name) is not None}
+    static = torch.fx.experimental.symbolic_shapes.has_static_value
+    if all(static(number) for number in numbers.values()):
+        return overload(op)(**arguments)
+    one = torch.ones((), dtype=torch.float64)  # torch.compile keeps this product symbolic, torch.full would fix it
+    return overload(f"{op}_varying")(**(arguments | {name: one * number for name, number in numbers.items()}))
 
 
 def not_differentiable(op: str) -> None:
@@ -148,7 +226,7 @@ def varying(op: str) -> None:
         variant = name.replace(op, f"{op}_varying")
         torch.library.define(f"ltood_fast::{variant}", f"({tensors}, *, {others}) -> {results}")
         _read_numbers(name, variant, numbers)
-        VARYING.setdefault(op, numbers)
+        _VARYING.setdefault(op, numbers)
     differentiable(f"{op}_varying")
 
 
@@ -169,21 +247,6 @@ def _read_numbers(op: str, variant: str, numbers: list[str]) -> None:
 
     torch.library.impl(f"ltood_fast::{variant}", "default", run)
     torch.library.register_fake(f"ltood_fast::{variant}", fake)
-
-
-VARYING: dict[str, list[str]] = {}
-
-
-def call(op: str, arguments: dict[str, object]) -> tuple[Tensor, ...]:
-    """The outputs of the operator, of arguments by name."""
-    if op in VARYING and torch.compiler.is_compiling():
-        static = torch.fx.experimental.symbolic_shapes.has_static_value
-        numbers = [name for name in VARYING[op] if arguments.get(name) is not None and not static(arguments[name])]
-        if numbers:
-            one = torch.ones((), dtype=torch.float64)  # torch.compile keeps this product symbolic, torch.full does not
-            tensors = {name: one * arguments[name] for name in VARYING[op] if arguments.get(name) is not None}
-            return overload(f"{op}_varying")(**{**arguments, **tensors})
-    return overload(op)(**arguments)
 
 
 def temperature_arguments(temperature: float | Tensor) -> dict[str, object]:

@@ -235,27 +235,27 @@ def _run_kernel(
         "return_q": return_q,
         "return_assignments": return_assignments,
     }
-    return call("cluster_kl", arguments)
+    return call("cluster_kl", **arguments)
 
 
 @torch.library.register_fake("ltood_fast::cluster_kl")
 def _(*args, **kwargs):
-    inputs = Arguments("cluster_kl", args, kwargs)
-    z, n, k = inputs.z, inputs.z.shape[0], inputs.centroids.shape[0]
+    given = Arguments("cluster_kl", args, kwargs)
+    z, n, k = given.z, given.z.shape[0], given.centroids.shape[0]
 
     def wide(*shape: int) -> Tensor:
-        return z.new_empty(shape, dtype=common_dtype(z, inputs.centroids))
+        return z.new_empty(shape, dtype=common_dtype(z, given.centroids))
 
-    assignments = z.new_empty(n if inputs.return_assignments else 0, dtype=torch.int64)
-    stats, q = wide(4 if z.is_cuda else 3, n), wide(n if inputs.return_q else 0, k)
-    return wide(n), wide(k), stats, wide(inputs.cached_rows, k), q, assignments
+    assignments = z.new_empty(n if given.return_assignments else 0, dtype=torch.int64)
+    stats, q = wide(4 if z.is_cuda else 3, n), wide(n if given.return_q else 0, k)
+    return wide(n), wide(k), stats, wide(given.cached_rows, k), q, assignments
 
 
 @torch.library.register_fake("ltood_fast::cluster_kl_bwd")
 def _(*args, **kwargs):
-    inputs = Arguments("cluster_kl_bwd", args, kwargs)
-    z, centroids, d = inputs.z, inputs.centroids, inputs.z.shape[1]
-    rows, clusters = z.shape[0] if inputs.need_z else 0, centroids.shape[0] if inputs.need_centroids else 0
+    given = Arguments("cluster_kl_bwd", args, kwargs)
+    z, centroids, d = given.z, given.centroids, given.z.shape[1]
+    rows, clusters = z.shape[0] if given.need_z else 0, centroids.shape[0] if given.need_centroids else 0
     return z.new_empty(rows, d), centroids.new_empty(clusters, d)
 
 

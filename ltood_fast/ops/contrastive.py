@@ -43,7 +43,7 @@ def check_common(op: str, z: Tensor, temperature: float | Tensor, reduction: str
 
 
 def check_views(op: str, z: Tensor, instance_ids: Tensor | None, kernel: bool) -> None:
-    """In a graph the kernel refuses an odd number of rows itself: a guard for it would exclude a plain Dim in export."""
+    """In a graph the kernel refuses odd numbers of rows itself: a guard would exclude a plain Dim in torch.export."""
     n = z.shape[0]
     if instance_ids is not None:
         check.integers(op, "instance_ids", instance_ids, n, z)
@@ -166,7 +166,7 @@ def nt_xent(
     Raises:
         ValueError: shapes, ranges or devices that do not fit (an odd N without ``instance_ids``, N = 0, tau <= 0, ...).
         TypeError: a dtype that is not allowed.
-        RuntimeError: a second derivative is asked for (kernel), or ``backend`` names a kernel this build lacks.
+        RuntimeError: a second derivative of a kernel, or ``backend`` names a kernel this build lacks.
     """
     op = "nt_xent"
     with GroupContext(op, group, reduction, exchange) as context:

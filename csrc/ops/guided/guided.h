@@ -6,7 +6,7 @@
 // Over a process group the same tiles are a partial problem: rows of one process [n] against the columns of others [M].
 //   guided_partial        sums over the columns, which combine with those of other columns; positives: the views alone
 //   guided_partial_bwd   (1/tau) sum_j (G_ij + G_ji) u(y_j), the gradient at u(x_i) of all rows' losses, from what
-//                       arrived at both sides; less the neighbours, whose pairs the caller adds
+//                       the states of both sides; without the neighbours, whose pairs the caller adds
 #pragma once
 
 #include <ATen/core/Tensor.h>
@@ -14,7 +14,6 @@
 #include <optional>
 
 #include "common/arguments.h"
-#include "ops/guided/cpu/tile.h"
 #include "ops/guided/state.h"
 
 namespace ltood {
@@ -52,7 +51,7 @@ GuidedArguments guided_arguments(const Arguments& arguments);
 GuidedArguments guided_partial_arguments(const Arguments& arguments);
 
 // The type to compute in: double for float64 rows, and where an exponent <z_i, z_j> / tau of float32 rows can exceed
-// 128 (long rows as they are, tau < 1/128): rounding it to float would move a softmax by 128 * 2^-24 = 10^-5.
+// 128 (long unnormalised rows, tau < 1/128): rounding it to float would move a softmax by 128 * 2^-24 = 10^-5.
 c10::ScalarType compute_dtype(const GuidedArguments& arguments);
 
 // What the forward pass left behind, and the gradients of its outputs; none = 0. [N] by row.

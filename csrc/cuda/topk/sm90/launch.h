@@ -8,7 +8,7 @@
 
 namespace ltood::knn::sm90 {
 
-// Stages of its ring; 0: it does not take the problem (not asked for, or rows do not fit in shared memory).
+// Stages of its ring; 0: it does not take the problem (disabled, or rows do not fit in shared memory).
 int stages(const Operand& x, const cuda::DeviceLimits& limits);
 
 constexpr tile_sizes::TileSize kTile = tile_sizes::tile_of(tile_sizes::kTopk, 0, 1);

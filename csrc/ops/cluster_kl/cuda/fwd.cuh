@@ -14,7 +14,7 @@
 //
 // and r_ia - 1 = -(A_i - 1) / A_i without cancellation, which the gradient needs where q_ia is nearly 1.
 //
-//   pass      tile 128 × 64 (mainloop_sm80.cuh)         registers beside the tile
+//   pass      tile 128 × 64 (mainloop_sm80.cuh)         registers besides the tile
 //   Assign    m_i, sum_j e_ij (online), a           4 a row
 //   Mass      f_j: sums of columns, a warp at a time, persistent blocks, then added in a fixed order
 //   Loss      t_i, l_i, q on request                4 a row

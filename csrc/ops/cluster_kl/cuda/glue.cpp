@@ -49,7 +49,7 @@ PreparedMatrix prepare(const at::Tensor& x, const OptionalTensor& origin, int sp
 }
 
 // The inputs in one type: their own, or float32 where they differ. float32 rows are taken around the median centroid,
-// so that a common offset costs no precision; the splits of 16-bit rows are exact as they are.
+// so that a common offset costs no precision; the splits of 16-bit rows are exact.
 struct CudaProblem {
   at::Tensor z, centroids;
   bool rounded;  // float32 inputs, bfloat16-grade products

@@ -89,7 +89,7 @@ struct SegmentTensors {
 };
 
 // Rows of z or of the bank as an operand. Rows of two types are taken as float32, so that both have the same splits.
-// Splits of float32 rows are float16, 22 bits together; but not of rows as they are, whose weights would leave its
+// Splits of float32 rows are float16, 22 bits together; but not of unnormalised rows, whose weights would leave its
 // range.
 OperandTensors operand(const char* argument, const at::Tensor& x, const OptionalTensor& other, bool normalize) {
   const bool mixed = other && other->scalar_type() != x.scalar_type();

@@ -52,7 +52,7 @@ struct LseBwdLaunch {
   int threads, tile_cols, resident_stage, streamed_stage;
 };
 
-// Two bfloat16 splits are those of rows as they are: always online.
+// Two bfloat16 splits are those of unnormalised rows: always online.
 template <typename half_t, int kSplits, int kOut>
 LseBwdLaunch lse_bwd_launch(bool online) {
   using S = contrastive::bwd::LseBwdTiles<kSplits, kOut>;

@@ -67,7 +67,7 @@ struct ContrastiveRows {
   int d;
   Exponents exponents;
   ContrastiveForward tiles;  // its slots
-  int has_views;             // the instance part is asked for
+  int has_views;             // the instance part is enabled
   SegmentView instances;     // null ids: rows i and i + N / 2
   SegmentView classes;       // null ids: no class part
   int k;
@@ -82,7 +82,7 @@ struct ContrastiveRows {
   double* class_weight;
 };
 
-// What arrives at each row: at its log-sum-exp, at the mean over its positives divided by their weight.
+// The gradients at the log-sum-exp of each row, and at the mean over its positives divided by their weight.
 struct RowGradients {
   int n;
   const float* grad_instance;  // or null
@@ -110,7 +110,7 @@ struct RowFactors {
 struct ContrastiveFactors {
   Operand u;
   Exponents exponents;
-  const double* lse;     // null: no weights, as they are of columns without a gradient
+  const double* lse;     // null: no weights: columns without a gradient
   const float* weight;   // the gradient that arrives at lse
   const float* largest;  // 0-d: the largest |weight| of rows and columns, for float16; null: 1
   RowFactors* factors;

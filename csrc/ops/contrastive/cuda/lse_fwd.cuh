@@ -78,7 +78,7 @@ struct RowState {
   Nearest nearest[kNearest ? kMI : 1][2];
 };
 
-// Products become exponents, in units of log2 and less the shift; what does not count becomes -inf.
+// Products become exponents, in units of log2 minus the shift; excluded pairs become -inf.
 template <bool kEdge, bool kOnline, bool kNearest>
 __device__ __forceinline__ void scale_tile(float (&c)[kMI][kNI][4], const RowState<kOnline, kNearest>& rows,
                                            const Operand& u, int first_row, int first_col, float shift) {
@@ -236,7 +236,7 @@ __device__ __forceinline__ void offer_columns(const float (&c)[kMI][kNI][4], con
   }
 }
 
-// Rows: quads, then the warps beside each other, through `exchange`; written to the work tile's slot of rows.
+// Rows: quads, then the warps of a row of warps, through `exchange`; written to the work tile's slot of rows.
 template <bool kOnline, bool kNearest>
 __device__ void flush_rows(const ContrastiveForward& p, const RowState<kOnline, kNearest>& rows,
                            unsigned char* exchange, int first_row, int slot, float scale, float shift) {

@@ -8,7 +8,7 @@
 //
 // tile      128 × 64, 4 warps of 32 × 64, k_tiles of 64 features, 3 stages: the loop of mainloop_sm80.cuh
 // shared    24 KiB of stages and the block's rows, 16 KiB a k_tile and split, where they fit; else they are streamed
-//           beside the columns, 16 KiB more a stage
+//           in addition to the columns, 16 KiB more a stage
 // FLOP      2 n M D (three times that in two splits), n M exponentials
 // bytes     (n / 128) M D halves of y through L2, n k_splits floats (twice that with maxima)
 // limiter   tensor cores by mma.sync, with exponentials (16 a clock and SM) close behind at D = 128
@@ -27,7 +27,7 @@ using mainloop_sm80::kNI;
 using mainloop_sm80::kSlots;
 using mainloop_sm80::kThreads;
 
-// Products become exponents, in units of log2 and less the shift; what does not count becomes -inf. `same` is the
+// Products become exponents, in units of log2 minus the shift; excluded pairs become -inf. `same` is the
 // column that is the warp's first row.
 template <bool kEdge>
 __device__ __forceinline__ void scale_tile(Fragments& c, const Operand& y, const float (&factor)[kSlots], int first_col,

@@ -33,7 +33,7 @@ struct Positives {
   double weight;
 };
 
-// Row i's other views: row i + N / 2, or its segment less itself, <u_i, sum - u_i>.
+// Row i's other views: row i + N / 2, or its segment without itself, <u_i, sum - u_i>.
 template <typename half_t>
 __device__ Positives segment_positives(const Operand& u, int d, const SegmentView& segments, int row) {
   const int lane = threadIdx.x % 32;
@@ -215,7 +215,7 @@ __device__ __forceinline__ float neighbor_positive_grad(const ContrastiveBackwar
 }
 
 // grad_u = (lse_bwd - grad_sums) / tau, summed over the k_splits, then through the normalisation:
-//   grad_z = (grad_u - u <u, grad_u>) / |z|;   rows as they are, or shorter than eps: grad_z = grad_u * inv_norm.
+//   grad_z = (grad_u - u <u, grad_u>) / |z|;   unnormalised rows, or rows shorter than eps: grad_z = grad_u * inv_norm.
 template <typename half_t, typename out_t>
 __global__ void __launch_bounds__(32 * kRowWarps) contrastive_epilogue_kernel(const ContrastiveBackward p) {
   const int row = blockIdx.x * kRowWarps + threadIdx.x / 32, lane = threadIdx.x % 32;

@@ -12,6 +12,7 @@
 #include "common/simd.h"
 #include "common/tile_schedule.h"
 #include "ops/guided/cpu/order.h"
+#include "ops/guided/cpu/tile.h"
 #include "ops/guided/guided.h"
 
 namespace ltood {

@@ -11,13 +11,9 @@
 #include <cstdint>
 #include <limits>
 
-namespace ltood {
+#include "ops/guided/state.h"
 
-// How hard the guide lets two rows attract or repel: ((1 ± cos) / 2) ^ gamma with gamma > 0, or 1.
-struct Force {
-  bool weighted;
-  double gamma;
-};
+namespace ltood {
 
 template <typename T>
 T attraction(Force force, T cos);

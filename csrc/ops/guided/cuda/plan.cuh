@@ -1,4 +1,4 @@
-// Which pairs of rows the guided contrastive loss reads: O(N (k + log N)) work, nothing beside the tiles.
+// Which pairs of rows the guided contrastive loss reads: O(N (k + log N)) work, negligible next to the tiles.
 #pragma once
 
 #include "cuda/primitives/math.cuh"

@@ -1,5 +1,5 @@
 // Row kernels of the guided family, one warp a row: positives, which are few, and what follows from the tiles' sums.
-// O(N (k + views) (D + Dg)) reads, nothing beside the tiles; a row that is the neighbour of very many takes long.
+// O(N (k + views) (D + Dg)) reads, negligible next to the tiles; a row that is the neighbour of very many takes long.
 #pragma once
 
 #include <type_traits>
@@ -15,7 +15,7 @@ constexpr int kRowWarps = 4;
 __device__ __forceinline__ float2 to_floats(__nv_bfloat162 pair) { return __bfloat1622float2(pair); }
 __device__ __forceinline__ float2 to_floats(__half2 pair) { return __half22float2(pair); }
 
-// Two neighbouring features of a row, less its scale.
+// Two neighbouring features of a row, without its scale.
 template <typename half_t>
 __device__ __forceinline__ float2 feature_pair(const Operand& x, int64_t row, int feature) {
   using pair_t = std::conditional_t<std::is_same_v<half_t, __half>, __half2, __nv_bfloat162>;

@@ -54,7 +54,7 @@ LseBwdSm90Launch lse_bwd_launch(int k_tiles) {
   return k_tiles == 2 ? lse_bwd_launch<half_t, kSplits, 2>() : lse_bwd_launch<half_t, kSplits, 4>();
 }
 
-// Two splits of bfloat16 are rows as they are, which take the online form.
+// Two splits of bfloat16 are unnormalised rows, which take the online form.
 LseBwdSm90Launch lse_bwd_launch(const Operand& u) {
   if (!u.is_half) return lse_bwd_launch<__nv_bfloat16, 1>(u.k_tiles);
   return u.splits == 2 ? lse_bwd_launch<__half, 2>(u.k_tiles) : lse_bwd_launch<__half, 1>(u.k_tiles);

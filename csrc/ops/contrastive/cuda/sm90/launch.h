@@ -7,7 +7,7 @@
 
 namespace ltood::contrastive::sm90 {
 
-// Fill the plan and return true if the kernel takes the problem: asked for, on compute capability 9.0, with the fixed
+// Fill the plan and return true if the kernel takes the problem: enabled, on compute capability 9.0, with the fixed
 // shift, rows that fit in shared memory.
 bool plan_tiles(ContrastiveForward& p, const cuda::DeviceLimits& limits);
 bool plan_lse_bwd(ContrastiveLseBwd& p, const cuda::DeviceLimits& limits);

@@ -12,7 +12,7 @@ constexpr tile_sizes::TileSize tile(bool backward) {
   return tile_sizes::tile_of(backward ? tile_sizes::kGuidedBwd : tile_sizes::kGuided, 1, 1);
 }
 
-// Stages of the ring; 0: they do not take the problem (not asked for, two splits, rows that do not fit).
+// Stages of the ring; 0: they do not take the problem (disabled, two splits, rows that do not fit).
 int stages(const GuidedParams& p, const cuda::DeviceLimits& limits, bool backward);
 
 cudaError_t launch_forward(const GuidedParams& p, int stages, void* stream);
