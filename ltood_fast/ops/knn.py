@@ -117,7 +117,11 @@ def knn_density(
     _check_density("knn_density", x, k, method)
     if method == "ivf":
         return _ivf_density(x, k, n_lists, n_probes)
-    if not use_kernel("knn_density", backend, x):
+    return _exact_density("knn_density", x, k, backend)
+
+
+def _exact_density(op: str, x: Tensor, k: int, backend: str) -> Tensor:
+    if not use_kernel(op, backend, x):
         return reference.knn_density(x, k)
     cosines, _ = overload("knn")(x=x, k=k)
     return (1 - cosines).mean(dim=1)
@@ -158,8 +162,10 @@ def cluster_tailness(
         return _tailness_shards(op, x, assignments, n_clusters, k, method, density, group, backend)
     _check_density(op, x, k, method)
     _check_assignments(op, x, assignments, n_clusters)
-    if density is None:
-        density = knn_density(x, k, method=method, backend=backend)
+    if density is None and method == "ivf":
+        density = _ivf_density(x, k, None, None)
+    elif density is None:
+        density = _exact_density(op, x, k, backend)
     _check_rho(op, x, density)
     return reference.cluster_tailness(x, assignments, n_clusters, k=k, density=density)
 

@@ -31,9 +31,9 @@ def cluster_kl(
 ) -> Tensor | tuple[Tensor, Tensor]:
     with full_precision(z):
         log_q = log_soft_assignment(z, centroids, nu, normalize)
-        with torch.no_grad():
-            log_f = log_q.logsumexp(dim=0)  # log of f_j = sum_i q_ij
-            log_p = torch.log_softmax(2 * log_q - log_f, dim=1)
+        constant = log_q.detach()  # in forward mode too, which torch.no_grad does not stop
+        log_f = constant.logsumexp(dim=0)  # log of f_j = sum_i q_ij
+        log_p = torch.log_softmax(2 * constant - log_f, dim=1)
         rows = (log_p.exp() * (log_p - log_q)).sum(dim=1)
         loss = {"mean": rows.mean, "sum": rows.sum, "none": lambda: rows}[reduction]()
         return (loss, log_q.detach().exp()) if return_q else loss

@@ -71,8 +71,8 @@ def _neighbors(
         column_domain = bank.domain
     if column_domain is not None:
         admissible = admissible & (domain[:, None] == column_domain[None, :])
-    with torch.no_grad():
-        return best_k(u @ (u if bank is None else bank.z).T, admissible, k)
+    u = u.detach()
+    return best_k(u @ (u if bank is None else bank.z).T, admissible, k)
 
 
 def _neighbor_term(

@@ -12,6 +12,7 @@ ROWS = 1024  # rows of the similarity matrix at a time
 
 @torch.no_grad()
 def knn(x: Tensor, k: int = 10, *, y: Tensor | None = None, normalize: bool = True) -> tuple[Tensor, Tensor]:
+    x, y = x.detach(), None if y is None else y.detach()  # torch.no_grad does not stop forward mode
     with full_precision(x):
         dtype = x.dtype if y is None else common_dtype(x, y)
         queries = unit_rows(x, normalize).to(common_dtype(x, x) if y is None else dtype)
