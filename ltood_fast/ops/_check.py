@@ -1,66 +1,147 @@
-"""Checks of arguments, one error format: "<op>: <argument> must be <what is allowed>, got <what came>"."""
+"""Checks of arguments, one error format: "<op>: <argument> must be <what is allowed>, got <what came>".
+
+A sentence is made only when its check fails. To torch.compile, text made of a size would fix the size: one graph for
+every size of the batch. So sentences that name sizes are passed as functions.
+"""
 
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
+from numbers import Real
 
 import torch
 from torch import Tensor
+from torch.autograd import forward_ad
 
 FLOAT_DTYPES = (torch.float64, torch.float32, torch.bfloat16, torch.float16)
 REDUCTIONS = ("mean", "sum", "none")
+NAMED_GAPS = 5  # missing labels that an error lists
+VIEWS = "two views? pass torch.cat([z0, z1])"
+
+Text = str | Callable[[], str]
 
 
-def require(condition: bool, op: str, argument: str, allowed: str, got: object) -> None:
+def require(condition: bool, op: str, argument: str, allowed: Text, got: object) -> None:
+    """`allowed` and `got` may be functions, called when the check fails."""
     if not condition:
-        raise ValueError(f"{op}: {argument} must be {allowed}, got {got}")
+        raise ValueError(_sentence(op, argument, allowed, got))
 
 
-def require_type(condition: bool, op: str, argument: str, allowed: str, got: object) -> None:
+def require_type(condition: bool, op: str, argument: str, allowed: Text, got: object) -> None:
     if not condition:
-        raise TypeError(f"{op}: {argument} must be {allowed}, got {got}")
+        raise TypeError(_sentence(op, argument, allowed, got))
+
+
+def _sentence(op: str, argument: str, allowed: Text, got: object) -> str:
+    allowed, got = (text() if callable(text) else text for text in (allowed, got))
+    return f"{op}: {argument} must be {allowed}, got {got}"
+
+
+def shape_of(x: Tensor) -> str:
+    return f"shape {tuple(x.shape)}"
+
+
+def transformed() -> bool:
+    """Whether this call is inside forward-mode AD or a transform of torch.func, 0.1 us."""
+    return forward_ad._current_level >= 0 or torch._C._are_functorch_transforms_active()
+
+
+def concrete(x: Tensor) -> bool:
+    """Whether x has values: it has none on the meta device, inside vmap, and while a graph is traced."""
+    plain = (type(x) is Tensor or type(x) is torch.nn.Parameter) and not x.is_meta
+    return plain and not torch.compiler.is_compiling() and not transformed()
+
+
+def readable(x: Tensor) -> bool:
+    """Whether the values of x can be read without waiting for a GPU."""
+    return x.device.type == "cpu" and concrete(x)
 
 
 def embeddings(op: str, argument: str, x: Tensor, *, allow_empty: bool = False) -> None:
     """A float matrix, one embedding a row; non-empty unless it is one rank's part of a larger one."""
-    require_type(isinstance(x, Tensor), op, argument, "a tensor", type(x).__name__)
+    if not isinstance(x, Tensor):
+        hint = f"; join tensors by torch.cat({argument})" if isinstance(x, (list, tuple)) else ""
+        require_type(False, op, argument, "a tensor", type(x).__name__ + hint)
     require_type(x.dtype in FLOAT_DTYPES, op, argument, "float64, float32, bfloat16 or float16", x.dtype)
-    require(x.dim() == 2, op, argument, "a matrix [N, D], one embedding a row", f"shape {tuple(x.shape)}")
+    dense(op, argument, x)
+    require(x.dim() == 2, op, argument, "a matrix [N, D], one embedding a row", lambda: _not_a_matrix(argument, x))
     filled = x.shape[1] > 0 and (allow_empty or x.shape[0] > 0)
-    require(filled, op, argument, "non-empty", f"shape {tuple(x.shape)}")
+    require(filled, op, argument, "non-empty", lambda: shape_of(x))
+
+
+def _not_a_matrix(argument: str, x: Tensor) -> str:
+    if x.dim() != 3:
+        return shape_of(x)
+    ids = "torch.arange(B).repeat_interleave(V)"
+    return (
+        f"{shape_of(x)}; of V views of B images, [B, V, D], pass {argument}.flatten(0, 1), with instance_ids={ids} "
+        "where it takes them, and labels.repeat_interleave(V) for labels"
+    )
+
+
+def dense(op: str, argument: str, x: Tensor) -> None:
+    if x.layout is not torch.strided:
+        require_type(False, op, argument, "a dense tensor", f"{x.layout}; pass {argument}.to_dense()")
 
 
 def same_width(op: str, argument: str, y: Tensor, x_argument: str, x: Tensor, *, allow_empty: bool = False) -> None:
     """A second matrix of embeddings that lives in the space of the first."""
     embeddings(op, argument, y, allow_empty=allow_empty)
-    require(y.shape[1] == x.shape[1], op, argument, f"{x.shape[1]} wide as {x_argument} is", f"shape {tuple(y.shape)}")
+    same = y.shape[1] == x.shape[1]
+    require(same, op, argument, lambda: f"{x.shape[1]} wide as {x_argument} is", lambda: shape_of(y))
     same_device(op, argument, y, x_argument, x)
 
 
 def same_device(op: str, argument: str, y: Tensor, x_argument: str, x: Tensor) -> None:
-    require(y.device == x.device, op, argument, f"on {x.device} as {x_argument} is", y.device)
+    if y.device != x.device:
+        require(False, op, argument, f"on {x.device} as {x_argument} is", y.device)
 
 
-def integer_tensor(op: str, argument: str, x: Tensor, like: Tensor) -> None:
-    """Integers of any shape, on the device of `like`."""
-    require_type(isinstance(x, Tensor), op, argument, "an integer tensor", type(x).__name__)
-    allowed = not x.dtype.is_floating_point and not x.dtype.is_complex and x.dtype != torch.bool
-    require_type(allowed, op, argument, "an integer tensor", x.dtype)
+def integer_tensor(op: str, argument: str, x: Tensor, like: Tensor, *, mask: bool = False) -> None:
+    """Integers of any shape, on the device of `like`; a mask is allowed where they name classes."""
+    allowed = "an integer or bool tensor" if mask else "an integer tensor"
+    if not isinstance(x, Tensor):
+        hint = f"; pass torch.as_tensor({argument})" if hasattr(x, "__len__") and not isinstance(x, str) else ""
+        require_type(False, op, argument, allowed, type(x).__name__ + hint)
+    if x.dtype.is_floating_point or x.dtype.is_complex or (x.dtype == torch.bool and not mask):
+        embedded = x.dim() == 2 and like.dim() == 2 and x.shape == like.shape
+        require_type(False, op, argument, allowed, f"{x.dtype} of {shape_of(x)}; {VIEWS}" if embedded else x.dtype)
+    dense(op, argument, x)
     same_device(op, argument, x, "the embeddings", like)
 
 
-def integers(op: str, argument: str, x: Tensor, length: int, like: Tensor) -> None:
+def integers(op: str, argument: str, x: Tensor, length: int, like: Tensor, *, mask: bool = False) -> None:
     """An integer vector of the given length, on the device of `like`."""
-    integer_tensor(op, argument, x, like)
-    require(x.shape == (length,), op, argument, f"of shape [{length}]", f"shape {tuple(x.shape)}")
+    integer_tensor(op, argument, x, like, mask=mask)
+    right = x.dim() == 1 and x.shape[0] == length
+    require(right, op, argument, lambda: f"of shape [{length}]", lambda: shape_of(x))
 
 
-def index_range(op: str, argument: str, x: Tensor, low: int, high: int) -> None:
-    """low <= x < high. Values are read on the CPU only: on a GPU the check would wait for the device."""
-    if torch.compiler.is_compiling() or x.device.type != "cpu" or x.numel() == 0:
+def index_range(op: str, argument: str, x: Tensor, low: int, high: int, *, classes: bool = False) -> None:
+    """low <= x < high, of values that can be read. `classes`: they name one of `high` classes each."""
+    if not readable(x) or x.numel() == 0:
         return
     smallest, largest = int(x.min()), int(x.max())
-    require(smallest >= low and largest < high, op, argument, f"in [{low}, {high})", f"[{smallest}, {largest}]")
+    if smallest < low or largest >= high:
+        hint = _gaps(argument, x, high) if classes and smallest >= low else ""
+        require(False, op, argument, f"in [{low}, {high})", f"[{smallest}, {largest}]{hint}")
+
+
+def _gaps(argument: str, x: Tensor, high: int) -> str:
+    """What to do about labels that are too large: some are missing below them, or there are more classes."""
+    found = x.unique().tolist()
+    missing = found[-1] + 1 - len(found)
+    if missing == 0:
+        return f", {len(found)} different ones"
+    named: list[str] = []
+    for below, label in zip([-1, *found], found, strict=False):
+        named += [str(gap) for gap in range(below + 1, min(label, below + 2 + NAMED_GAPS))]
+        if len(named) > NAMED_GAPS:
+            break
+    listed = ", ".join(named[:NAMED_GAPS]) + (", ..." if missing > NAMED_GAPS else "")
+    fits = "" if len(found) <= high else f", which are {len(found)} classes"
+    return f" without {listed}; renumber them by torch.unique({argument}, return_inverse=True)[1]{fits}"
 
 
 def finite_rows(op: str, argument: str, x: Tensor, first: int = 0) -> None:
@@ -70,42 +151,65 @@ def finite_rows(op: str, argument: str, x: Tensor, first: int = 0) -> None:
         require(False, op, argument, "finite", f"NaN or Inf in row {first + int(broken.int().argmax())}")
 
 
-def temperature(op: str, value: float | Tensor, argument: str = "temperature") -> None:
-    if isinstance(value, Tensor):
-        require_type(value.dtype.is_floating_point, op, argument, "a float or a 0-d float tensor", value.dtype)
-        require(value.dim() == 0, op, argument, "a float or a 0-d float tensor", f"shape {tuple(value.shape)}")
-        if value.device.type == "cpu" and not torch.compiler.is_compiling():
-            require(value.item() > 0, op, argument, "positive", value.item())
-        return
-    positive_number(op, argument, value)
+def temperature(op: str, value: float | Tensor, argument: str = "temperature") -> float | Tensor:
+    """A number, or a float tensor of one element; returns it as a float or a 0-d tensor."""
+    if not isinstance(value, Tensor):
+        return positive_number(op, argument, value)
+    allowed = "a float or a float tensor of one element"
+    if value.dim() > 1 or (value.dim() == 1 and value.shape[0] != 1):
+        require(False, op, argument, allowed, f"{value.dtype} of {shape_of(value)}; {_no_temperature(value)}")
+    if not value.dtype.is_floating_point:
+        require_type(False, op, argument, allowed, value.dtype)
+    if readable(value):
+        require(value.item() > 0, op, argument, "positive", value.item)
+    return value if value.dim() == 0 else value.reshape(())
 
 
-def positive_number(op: str, argument: str, value: float) -> None:
-    require_type(isinstance(value, (int, float)), op, argument, "a number", type(value).__name__)
-    require(0 < value < math.inf, op, argument, "positive and finite", value)
+def _no_temperature(value: Tensor) -> str:
+    if value.dtype.is_floating_point:
+        return VIEWS
+    return "ids of images? pass instance_ids=; labels? see supcon"
 
 
-def nonnegative_number(op: str, argument: str, value: float) -> None:
-    require_type(isinstance(value, (int, float)), op, argument, "a number", type(value).__name__)
-    require(0 <= value < math.inf, op, argument, "non-negative and finite", value)
+def number(op: str, argument: str, value: float) -> float:
+    """A Python or NumPy number, as a float."""
+    right = isinstance(value, float) or (isinstance(value, (int, Real)) and not isinstance(value, bool))
+    require_type(right, op, argument, "a number", type(value).__name__)
+    return float(value)
+
+
+def positive_number(op: str, argument: str, value: float) -> float:
+    x = number(op, argument, value)
+    require(0 < x < math.inf, op, argument, "positive and finite", lambda: value)
+    return x
+
+
+def nonnegative_number(op: str, argument: str, value: float) -> float:
+    x = number(op, argument, value)
+    require(0 <= x < math.inf, op, argument, "non-negative and finite", lambda: value)
+    return x
 
 
 def row_weights(op: str, argument: str, x: Tensor, length: int, like: Tensor) -> None:
-    """One non-negative weight a row. Values are read on the CPU only, as in `index_range`."""
+    """One non-negative weight a row. Values are checked where they can be read."""
     require_type(x.dtype in FLOAT_DTYPES, op, argument, "a number or a float tensor", x.dtype)
-    require(x.shape == (length,), op, argument, f"a number or of shape [{length}]", f"shape {tuple(x.shape)}")
+    right = x.dim() == 1 and x.shape[0] == length
+    require(right, op, argument, lambda: f"a number or of shape [{length}]", lambda: shape_of(x))
     same_device(op, argument, x, "the embeddings", like)
-    if x.device.type == "cpu" and not torch.compiler.is_compiling():
+    if readable(x):
         smallest, largest = float(x.detach().min()), float(x.detach().max())
         allowed = smallest >= 0 and math.isfinite(largest)
         require(allowed, op, argument, "non-negative and finite", f"[{smallest}, {largest}]")
 
 
 def count(op: str, argument: str, value: int, low: int, high: int | None = None) -> None:
-    require_type(isinstance(value, int) and not isinstance(value, bool), op, argument, "an int", type(value).__name__)
-    allowed = f"at least {low}" if high is None else f"in [{low}, {high}]"
-    require(value >= low and (high is None or value <= high), op, argument, allowed, value)
+    # Python's int here, torch.SymInt while torch.compile or torch.export traces; no bool.
+    whole = isinstance(value, (int, torch.SymInt)) and not isinstance(value, bool)
+    require_type(whole, op, argument, "an int", type(value).__name__)
+    right = value >= low and (high is None or value <= high)
+    require(right, op, argument, lambda: f"at least {low}" if high is None else f"in [{low}, {high}]", lambda: value)
 
 
 def choice(op: str, argument: str, value: str, allowed: tuple[str, ...]) -> None:
-    require(value in allowed, op, argument, "one of " + ", ".join(allowed), repr(value))
+    if value not in allowed:
+        require(False, op, argument, "one of " + ", ".join(allowed), repr(value))

@@ -10,7 +10,17 @@ from torch import Tensor
 from .._ext import has_kernel
 from ..reference.options import Bank
 from ._group import ALONE, GroupContext
-from ._schema import Arguments, call, differentiable, fake_gradients, int64, overload, temperature_arguments, wide_dtype
+from ._schema import (
+    Arguments,
+    call,
+    differentiable,
+    fake_gradients,
+    int64,
+    overload,
+    temperature_arguments,
+    varying,
+    wide_dtype,
+)
 
 
 class ContrastiveRows(NamedTuple):
@@ -65,12 +75,8 @@ def contrastive(
         arguments |= {"bank": bank.z.detach(), "bank_ids": int64(bank.ids), "bank_domain": int64(bank.domain)}
     if not context.many:
         return ContrastiveRows(*call("contrastive", **arguments))
-    must_match = f"reduction={context.reduction}"
-    return ContrastiveRows(
-        *overload("contrastive_group")(**arguments, **context.options(kernel, must_match))[
-            : len(ContrastiveRows._fields)
-        ]
-    )
+    arguments |= context.options(kernel, f"reduction={context.reduction}")
+    return ContrastiveRows(*overload("contrastive_group")(**arguments)[: len(ContrastiveRows._fields)])
 
 
 def _fake(*args, **kwargs):
@@ -92,3 +98,4 @@ if has_kernel("contrastive", "cpu") or has_kernel("contrastive", "cuda"):
     torch.library.register_fake("ltood_fast::contrastive", _fake)
     fake_gradients("contrastive")
     differentiable("contrastive")
+    varying("contrastive")

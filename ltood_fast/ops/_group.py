@@ -31,6 +31,11 @@ class GroupContext:
         check.choice(op, "exchange", exchange, EXCHANGES)
         self.op, self.reduction, self.exchange = op, reduction, exchange
         self.many = group is not None  # also for a group of one rank
+        if self.many and check.transformed():
+            raise RuntimeError(
+                f"{op}: a process group has no forward-mode derivatives and does not run inside transforms of "
+                "torch.func (jvp, grad, hessian, vmap, ...); use group=None"
+            )
         self.name = group_name(op, group) if self.many else ""
 
     def __enter__(self) -> GroupContext:

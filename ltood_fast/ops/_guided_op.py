@@ -8,7 +8,17 @@ import torch
 from torch import Tensor
 
 from ._group import ALONE, GroupContext
-from ._schema import Arguments, call, differentiable, fake_gradients, int64, overload, temperature_arguments, wide_dtype
+from ._schema import (
+    Arguments,
+    call,
+    differentiable,
+    fake_gradients,
+    int64,
+    overload,
+    temperature_arguments,
+    varying,
+    wide_dtype,
+)
 
 
 class GuidedRows(NamedTuple):
@@ -77,3 +87,4 @@ def fake_guided(*args, **kwargs):
 
 fake_gradients("guided")
 differentiable("guided")
+varying("guided")

@@ -7,18 +7,17 @@ outputs are differentiable, what is saved, and where each argument goes.
 
 from __future__ import annotations
 
-import functools
 from types import SimpleNamespace
 
 import torch
 from torch import Tensor
-from torch.autograd import forward_ad
+
+from ._check import transformed
 
 _LIBRARY = torch.ops.ltood_fast
 _PLAIN = (Tensor, torch.nn.Parameter)
 
 
-@functools.cache
 def overload(op: str) -> torch._ops.OpOverload:
     return getattr(_LIBRARY, op).default
 
@@ -65,6 +64,7 @@ class _Gradient:
 
 _GRADIENTS: dict[str, _Gradient] = {}
 _FUNCTIONS: dict[str, type[torch.autograd.Function]] = {}
+_VARYING: dict[str, list[str]] = {}  # numbers that an operator takes
 
 
 def differentiable(op: str) -> None:
@@ -116,6 +116,8 @@ def call(op: str, **arguments: object) -> tuple[Tensor, ...]:
     `torch.library.register_autograd` costs as much again as the rest of the call. Everything else (torch.compile,
     torch.func, tensor subclasses, dispatch modes) goes through the operator.
     """
+    if torch.compiler.is_compiling():
+        return _traced(op, arguments)
     if not _is_plain(arguments):
         return overload(op)(**arguments)
     leaves = [arguments.get(name) for name, _ in _GRADIENTS[op].found]
@@ -127,12 +129,20 @@ def call(op: str, **arguments: object) -> tuple[Tensor, ...]:
 
 def _is_plain(arguments: dict[str, object]) -> bool:
     return (
-        not torch.compiler.is_compiling()
-        and torch._C._len_torch_dispatch_stack() == 0
-        and torch._C._functorch.maybe_current_level() is None
-        and forward_ad._current_level < 0
+        torch._C._len_torch_dispatch_stack() == 0
+        and not transformed()
         and all(type(x) in _PLAIN for x in arguments.values() if isinstance(x, Tensor))
     )
+
+
+def _traced(op: str, arguments: dict[str, object]) -> tuple[Tensor, ...]:
+    """The call in a graph, by the variant of the operator where a number varies."""
+    numbers = {name: arguments[name] for name in _VARYING[op] if arguments.get(name) is not None}
+    static = torch.fx.experimental.symbolic_shapes.has_static_value
+    if all(static(number) for number in numbers.values()):
+        return overload(op)(**arguments)
+    one = torch.ones((), dtype=torch.float64)  # torch.compile keeps this product symbolic, torch.full would fix it
+    return overload(f"{op}_varying")(**(arguments | {name: one * number for name, number in numbers.items()}))
 
 
 def not_differentiable(op: str) -> None:
@@ -182,23 +192,61 @@ RANKS = "bool kernel, str op, str must_match, str exchange, str group"
 RANK_NAMES = [argument.split()[1] for argument in RANKS.split(", ")]
 
 
+def split_schema(op: str) -> tuple[str, str, str]:
+    """(positional arguments, keyword-only arguments, results)"""
+    arguments, results = str(overload(op)._schema).split("(", 1)[1].split(") -> ")
+    return *arguments.split(", *, "), results
+
+
 def group_schemas(op: str, more_outputs: str) -> tuple[str, str]:
     """Schemas of `<op>_group` and `<op>_group_bwd`: those of `<op>` with the ranks' options and further outputs, which
     the backward takes too."""
-
-    def split(name: str) -> tuple[str, str, str]:
-        """(positional arguments, keyword-only arguments, results)"""
-        arguments, results = str(overload(name)._schema).split("(", 1)[1].split(") -> ")
-        return *arguments.split(", *, "), results
-
-    tensors, options, outputs = split(op)
-    takes, _, gives = split(f"{op}_bwd")
+    tensors, options, outputs = split_schema(op)
+    takes, _, gives = split_schema(f"{op}_bwd")
     own = takes.removesuffix(f", {tensors}").split(", ")  # without the inputs of the forward
     gradients = ", ".join(x for x in own if " grad_" in x)
     saved = ", ".join(x for x in own if " grad_" not in x)
     forward = f"({tensors}, *, {options}, {RANKS}) -> ({outputs[1:-1]}, {more_outputs})"
     backward = f"({gradients}, {saved}, {more_outputs}, {tensors}, *, {options}, {RANKS}) -> {gives}"
     return forward, backward
+
+
+def varying(op: str) -> None:
+    """Makes `<op>_varying` and its backward: `<op>` with 0-d tensors on the CPU for its numbers.
+
+    To torch.compile a number that an operator takes is a constant, so a schedule of temperatures would be compiled once
+    for each of its values. `call` takes this variant where a number varies.
+    """
+    for name in (op, f"{op}_bwd"):
+        tensors, options, results = split_schema(name)
+        options = options.split(", ")
+        numbers = [option.split("=")[0].split()[1] for option in options if option.startswith("float")]
+        others = ", ".join(option for option in options if not option.startswith("float"))
+        tensors = ", ".join([tensors, *(f"Tensor? {number}=None" for number in numbers)])
+        variant = name.replace(op, f"{op}_varying")
+        torch.library.define(f"ltood_fast::{variant}", f"({tensors}, *, {others}) -> {results}")
+        _read_numbers(name, variant, numbers)
+        _VARYING.setdefault(op, numbers)
+    differentiable(f"{op}_varying")
+
+
+def _read_numbers(op: str, variant: str, numbers: list[str]) -> None:
+    """Implements the variant by the operator; shapes do not depend on the numbers."""
+
+    def given(args: tuple, kwargs: dict[str, object]) -> tuple[dict[str, object], dict[str, Tensor]]:
+        arguments = vars(Arguments(variant, args, kwargs))
+        tensors = {name: arguments.pop(name) for name in numbers}
+        return arguments, {name: x for name, x in tensors.items() if x is not None}
+
+    def run(*args, **kwargs):
+        arguments, tensors = given(args, kwargs)
+        return overload(op)(**arguments, **{name: x.item() for name, x in tensors.items()})
+
+    def fake(*args, **kwargs):
+        return overload(op)(**given(args, kwargs)[0])
+
+    torch.library.impl(f"ltood_fast::{variant}", "default", run)
+    torch.library.register_fake(f"ltood_fast::{variant}", fake)
 
 
 def temperature_arguments(temperature: float | Tensor) -> dict[str, object]:

@@ -35,7 +35,7 @@ def shards_of(op: str, group: object, x: Tensor, check: Callable[[], dict[str, o
 
 def fingerprint(x: Tensor) -> str:
     """Dtype, shape and bits of a small tensor, to compare it between ranks."""
-    content = x.detach().cpu().contiguous().view(torch.uint8).numpy() if x.numel() else b""
+    content = x.detach().resolve_neg().cpu().contiguous().view(torch.uint8).numpy() if x.numel() else b""
     return f"{x.dtype} {tuple(x.shape)} {zlib.crc32(content):08x}"
 
 

@@ -9,11 +9,11 @@ import torch.distributed as dist
 from torch import Tensor
 
 from ..reference import cluster_kl as reference
-from ..reference._common import common_dtype, unit_rows
+from ..reference._common import common_dtype, full_precision, unit_rows
 from . import _check
 from ._backend import use_kernel
 from ._group import RankLayout
-from ._schema import Arguments, call, differentiable
+from ._schema import Arguments, call, differentiable, varying
 from ._shards import add, fingerprint, shards_of
 
 # Distances that the CPU kernel keeps from its first pass for the later ones: those of the first rows, up to this much.
@@ -68,7 +68,7 @@ def cluster_kl(
         TypeError, ValueError: a wrong type, dtype, shape, device or range; the sentence names the argument.
         RuntimeError: backend="cpu" or "cuda" in a build without that kernel.
     """
-    _check_inputs("cluster_kl", z, centroids, nu)
+    nu = _check_inputs("cluster_kl", z, centroids, nu)
     _check.choice("cluster_kl", "reduction", reduction, _check.REDUCTIONS)
     if not use_kernel("cluster_kl", backend, z, centroids):
         return reference.cluster_kl(z, centroids, nu=nu, normalize=normalize, reduction=reduction, return_q=return_q)
@@ -124,18 +124,16 @@ def refine_centroids(
         RuntimeError: backend="cpu" or "cuda" in a build without that kernel.
     """
 
-    def check(allow_empty: bool) -> dict[str, object]:
-        _check_inputs("refine_centroids", z, centroids, nu, allow_empty=allow_empty)
-        _check.count("refine_centroids", "steps", steps, 1)
-        _check.positive_number("refine_centroids", "lr", lr)
-        _check.nonnegative_number("refine_centroids", "tol", tol)
-        return {"centroids": fingerprint(centroids), "options": (nu, normalize, steps, lr, tol)}
-
+    op, options = "refine_centroids", _Descent(nu, normalize, steps, lr, tol)
     if group is not None:
-        layout = shards_of("refine_centroids", group, z, lambda: check(True))
-        options = _Descent(nu, normalize, steps, lr, tol)
+
+        def check() -> dict[str, object]:
+            _check_descent(op, z, centroids, options, allow_empty=True)
+            return {"centroids": fingerprint(centroids), "options": tuple(options)}
+
+        layout = shards_of(op, group, z, check)
         return _refine_shards(z.detach(), centroids.detach(), options, layout)
-    check(False)
+    _check_descent(op, z, centroids, options)
     if not use_kernel("refine_centroids", backend, z, centroids):
         return reference.refine_centroids(z, centroids, nu=nu, normalize=normalize, steps=steps, lr=lr, tol=tol)
     z = z.detach()
@@ -195,16 +193,24 @@ def _refine_shards(z: Tensor, centroids: Tensor, options: _Descent, layout: Rank
     def count_moved(moved: Tensor) -> tuple[int, int]:
         return int(add(moved.sum(), group)), layout.total
 
-    with torch.autocast(z.device.type, enabled=False):
+    with full_precision(z):
         start = centroids.to(common_dtype(z, centroids))
         refined = reference.descend(step, start, steps, lr, tol, count_moved)
         return refined, assign(refined)[1]
 
 
-def _check_inputs(op: str, z: Tensor, centroids: Tensor, nu: float, *, allow_empty: bool = False) -> None:
+def _check_inputs(op: str, z: Tensor, centroids: Tensor, nu: float, *, allow_empty: bool = False) -> float:
+    """Returns nu as a float."""
     _check.embeddings(op, "z", z, allow_empty=allow_empty)
     _check.same_width(op, "centroids", centroids, "z", z)
-    _check.positive_number(op, "nu", nu)
+    return _check.positive_number(op, "nu", nu)
+
+
+def _check_descent(op: str, z: Tensor, centroids: Tensor, options: _Descent, *, allow_empty: bool = False) -> None:
+    _check_inputs(op, z, centroids, options.nu, allow_empty=allow_empty)
+    _check.count(op, "steps", options.steps, 1)
+    _check.positive_number(op, "lr", options.lr)
+    _check.nonnegative_number(op, "tol", options.tol)
 
 
 def _run_kernel(
@@ -218,25 +224,24 @@ def _run_kernel(
 ) -> tuple[Tensor, ...]:
     """The operator's outputs: loss rows, mass, row statistics, kept distances, q, assignments."""
     if normalize:
-        with torch.autocast(z.device.type, enabled=False):
+        with full_precision(z):
             z, centroids = unit_rows(z), unit_rows(centroids)
-    cached_rows = min(len(z), CACHE_BYTES // (len(centroids) * common_dtype(z, centroids).itemsize))
-    cached_rows = 0 if z.is_cuda else cached_rows
-    return call(
-        "cluster_kl",
-        z=z,
-        centroids=centroids,
-        nu=nu,
-        cached_rows=cached_rows,
-        return_q=return_q,
-        return_assignments=return_assignments,
-    )
+    fitting = CACHE_BYTES // (centroids.shape[0] * common_dtype(z, centroids).itemsize)
+    arguments = {
+        "z": z,
+        "centroids": centroids,
+        "nu": float(nu),
+        "cached_rows": 0 if z.is_cuda else min(z.shape[0], fitting),
+        "return_q": return_q,
+        "return_assignments": return_assignments,
+    }
+    return call("cluster_kl", **arguments)
 
 
 @torch.library.register_fake("ltood_fast::cluster_kl")
 def _(*args, **kwargs):
     given = Arguments("cluster_kl", args, kwargs)
-    z, n, k = given.z, len(given.z), len(given.centroids)
+    z, n, k = given.z, given.z.shape[0], given.centroids.shape[0]
 
     def wide(*shape: int) -> Tensor:
         return z.new_empty(shape, dtype=common_dtype(z, given.centroids))
@@ -250,8 +255,9 @@ def _(*args, **kwargs):
 def _(*args, **kwargs):
     given = Arguments("cluster_kl_bwd", args, kwargs)
     z, centroids, d = given.z, given.centroids, given.z.shape[1]
-    rows, clusters = len(z) if given.need_z else 0, len(centroids) if given.need_centroids else 0
+    rows, clusters = z.shape[0] if given.need_z else 0, centroids.shape[0] if given.need_centroids else 0
     return z.new_empty(rows, d), centroids.new_empty(clusters, d)
 
 
 differentiable("cluster_kl")
+varying("cluster_kl")

@@ -32,28 +32,31 @@ __all__ = ["Stage1Result", "domain_loss", "nt_xent", "psd_loss", "stage1_loss", 
 DOMAIN_KINDS = ("supcon", "bce")
 
 
-def check_common(op: str, z: Tensor, temperature: float | Tensor, reduction: str) -> None:
+def check_common(op: str, z: Tensor, temperature: float | Tensor, reduction: str) -> float | Tensor:
+    """Returns the temperature as a float or a 0-d tensor."""
     check.embeddings(op, "z", z)
-    check.temperature(op, temperature)
+    temperature = check.temperature(op, temperature)
     if isinstance(temperature, Tensor):
         check.same_device(op, "temperature", temperature, "z", z)
     check.choice(op, "reduction", reduction, check.REDUCTIONS)
+    return temperature
 
 
-def check_views(op: str, z: Tensor, instance_ids: Tensor | None) -> None:
+def check_views(op: str, z: Tensor, instance_ids: Tensor | None, kernel: bool) -> None:
+    """In a graph the kernel refuses odd numbers of rows itself: a guard would exclude a plain Dim in torch.export."""
     n = z.shape[0]
     if instance_ids is not None:
         check.integers(op, "instance_ids", instance_ids, n, z)
-    else:
+    elif not (kernel and torch.compiler.is_compiling()):
         allowed = "given when the number of rows is odd (without it, rows i and i + N/2 are the two views of an image)"
-        check.require(n % 2 == 0, op, "instance_ids", allowed, f"None for {n} rows")
+        check.require(n % 2 == 0, op, "instance_ids", allowed, lambda: f"None for {n} rows")
 
 
-def _check_neighbor_weight(op: str, value: float | Tensor, z: Tensor) -> None:
-    if isinstance(value, Tensor):
-        check.row_weights(op, "neighbor_weight", value, z.shape[0], z)
-    else:
-        check.nonnegative_number(op, "neighbor_weight", value)
+def _check_neighbor_weight(op: str, value: float | Tensor, z: Tensor) -> float | Tensor:
+    if not isinstance(value, Tensor):
+        return check.nonnegative_number(op, "neighbor_weight", value)
+    check.row_weights(op, "neighbor_weight", value, z.shape[0], z)
+    return value
 
 
 def _check_bank(op: str, z: Tensor, bank: Bank, domain: Tensor | None, instance_ids: Tensor | None) -> None:
@@ -64,7 +67,7 @@ def _check_bank(op: str, z: Tensor, bank: Bank, domain: Tensor | None, instance_
         allowed = "given with bank.ids, which are compared with them"
         check.require(instance_ids is not None, op, "instance_ids", allowed, None)
     if bank.domain is not None:
-        check.integers(op, "bank.domain", bank.domain, rows, z)
+        check.integers(op, "bank.domain", bank.domain, rows, z, mask=True)
         allowed = "None unless neighbours are restricted to the row's domain"
         check.require(domain is not None, op, "bank.domain", allowed, "a tensor")
 
@@ -78,9 +81,10 @@ def _check_neighbors(
     bank: Bank | None,
     instance_ids: Tensor | None,
     context: GroupContext,
-) -> None:
+) -> float | Tensor:
+    """Returns the weight as a float or a tensor."""
     if domain is not None:
-        check.integers(op, "domain", domain, z.shape[0], z)
+        check.integers(op, "domain", domain, z.shape[0], z, mask=True)
     if bank is not None:
         _check_bank(op, z, bank, domain, instance_ids)
         check.count(op, "k", k, 1, bank.z.shape[0])
@@ -88,9 +92,9 @@ def _check_neighbors(
         check.count(op, "k", k, 1)
     else:
         allowed = "at least 2 rows, to find neighbours in the batch"
-        check.require(z.shape[0] > 1, op, "z", allowed, f"{z.shape[0]} row")
+        check.require(z.shape[0] > 1, op, "z", allowed, lambda: f"{z.shape[0]} row")
         check.count(op, "k", k, 1, z.shape[0] - 1)
-    _check_neighbor_weight(op, neighbor_weight, z)
+    return _check_neighbor_weight(op, neighbor_weight, z)
 
 
 def _kernel(op: str, backend: str, context: GroupContext, *inputs: Tensor | None) -> bool:
@@ -166,9 +170,9 @@ def nt_xent(
     """
     op = "nt_xent"
     with GroupContext(op, group, reduction, exchange) as context:
-        check_common(op, z, temperature, reduction)
-        check_views(op, z, instance_ids)
+        temperature = check_common(op, z, temperature, reduction)
         kernel = _kernel(op, backend, context, z)
+        check_views(op, z, instance_ids, kernel and not context.many)
     if kernel or context.many:
         rows = contrastive(
             z, temperature, normalize=normalize, instance_ids=instance_ids, context=context, kernel=kernel
@@ -243,8 +247,8 @@ def supcon(
     """
     op = "supcon"
     with GroupContext(op, group, reduction, exchange) as context:
-        check_common(op, z, temperature, reduction)
-        check.integers(op, "labels", labels, z.shape[0], z)
+        temperature = check_common(op, z, temperature, reduction)
+        check.integers(op, "labels", labels, z.shape[0], z, mask=True)
         kernel = _kernel(op, backend, context, z)
     if kernel or context.many:
         rows = contrastive(
@@ -332,10 +336,10 @@ def psd_loss(
     """
     op, bank = "psd_loss", Bank.of(bank)
     with GroupContext(op, group, reduction, exchange) as context:
-        check_common(op, z, temperature, reduction)
-        check_views(op, z, instance_ids)
-        _check_neighbors(op, z, k, neighbor_weight, domain, bank, instance_ids, context)
+        temperature = check_common(op, z, temperature, reduction)
+        neighbor_weight = _check_neighbors(op, z, k, neighbor_weight, domain, bank, instance_ids, context)
         kernel = _kernel(op, backend, context, z, bank and bank.z)
+        check_views(op, z, instance_ids, kernel and not context.many)
     options = {
         "k": k,
         "neighbor_weight": neighbor_weight,
@@ -416,8 +420,8 @@ def domain_loss(
     """
     op = "domain_loss"
     with GroupContext(op, group, reduction, exchange) as context:
-        check_common(op, z, temperature, reduction)
-        check.integers(op, "domain", domain, z.shape[0], z)
+        temperature = check_common(op, z, 1.0 if kind == "bce" else temperature, reduction)
+        check.integers(op, "domain", domain, z.shape[0], z, mask=True)
         check.choice(op, "kind", kind, DOMAIN_KINDS)
         if kind == "bce":
             _check_head(z, domain, weight, bias, return_lse, backend)
@@ -453,10 +457,13 @@ def _check_head(
 ) -> None:
     op = "domain_loss"
     for name, value, shape in (("weight", weight, (z.shape[1],)), ("bias", bias, ())):
-        allowed = f"a float tensor of shape {list(shape)} for kind='bce'"
+
+        def allowed(shape: tuple[int, ...] = shape) -> str:
+            return f"a float tensor of shape {list(shape)} for kind='bce'"
+
         check.require_type(isinstance(value, Tensor), op, name, allowed, type(value).__name__)
         check.require_type(value.dtype in check.FLOAT_DTYPES, op, name, allowed, value.dtype)
-        check.require(value.shape == shape, op, name, allowed, f"shape {tuple(value.shape)}")
+        check.require(value.shape == shape, op, name, allowed, lambda value=value: check.shape_of(value))
         check.same_device(op, name, value, "z", z)
     check.index_range(op, "domain", domain, 0, 2)
     check.require(not return_lse, op, "return_lse", "False for kind='bce', which has no log-sum-exp", return_lse)
@@ -537,12 +544,12 @@ def stage1_loss(
     op, bank = "stage1_loss", Bank.of(bank)
     own_domain = domain if same_domain else None
     with GroupContext(op, group, reduction, exchange) as context:
-        check_common(op, z, temperature, reduction)
-        check_views(op, z, instance_ids)
-        check.integers(op, "domain", domain, z.shape[0], z)
-        check.nonnegative_number(op, "alpha", alpha)
-        _check_neighbors(op, z, k, neighbor_weight, own_domain, bank, instance_ids, context)
+        temperature = check_common(op, z, temperature, reduction)
+        check.integers(op, "domain", domain, z.shape[0], z, mask=True)
+        alpha = check.nonnegative_number(op, "alpha", alpha)
+        neighbor_weight = _check_neighbors(op, z, k, neighbor_weight, own_domain, bank, instance_ids, context)
         kernel = _kernel(op, backend, context, z, bank and bank.z)
+        check_views(op, z, instance_ids, kernel and not context.many)
     options = {
         "k": k,
         "neighbor_weight": neighbor_weight,

@@ -5,9 +5,9 @@ Legend: N rows, D and Dg features, K clusters. z student [N, D], e guide [N, Dg]
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import TYPE_CHECKING, Literal, overload
 
-import torch
 from torch import Tensor
 
 from ..reference import guided as reference
@@ -135,9 +135,10 @@ def guided_contrastive(
     """
     op = "guided_contrastive"
     with GroupContext(op, group, reduction, exchange) as context:
-        _check_pair(op, z, guide, temperature, reduction)
-        _check_selection(op, Batch(z, guide, clusters, instance_ids, pos_idx), far, k, gamma, context)
+        temperature = _check_pair(op, z, guide, temperature, reduction)
+        gamma = _check_selection(op, Batch(z, guide, clusters, instance_ids, pos_idx), far, k, gamma, context)
         kernel = use_kernel(op, backend, z, guide)
+        check_views(op, z, instance_ids, kernel and not context.many)
     options = {"k": k, "weighted": weighted, "gamma": gamma, "normalize": normalize}
     batch = Batch(z, guide, clusters, instance_ids, pos_idx)
     batch = batch_of(batch, far, context, kernel, {"temperature": temperature, **options})
@@ -227,8 +228,8 @@ def relational_distill(
     """
     op = "relational_distill"
     with GroupContext(op, group, reduction, exchange) as context:
-        _check_pair(op, z, guide, temperature, reduction)
-        _check_teacher(op, teacher_temperature)
+        temperature = _check_pair(op, z, guide, temperature, reduction)
+        teacher_temperature = _check_teacher(op, teacher_temperature)
         kernel = use_kernel(op, backend, z, guide)
     options = {"normalize": normalize, "teacher_temperature": teacher_temperature}
     batch = batch_of(Batch(z, guide), None, context, kernel, {"temperature": temperature, **options})
@@ -358,14 +359,15 @@ def stage2_loss(
     """
     op, distill = "stage2_loss", Distill.of(distill)
     with GroupContext(op, group, reduction, exchange) as context:
-        _check_pair(op, z, guide, temperature, reduction)
-        _check_selection(op, Batch(z, guide, clusters, instance_ids, pos_idx), far, k, gamma, context)
-        _check_teacher(op, distill.teacher_temperature)
-        check.nonnegative_number(op, "beta", beta)
+        temperature = _check_pair(op, z, guide, temperature, reduction)
+        gamma = _check_selection(op, Batch(z, guide, clusters, instance_ids, pos_idx), far, k, gamma, context)
+        distill = replace(distill, teacher_temperature=_check_teacher(op, distill.teacher_temperature))
+        beta = check.nonnegative_number(op, "beta", beta)
         check.choice(op, "distill", distill.kind, DISTILLATIONS)
         if distill.kind == "feature":
             check.same_width(op, "guide", guide, "z", z)
         kernel = use_kernel(op, backend, z, guide)
+        check_views(op, z, instance_ids, kernel and not context.many)
     relational = distill.kind == "relational"
     options = {"k": k, "weighted": weighted, "gamma": gamma, "normalize": normalize}
     same = {"temperature": temperature, "beta": beta, **vars(distill), **options}
@@ -405,40 +407,44 @@ def farthest_cluster(centroids: Tensor) -> Tensor:
         TypeError, ValueError: ``centroids`` is no float matrix, is empty, or holds NaN or Inf.
     """
     check.embeddings("farthest_cluster", "centroids", centroids)
-    if not torch.compiler.is_compiling():
+    if check.concrete(centroids):
         finite = bool(centroids.isfinite().all())
         check.require(finite, "farthest_cluster", "centroids", "finite", "NaN or Inf (an empty cluster?)")
     return reference.farthest_cluster(centroids)
 
 
-def _check_pair(op: str, z: Tensor, guide: Tensor, temperature: float | Tensor, reduction: str) -> None:
-    check_common(op, z, temperature, reduction)
+def _check_pair(op: str, z: Tensor, guide: Tensor, temperature: float | Tensor, reduction: str) -> float | Tensor:
+    """Returns the temperature as `check_common` does."""
+    temperature = check_common(op, z, temperature, reduction)
     check.embeddings(op, "guide", guide)
     n = z.shape[0]
-    check.require(guide.shape[0] == n, op, "guide", f"of {n} rows as z is", f"shape {tuple(guide.shape)}")
+    check.require(guide.shape[0] == n, op, "guide", lambda: f"of {n} rows as z is", lambda: check.shape_of(guide))
     check.same_device(op, "guide", guide, "z", z)
+    return temperature
 
 
-def _check_teacher(op: str, teacher_temperature: float | None) -> None:
-    if teacher_temperature is not None:
-        check.positive_number(op, "teacher_temperature", teacher_temperature)
+def _check_teacher(op: str, teacher_temperature: float | None) -> float | None:
+    if teacher_temperature is None:
+        return None
+    return check.positive_number(op, "teacher_temperature", teacher_temperature)
 
 
-def _check_selection(op: str, batch: Batch, far: Tensor, k: int, gamma: float, context: GroupContext) -> None:
-    """What decides positives, negatives and forces."""
+def _check_selection(op: str, batch: Batch, far: Tensor, k: int, gamma: float, context: GroupContext) -> float:
+    """Positives, negatives and forces; returns gamma as a float."""
     z, pos_idx, n = batch.z, batch.pos_idx, batch.z.shape[0]
     check.integer_tensor(op, "far", far, z)
-    check.require(far.dim() == 1 and far.shape[0] > 0, op, "far", "of shape [K], K > 0", f"shape {tuple(far.shape)}")
+    vector = far.dim() == 1 and far.shape[0] > 0
+    check.require(vector, op, "far", "of shape [K], K > 0", lambda: check.shape_of(far))
     check.index_range(op, "far", far, 0, far.shape[0])
     check.integers(op, "clusters", batch.clusters, n, z)
-    check.index_range(op, "clusters", batch.clusters, 0, far.shape[0])
-    check.nonnegative_number(op, "gamma", gamma)
-    check_views(op, z, batch.instance_ids)
+    check.index_range(op, "clusters", batch.clusters, 0, far.shape[0], classes=True)
+    gamma = check.nonnegative_number(op, "gamma", gamma)
     if pos_idx is None:  # over a process group, k and pos_idx are compared with the rows of all ranks later
         check.count(op, "k", k, 1, None if context.many else n - 1)
     else:
         check.integer_tensor(op, "pos_idx", pos_idx, z)
         matrix = pos_idx.dim() == 2 and pos_idx.shape[0] == n
-        check.require(matrix, op, "pos_idx", f"of shape [{n}, k]", f"shape {tuple(pos_idx.shape)}")
+        check.require(matrix, op, "pos_idx", lambda: f"of shape [{n}, k]", lambda: check.shape_of(pos_idx))
         if not context.many:
             check.index_range(op, "pos_idx", pos_idx, -1, n)
+    return gamma

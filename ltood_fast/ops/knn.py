@@ -118,7 +118,11 @@ def knn_density(
     _check_density("knn_density", x, k, method)
     if method == "ivf":
         return _ivf_density(x, k, n_lists, n_probes)
-    if not use_kernel("knn_density", backend, x):
+    return _exact_density("knn_density", x, k, backend)
+
+
+def _exact_density(op: str, x: Tensor, k: int, backend: str) -> Tensor:
+    if not use_kernel(op, backend, x):
         return reference.knn_density(x, k)
     cosines, _ = overload("knn")(x=x, k=k)
     return (1 - cosines).mean(dim=1)
@@ -159,8 +163,10 @@ def cluster_tailness(
         return _tailness_shards(op, x, assignments, n_clusters, k, method, density, group, backend)
     _check_density(op, x, k, method)
     _check_assignments(op, x, assignments, n_clusters)
-    if density is None:
-        density = knn_density(x, k, method=method, backend=backend)
+    if density is None and method == "ivf":
+        density = _ivf_density(x, k, None, None)
+    elif density is None:
+        density = _exact_density(op, x, k, backend)
     _check_rho(op, x, density)
     return reference.cluster_tailness(x, assignments, n_clusters, k=k, density=density)
 
@@ -238,23 +244,24 @@ def _tailness_shards(
 
 def _check_assignments(op: str, x: Tensor, assignments: Tensor, n_clusters: int) -> None:
     _check.count(op, "n_clusters", n_clusters, 1)
-    _check.integers(op, "assignments", assignments, len(x), x)
-    _check.index_range(op, "assignments", assignments, 0, n_clusters)
+    _check.integers(op, "assignments", assignments, x.shape[0], x)
+    _check.index_range(op, "assignments", assignments, 0, n_clusters, classes=True)
 
 
 def _check_rho(op: str, x: Tensor, density: Tensor) -> None:
-    _check.require(density.shape == (len(x),), op, "density", f"of shape [{len(x)}]", f"shape {tuple(density.shape)}")
+    right = density.dim() == 1 and density.shape[0] == x.shape[0]
+    _check.require(right, op, "density", lambda: f"of shape [{x.shape[0]}]", lambda: _check.shape_of(density))
     _check.same_device(op, "density", density, "x", x)
 
 
 def _check_knn(op: str, x: Tensor, k: int, y: Tensor | None) -> None:
     _check.embeddings(op, "x", x)
     if y is None:
-        _check.require(len(x) > 1, op, "x", "at least 2 rows when no y is given", f"shape {tuple(x.shape)}")
-        _check.count(op, "k", k, 1, len(x) - 1)
+        _check.require(x.shape[0] > 1, op, "x", "at least 2 rows when no y is given", lambda: _check.shape_of(x))
+        _check.count(op, "k", k, 1, x.shape[0] - 1)
     else:
         _check.same_width(op, "y", y, "x", x)
-        _check.count(op, "k", k, 1, len(y))
+        _check.count(op, "k", k, 1, y.shape[0])
 
 
 def _check_density(op: str, x: Tensor, k: int, method: str) -> None:
@@ -341,7 +348,7 @@ def _ivf_search(index: Any, rows: Tensor, k: int) -> tuple[Tensor, Tensor]:
 @torch.library.register_fake("ltood_fast::knn")
 def _(*args, **kwargs):
     call = Arguments("knn", args, kwargs)
-    n, dtype = len(call.x), common_dtype(call.x, call.x if call.y is None else call.y)
+    n, dtype = call.x.shape[0], common_dtype(call.x, call.x if call.y is None else call.y)
     return call.x.new_empty(n, call.k, dtype=dtype), call.x.new_empty(n, call.k, dtype=torch.int64)
 
 

@@ -2,12 +2,19 @@
 
 from __future__ import annotations
 
+from contextlib import AbstractContextManager, nullcontext
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 SMALLEST_INVERTIBLE_NORM = 1 / torch.finfo(torch.float16).max
 LONG_FLOAT, LONG_DOUBLE = 1e15, 1e150  # elements whose squares are far from the largest number
+
+
+def full_precision(x: Tensor) -> AbstractContextManager:
+    """Autocast would round the sums. The meta device, which computes nothing, has no autocast."""
+    return nullcontext() if x.is_meta else torch.autocast(x.device.type, enabled=False)
 
 
 def wide(x: Tensor) -> Tensor:

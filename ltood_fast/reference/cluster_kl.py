@@ -8,7 +8,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from ._common import LONG_DOUBLE, LONG_FLOAT, common_dtype, unit_rows
+from ._common import LONG_DOUBLE, LONG_FLOAT, common_dtype, full_precision, unit_rows
 
 
 def log_soft_assignment(z: Tensor, centroids: Tensor, nu: float, normalize: bool) -> Tensor:
@@ -39,11 +39,11 @@ def cluster_kl(
     reduction: str = "mean",
     return_q: bool = False,
 ) -> Tensor | tuple[Tensor, Tensor]:
-    with torch.autocast(z.device.type, enabled=False):
+    with full_precision(z):
         log_q = log_soft_assignment(z, centroids, nu, normalize)
-        with torch.no_grad():
-            log_f = log_q.logsumexp(dim=0)  # log of f_j = sum_i q_ij
-            log_p = torch.log_softmax(2 * log_q - log_f, dim=1)
+        constant = log_q.detach()  # in forward mode too, which torch.no_grad does not stop
+        log_f = constant.logsumexp(dim=0)  # log of f_j = sum_i q_ij
+        log_p = torch.log_softmax(2 * constant - log_f, dim=1)
         rows = (log_p.exp() * (log_p - log_q)).sum(dim=1)
         loss = {"mean": rows.mean, "sum": rows.sum, "none": lambda: rows}[reduction]()
         return (loss, log_q.detach().exp()) if return_q else loss
@@ -94,7 +94,7 @@ def refine_centroids(
             loss = cluster_kl(z, leaf, nu=nu, normalize=normalize)
         return torch.autograd.grad(loss, leaf)[0], assign(leaf.detach())
 
-    with torch.autocast(z.device.type, enabled=False), torch.no_grad():
+    with full_precision(z), torch.no_grad():
         start = centroids.detach().to(common_dtype(z, centroids))
         refined = descend(step, start, steps, lr, tol)
         return refined, assign(refined)

@@ -13,7 +13,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from ._common import best_k, common_dtype, inner_products, reduce_rows, unit_rows, view_mask
+from ._common import best_k, common_dtype, full_precision, inner_products, reduce_rows, unit_rows, view_mask
 from .options import Bank
 
 
@@ -23,10 +23,6 @@ class Stage1Result(NamedTuple):
     total: Tensor
     psd: Tensor
     domain: Tensor
-
-
-def _full_precision(z: Tensor) -> torch.autocast:
-    return torch.autocast(z.device.type, enabled=False)
 
 
 def _diagonal(s: Tensor) -> Tensor:
@@ -95,8 +91,8 @@ def _neighbors(
         column_domain = bank.domain
     if column_domain is not None:
         admissible = admissible & (domain[:, None] == column_domain[None, :])
-    with torch.no_grad():
-        return best_k(inner_products(u, u if bank is None else bank.z), admissible, k)
+    u = u.detach()
+    return best_k(inner_products(u, u if bank is None else bank.z), admissible, k)
 
 
 def _neighbor_term(
@@ -133,7 +129,7 @@ def nt_xent(
     return_lse: bool = False,
 ) -> Tensor | tuple[Tensor, Tensor]:
     """l_i = lse_i - mean of s_iv over the other views v of i (SimCLR, Chen 2020)."""
-    with _full_precision(z):
+    with full_precision(z):
         s, lse = _similarities(unit_rows(z, normalize), temperature)
         loss = reduce_rows(*_row_losses(s, lse, view_mask(len(s), instance_ids, s.device)), reduction)
     return (loss, lse) if return_lse else loss
@@ -149,7 +145,7 @@ def supcon(
     return_lse: bool = False,
 ) -> Tensor | tuple[Tensor, Tensor]:
     """l_i = lse_i - mean of s_ij over the other rows j of i's label (Khosla 2020, "out" form)."""
-    with _full_precision(z):
+    with full_precision(z):
         s, lse = _similarities(unit_rows(z, normalize), temperature)
         loss = reduce_rows(*_class_losses(s, lse, labels), reduction)
     return (loss, lse) if return_lse else loss
@@ -170,7 +166,7 @@ def psd_loss(
     return_neighbors: bool = False,
 ) -> Tensor | tuple[Tensor, ...]:
     """l_i = lse_i - (sum_{V(i)} s_iv + lam_i sum_{M_k(i)} s_im) / (|V(i)| + lam_i |M_k(i)|)."""
-    with _full_precision(z):
+    with full_precision(z):
         u, bank = unit_rows(z, normalize), Bank.of(bank)
         if bank is not None:
             bank = replace(bank, z=unit_rows(bank.z.detach().to(common_dtype(bank.z, u)), normalize).to(u.dtype))
@@ -197,7 +193,7 @@ def domain_loss(
     """`supcon` with the domains as labels, or ("bce") binary cross-entropy of a linear head on the embeddings."""
     if kind == "supcon":
         return supcon(z, domain, temperature, normalize=normalize, reduction=reduction, return_lse=return_lse)
-    with _full_precision(z):
+    with full_precision(z):
         u = unit_rows(z, normalize)
         logits = u @ weight.to(u.dtype) + bias.to(u.dtype)
         return F.binary_cross_entropy_with_logits(logits, domain.to(u.dtype), reduction=reduction)
@@ -259,7 +255,7 @@ def contrastive_partial(
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Some rows against some columns: (lse [n] float64, cosines [n, k], columns [n, k]). Row i and column i + diagonal
     are the same embedding; lse is -inf where a row has no other. Neighbours are of another instance, of one domain."""
-    with torch.no_grad(), _full_precision(x):
+    with torch.no_grad(), full_precision(x):
         _, products, other = _partial_products(x, y, normalize, diagonal)
         s = (products / temperature).double()
         alone = ~other.any(dim=1)
@@ -287,7 +283,7 @@ def contrastive_partial_bwd(
     """[n, D]: (1/tau) sum_j G_ij u(y_j) over the other columns, G_ij = w_i exp(s_ij - lse_i) + w_j exp(s_ij - lse_j):
     the gradient of sum w lse, over all rows, at u(x_i)."""
     (x_lse, x_weight), (y_lse, y_weight) = of_rows, of_columns
-    with torch.no_grad(), _full_precision(x):
+    with torch.no_grad(), full_precision(x):
         v, products, other = _partial_products(x, y, normalize, diagonal)
         s = (products / temperature).double()
         g = x_weight[:, None] * (s - x_lse[:, None]).exp() + y_weight[None, :] * (s - y_lse[None, :]).exp()

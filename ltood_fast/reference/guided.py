@@ -11,7 +11,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from ._common import best_k, common_dtype, inner_products, reduce_rows, unit_rows, view_mask, wide
+from ._common import best_k, common_dtype, full_precision, inner_products, reduce_rows, unit_rows, view_mask, wide
 from .options import Distill
 
 
@@ -66,7 +66,7 @@ def guided_contrastive(
 ) -> Tensor | tuple[Tensor, Tensor]:
     """l_i = lse_i - sum_{p in P(i)} w+_ip s_ip / sum_{p in P(i)} w+_ip, where
     lse_i = log( sum_{q in P(i)} exp(s_iq) + sum_{n in N(i)} w-_in exp(s_in) )."""
-    with torch.autocast(z.device.type, enabled=False):
+    with full_precision(z):
         z = unit_rows(z, normalize)
         s = z @ z.T / temperature
         cosines = guide_cosines(guide, z)
@@ -108,7 +108,7 @@ def relational_distill(
     return_lse: bool = False,
 ) -> Tensor | tuple[Tensor, Tensor]:
     """l_i = KL( softmax_{j != i}(cos_ij / tau_t) || softmax_{j != i}(s_ij) ). The teacher's side has no gradient."""
-    with torch.autocast(z.device.type, enabled=False):
+    with full_precision(z):
         z = unit_rows(z, normalize)
         if teacher_temperature is None:
             teacher_temperature = temperature.detach() if isinstance(temperature, Tensor) else temperature
@@ -121,7 +121,7 @@ def relational_distill(
 
 def feature_distill(z: Tensor, guide: Tensor, *, reduction: str = "mean") -> Tensor:
     """l_i = 1 - cos(z_i, e_i)."""
-    with torch.autocast(z.device.type, enabled=False):
+    with full_precision(z):
         z = unit_rows(z)
         e = unit_rows(guide.detach().to(common_dtype(guide, z))).to(z.dtype)
         rows = 1 - (z * e).sum(dim=1)
