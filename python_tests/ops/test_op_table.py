@@ -82,12 +82,13 @@ def test_right_for_converged_views(op, variant, dtype, tau):
     assert not wrong
 
 
-@pytest.mark.parametrize("tau", [0.01, 0.02, 0.05, 0.07])
-def test_no_worse_than_float32_cross_entropy(tau):
-    """The judge allows what rounding explains; here no more is allowed than torch loses on the same rows."""
+@pytest.mark.parametrize(("tau", "noise"), [(0.01, 1.0), (0.02, 0.9), (0.05, 0.8), (0.07, 0.6)])
+def test_no_worse_than_float32_cross_entropy(tau, noise):
+    """The judge allows what rounding explains; here no more is allowed than torch loses on the same rows.
+    The true losses are 3e-3 to 1e-2: those of converged batches."""
     op = OPS["nt_xent"]
     case = sample(op, op.variants[0], 64, 32, torch.float32, seed=9, tau=tau, reduction="mean")
-    case = changed(case, "z", lambda z: z[:32].repeat(2, 1) + 0.1 * z)
+    case = changed(case, "z", lambda z: z[:32].repeat(2, 1) + noise * z)
     exact, found = truth(op, case), run(op, case)
     z = case.tensors["z"].detach().requires_grad_()
     u = torch.nn.functional.normalize(z, dim=1)

@@ -56,6 +56,9 @@ class _Student(Batch):
         with np.errstate(divide="ignore"):
             logits = self.s + np.where(negative, np.log(np.where(negative, repel, 1)), 0)
         lse, p = log_softmax(logits, positive | (negative & (repel != 0)), self.noise)
+        if pos_idx is None:  # a cosine that is NaN leaves open who is near
+            unknown = (np.isnan(cosines) & ~same_instance(self.n, instance_ids)).any(1)
+            lse, attract = np.where(unknown, np.nan, lse), np.where(unknown[:, None], np.nan, attract)
         total = attract.sum(1)
         counted = ~(total <= 0)
         share = attract / np.where(counted, total, 1)[:, None]

@@ -48,8 +48,8 @@ def compare(name: str, result: Tensor, truths: list[Array], dtype: torch.dtype, 
     if (np.isfinite(actual) & ~known).any():
         where = tuple(int(i) for i in np.argwhere(np.isfinite(actual) & ~known)[0])
         return f"{name}{list(where)}: finite {float(actual[where]):.6g}, truth {float(truth[where])}"
-    largest = limits.max if dtype == torch.float64 else min(limits.max, torch.finfo(torch.float32).max)
-    held = known & (abs(truth) <= wide(largest) / HEADROOM)
+    carrier = torch.finfo(torch.float64 if dtype == torch.float64 else torch.float32)  # what sums are carried in
+    held = known & (abs(truth) <= wide(min(limits.max, carrier.max)) / HEADROOM)
     lost = held & ~np.isfinite(actual)
     if finite and lost.any():
         where = tuple(int(i) for i in np.argwhere(lost)[0])
@@ -58,7 +58,7 @@ def compare(name: str, result: Tensor, truths: list[Array], dtype: torch.dtype, 
     unit = np.broadcast_to(unit, truth.shape)
     of_truth, *of_disturbed = (np.where(use & np.isfinite(t), np.where(use, t, 0) * unit, 0) for t in truths)
     error = _norm(np.where(use, np.where(use, actual, 0) * unit - of_truth, 0))
-    vanishing = wide(limits.smallest_normal) * _norm(np.where(use, unit, 0))
+    vanishing = wide(max(limits.smallest_normal, carrier.smallest_normal)) * _norm(np.where(use, unit, 0))
     allowed = allowed_error(name, of_truth, of_disturbed, dtype)
     if error <= allowed + vanishing:
         return ""
