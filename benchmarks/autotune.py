@@ -88,7 +88,7 @@ def fitting(tiles: list[Tile], compiler: str = "g++") -> list[Tile]:
     """Those that the header's own limits allow: registers, shared memory, depth of the ring."""
     entries = "\n".join(tile.source() for tile in tiles)
     program = (
-        '#include <cstdio>\n#include "cuda/tile_sizes_sm90.h"\nusing namespace ltood::sm90;\n'
+        '#include <cstdio>\n#include "cuda/tile_sizes_sm90.h"\nusing namespace ltood::tile_sizes;\n'
         f"constexpr TileSize candidates[] = {{{entries}}};\n"
         "int main() {\n  for (const TileSize& t : candidates) std::puts(fits(t) ? \"1\" : \"0\");\n}\n"
     )  # fmt: skip
