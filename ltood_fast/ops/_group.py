@@ -212,26 +212,6 @@ def _disagreement(refused: list[bool], texts: list[str]) -> Exception:
     )
 
 
-def gather_rows(group: dist.ProcessGroup, *tensors: Tensor) -> tuple[Tensor, ...]:
-    """The rows of all ranks in the order of the ranks, without gradient: ``[n, ...]`` here, ``[M, ...]`` on every rank.
-
-    What is built from them is the same on all ranks, e.g. the queue that :func:`ltood_fast.psd_loss` searches::
-
-        queue.push(*gather_rows(group, z.detach(), ids, domain))
-
-    Args:
-        group: the process group; all of its ranks call this together.
-        tensors: with as many rows each as the first; the number of rows may differ from rank to rank, the rest not.
-    """
-    op = "gather_rows"
-    with GroupContext(op, group) as context:
-        rows = [x.shape[0] for x in tensors]
-        check.require(len(set(rows)) == 1, op, "tensors", "of one number of rows", rows)
-    must_match = {"shapes": [list(x.shape[1:]) for x in tensors], "dtypes": [str(x.dtype) for x in tensors]}
-    layout = RankLayout.of(op, context.name, rows[0], must_match)
-    return tuple(layout.gather(x) for x in tensors)
-
-
 def operator(name: str, schema: str) -> Callable[[Callable], Callable]:
     """Makes a function that exchanges rows ``torch.ops.ltood_fast.<name>``, opaque to torch.compile: other ranks' sizes
     and errors are read on the host, which a CUDA graph cannot capture. (`torch.library.custom_op` would import
