@@ -2,6 +2,7 @@
 
 #include <algorithm>
 #include <cmath>
+#include <limits>
 
 #include "common/simd.h"
 
@@ -16,9 +17,10 @@ LTOOD_INLINE double dot(const T* __restrict a, const T* __restrict b, int64_t d)
   return sum;
 }
 
-// |x| of a row whose sum of squares leaves the range of double: scaled by its largest element first.
+// |x| of a row whose sum of squares leaves the range of double: scaled by its largest element first. Not inlined: the
+// loops that call it stay vectors.
 template <typename T>
-LTOOD_INLINE double scaled_norm(const T* __restrict row, int64_t d) {
+__attribute__((noinline)) double scaled_norm(const T* __restrict row, int64_t d) {
   double largest = 0;
   for (int64_t c = 0; c < d; ++c) largest = std::max(largest, std::abs(double(row[c])));
   if (largest == 0 || std::isinf(largest)) return largest;
@@ -34,6 +36,15 @@ LTOOD_INLINE double norm_of(const T* row, int64_t d) {
   return sum < kTiny || sum > kHuge ? scaled_norm(row, d) : std::sqrt(sum);
 }
 
+constexpr double kLargest = std::numeric_limits<double>::max();
+
+// Finite rows of float64 can be longer than the largest number. Scales such a row and returns its norm then.
+template <typename T>
+__attribute__((noinline)) double shorten(T* row, int64_t d) {
+  for (int64_t c = 0; c < d; ++c) row[c] *= T(0x1p-64);
+  return scaled_norm(row, d);
+}
+
 template <typename T>
 LTOOD_INLINE void norms_of(const T* x, int64_t n, int64_t d, double* norms) {
   for (int64_t i = 0; i < n; ++i) norms[i] = norm_of(x + i * d, d);
@@ -43,12 +54,8 @@ template <typename T>
 LTOOD_INLINE void normalize(T* x, int64_t n, int64_t d, const double* norms) {
   for (int64_t i = 0; i < n; ++i) {
     T* __restrict row = x + i * d;
-    double length = norms[i] < kNormEps ? kNormEps : norms[i];
-    if (std::isinf(length)) {  // finite rows of float64 can be longer than the largest number
-      for (int64_t c = 0; c < d; ++c) row[c] *= T(0x1p-64);
-      length = norm_of(row, d);
-    }
-    const double inverse = 1 / length;
+    const double norm = norms[i] <= kLargest ? norms[i] : shorten(row, d);
+    const double length = norm < kNormEps ? kNormEps : norm, inverse = 1 / length;
 #pragma omp simd
     for (int64_t c = 0; c < d; ++c) {
       if constexpr (sizeof(T) == sizeof(double)) {  // as the definition rounds it: what ties there ties here

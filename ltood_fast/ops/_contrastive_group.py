@@ -18,6 +18,7 @@ import torch
 from torch import Tensor
 
 from ..reference import contrastive as reference
+from ..reference._common import SMALLEST_INVERTIBLE_NORM
 from ._contrastive_op import _fake as fake_of_one
 from ._contrastive_partial import contrastive_partial, contrastive_partial_bwd
 from ._group import RankLayout, operator, resolve
@@ -78,7 +79,9 @@ class Similarity(NamedTuple):
             return at_unit
         norm, u = x.double().norm(dim=1, keepdim=True), self.unit(x)
         u_dot_du = (at_unit * u).sum(dim=1, keepdim=True).where(norm >= NORM_EPS, 0)
-        return (at_unit - u_dot_du * u) / norm.clamp(min=NORM_EPS)
+        gradient = (at_unit - u_dot_du * u) / norm.clamp(min=NORM_EPS)
+        # float16 cannot hold 1 / norm of a dead row
+        return gradient.where(norm >= SMALLEST_INVERTIBLE_NORM, 0) if x.dtype == torch.float16 else gradient
 
 
 class Segments:

@@ -153,6 +153,8 @@ def nt_xent(
         instance_ids: ``[N]`` integers: rows with one id are views of one image (multi-crop). A row may have no other
             view: it is a negative for the others, its own loss is 0.
         normalize: L2-normalise the rows first (eps 1e-12); the gradient goes through it. ``False``: use them as given.
+            A float16 row of norm below 1 / 65504 has no finite gradient: it gets 0. Rows as given are refused where
+            float64 no longer carries the softmax, at norm^2 / temperature above 3.4e10 (CPU kernels).
         reduction: ``"mean"`` (over the rows that have a positive), ``"sum"``, or ``"none"`` (``[N]``).
         return_lse: also return ``lse [N]``, differentiable.
         group: a ``torch.distributed.ProcessGroup`` whose ranks call this together: the batch is the concatenation of

@@ -42,34 +42,65 @@ def _similarities(u: Tensor, temperature: float | Tensor) -> tuple[Tensor, Tenso
     return s, _logsumexp(s, ~_diagonal(s))
 
 
-def _row_losses(
-    s: Tensor, lse: Tensor, positive: Tensor, neighbors: tuple[Tensor, Tensor, Tensor] | None = None
-) -> tuple[Tensor, Tensor]:
-    """(l_i = lse_i - weighted mean of s over the positives of i, which rows have one); rows without one hold 0.
-
-    positive: [N, N] bool. neighbors: (lam_i times the sum of s over M_k(i), lam_i |M_k(i)|, the lone neighbours as
-    [N, N] bool). A row with one positive p is log(1 + exp(rest_i - s_ip)), rest_i = log-sum-exp over all rows but i and
-    p, which keeps the digits of a small loss.
-    """
-    count, view_sum = positive.sum(dim=1), s.masked_fill(~positive, 0).sum(dim=1)
-    neighbor_sum, neighbor_weight = (0, 0) if neighbors is None else neighbors[:2]
-    weight = count + neighbor_weight
+def _row_losses(lse: Tensor, attraction: Tensor, weight: Tensor) -> tuple[Tensor, Tensor]:
+    """(l_i = lse_i - attraction_i / weight_i, which rows have a positive); rows without one hold 0."""
     has_positive = weight > 0
-    divisor = weight.where(has_positive, 1)
-
-    sole = positive & (count == 1)[:, None]
-    if neighbors is not None:
-        sole = sole | (neighbors[2] & (count == 0)[:, None])
-    s_sole = s.masked_fill(~sole, 0).sum(dim=1)
-    excess = (count * s_sole - view_sum + (neighbor_weight * s_sole - neighbor_sum)) / divisor
-    small = F.softplus(_logsumexp(s, ~sole & ~_diagonal(s)) - s_sole) + excess
-    rows = small.where(sole.any(dim=1), lse - (view_sum + neighbor_sum) / divisor)
+    rows = lse - attraction / weight.where(has_positive, 1)
     return rows.masked_fill(~has_positive, 0), has_positive
+
+
+def _keep_digits(losses: tuple[Tensor, Tensor], s: Tensor, sole: Tensor, excess: Tensor) -> tuple[Tensor, Tensor]:
+    """`losses` with log(1 + exp(rest_i - s_ip)) + excess_i in the rows with one positive p, rest_i = log-sum-exp over
+    all rows but i and p: lse_i - s_ip would round a small loss away. sole: [N, N] bool, the entries p."""
+    rows, has_positive = losses
+    small = F.softplus(_logsumexp(s, ~sole & ~_diagonal(s)) - _entry(s, sole)) + excess
+    return small.where(sole.any(dim=1) & has_positive, rows), has_positive
+
+
+def _sole(positive: Tensor) -> Tensor:
+    """[N, N] bool: the positives of the rows that have exactly one."""
+    return positive & (positive.sum(dim=1) == 1)[:, None]
+
+
+def _entry(s: Tensor, sole: Tensor) -> Tensor:
+    return s.masked_fill(~sole, 0).sum(dim=1)
+
+
+def _view_term(s: Tensor, instance_ids: Tensor | None) -> tuple[Tensor, Tensor]:
+    """(sum of s over V(i), |V(i)|)."""
+    views = view_mask(s.shape[0], instance_ids, s.device)
+    return s.masked_fill(~views, 0).sum(dim=1), views.sum(dim=1)
+
+
+def _mask_losses(s: Tensor, lse: Tensor, positive: Tensor) -> tuple[Tensor, Tensor]:
+    """Row losses whose positives are those of the mask."""
+    attraction, sole = s.masked_fill(~positive, 0).sum(dim=1), _sole(positive)
+    excess = _entry(s, sole) - attraction.where(sole.any(dim=1), 0)  # 0, or NaN where a similarity is infinite
+    return _keep_digits(_row_losses(lse, attraction, positive.sum(dim=1)), s, sole, excess)
 
 
 def _class_losses(s: Tensor, lse: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
     """SupCon's rows: the positives are all other rows of the same label."""
-    return _row_losses(s, lse, (labels[:, None] == labels[None, :]) & ~_diagonal(s))
+    return _mask_losses(s, lse, (labels[:, None] == labels[None, :]) & ~_diagonal(s))
+
+
+def _psd_losses(
+    s: Tensor,
+    lse: Tensor,
+    instance_ids: Tensor | None,
+    neighbors: tuple[Tensor, Tensor],  # of _neighbor_term
+    columns: Tensor | None,  # [N, k] of neighbours in the batch, -1 = none
+) -> tuple[Tensor, Tensor]:
+    attraction, weight = (a + b for a, b in zip(_view_term(s, instance_ids), neighbors, strict=True))
+    views = view_mask(len(s), instance_ids, s.device)
+    sole, alone = _sole(views), torch.zeros_like(views)
+    if columns is not None:  # the places without a neighbour come last
+        one = ((columns >= 0).sum(dim=1) == 1) & ~views.any(dim=1)
+        alone = alone.scatter(1, columns[:, :1].clamp(min=0), one[:, None])
+    s_sole = _entry(s, sole | alone)
+    mean = s_sole.where(alone.any(dim=1), attraction / weight.where(weight > 0, 1))
+    excess = (s_sole - mean).where((sole | alone).any(dim=1), 0)
+    return _keep_digits(_row_losses(lse, attraction, weight), s, sole | alone, excess)
 
 
 def _neighbors(
@@ -96,27 +127,15 @@ def _neighbors(
 
 
 def _neighbor_term(
-    u: Tensor,
-    s: Tensor,
-    temperature: float | Tensor,
-    neighbor_weight: float | Tensor,
-    bank: Bank | None,
-    columns: Tensor,  # [N, k], -1 = none
-) -> tuple[Tensor, Tensor, Tensor]:
-    """(lam_i times the sum of s over M_k(i), lam_i |M_k(i)|, [N, N] bool: neighbours in the batch that are alone)."""
-    found, chosen = columns >= 0, columns.clamp(min=0)
-    if bank is None:
-        similarity = s.gather(1, chosen)
-    else:
-        similarity = torch.einsum("nd,nkd->nk", u, bank.z[chosen]) / temperature
+    u: Tensor, temperature: float | Tensor, neighbor_weight: float | Tensor, bank: Bank | None, columns: Tensor
+) -> tuple[Tensor, Tensor]:
+    """(lam_i times the sum of s over M_k(i), lam_i |M_k(i)|); columns [N, k], -1 = none."""
+    found = columns >= 0
+    similarity = torch.einsum("nd,nkd->nk", u, (u if bank is None else bank.z)[columns.clamp(min=0)]) / temperature
     neighbor_sum = similarity.masked_fill(~found, 0).sum(dim=1)
     if isinstance(neighbor_weight, Tensor):
         neighbor_weight = neighbor_weight.detach().to(u.dtype)
-    alone = torch.zeros_like(s, dtype=torch.bool)
-    if bank is None:
-        one = found.sum(dim=1, keepdim=True) == 1
-        alone = alone.scatter(1, chosen[:, :1], one)  # the places without a neighbour come last
-    return neighbor_weight * neighbor_sum, neighbor_weight * found.sum(dim=1), alone
+    return neighbor_weight * neighbor_sum, neighbor_weight * found.sum(dim=1)
 
 
 def nt_xent(
@@ -131,7 +150,7 @@ def nt_xent(
     """l_i = lse_i - mean of s_iv over the other views v of i (SimCLR, Chen 2020)."""
     with full_precision(z):
         s, lse = _similarities(unit_rows(z, normalize), temperature)
-        loss = reduce_rows(*_row_losses(s, lse, view_mask(len(s), instance_ids, s.device)), reduction)
+        loss = reduce_rows(*_mask_losses(s, lse, view_mask(len(s), instance_ids, s.device)), reduction)
     return (loss, lse) if return_lse else loss
 
 
@@ -172,8 +191,8 @@ def psd_loss(
             bank = replace(bank, z=unit_rows(bank.z.detach().to(common_dtype(bank.z, u)), normalize).to(u.dtype))
         s, lse = _similarities(u, temperature)
         cosines, columns = _neighbors(u, k, instance_ids, domain, bank)
-        near = _neighbor_term(u, s, temperature, neighbor_weight, bank, columns)
-        loss = reduce_rows(*_row_losses(s, lse, view_mask(len(s), instance_ids, s.device), near), reduction)
+        near = _neighbor_term(u, temperature, neighbor_weight, bank, columns)
+        loss = reduce_rows(*_psd_losses(s, lse, instance_ids, near, columns if bank is None else None), reduction)
     extras = ((lse,) if return_lse else ()) + ((cosines, columns) if return_neighbors else ())
     return (loss, *extras) if extras else loss
 

@@ -76,7 +76,8 @@ def test_converged_rows_keep_their_digits(backend, name, temperature):
         theirs.append((off_by(plain[0], truth[0]), off_by(plain[1], truth[1])))
     (loss, gradient), (plain_loss, plain_gradient) = (torch.tensor(x).mean(dim=0) for x in (ours, theirs))
     assert loss <= max(plain_loss, 2e-6), f"loss off by {loss:.1e}, cross-entropy by {plain_loss:.1e}"
-    assert gradient <= max(plain_gradient, 1e-5), f"gradient off by {gradient:.1e}, {plain_gradient:.1e}"
+    # Below a loss of 1e-12 the rounding of lse in float64 is left: the gradient is then as cross-entropy has it.
+    assert gradient <= max(1.00001 * plain_gradient, 1e-5), f"gradient off by {gradient:.1e}, {plain_gradient:.1e}"
 
 
 @pytest.mark.parametrize("backend", BACKENDS)
