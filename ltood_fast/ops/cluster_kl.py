@@ -8,7 +8,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from ..reference import cluster_kl as reference
+from ..reference import clustering as reference
 from ..reference._common import common_dtype, full_precision, unit_rows
 from . import _check
 from ._backend import use_kernel
