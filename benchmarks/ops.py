@@ -13,7 +13,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from ltood_fast.reference import cluster_kl, contrastive, guided
+from ltood_fast.reference import clustering, contrastive, guided
 
 if TYPE_CHECKING:
     from .cases import Case
@@ -177,7 +177,7 @@ OPS: dict[str, Op] = {
     "clip": Op(_clip_inputs, clip, Work(products=(1, 3), exps=(1, 1), passes=(2, 4))),
     "cluster_kl": Op(
         _cluster_inputs,
-        cluster_kl.cluster_kl,
+        clustering.cluster_kl,
         Work(products=(1, 2), exps=(2, 0), passes=(1, 2), by_clusters=True),
     ),
     "knn": Op(

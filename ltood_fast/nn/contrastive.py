@@ -83,9 +83,10 @@ class PSDLoss(Loss):
         check.count(type(self).__name__, "k", k, 1)
         check.nonnegative_number(type(self).__name__, "neighbor_weight", neighbor_weight)
 
-    def forward(self, z: Tensor, **batch: Any) -> Any:
+    def forward(self, z: Tensor, instance_ids: Tensor | None = None, **batch: Any) -> Any:
         """batch: keywords of :func:`ltood_fast.psd_loss` that belong to a batch, such as ``bank`` or ``domain``."""
-        return ops.psd_loss(z, self.temperature, **{**self.hyper_parameters, **batch})
+        options = {**self.hyper_parameters, **batch}
+        return ops.psd_loss(z, self.temperature, instance_ids=instance_ids, **options)
 
 
 class Stage1Loss(PSDLoss):

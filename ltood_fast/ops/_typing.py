@@ -32,6 +32,13 @@ class DomainOptions(SharedOptions, total=False):
     bias: Tensor | None
 
 
+class ClusterOptions(TypedDict, total=False):
+    nu: float
+    normalize: bool
+    reduction: str
+    backend: str
+
+
 class NeighborOptions(SharedOptions, total=False):
     k: int
     neighbor_weight: float | Tensor

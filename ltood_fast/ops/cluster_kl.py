@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from typing import TYPE_CHECKING, Literal, NamedTuple, overload
 
 import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from ..reference import cluster_kl as reference
+from ..reference import clustering as reference
 from ..reference._common import common_dtype, full_precision, unit_rows
 from . import _check
 from ._backend import use_kernel
@@ -16,12 +16,29 @@ from ._group import RankLayout
 from ._schema import Arguments, call, differentiable, varying
 from ._shards import add, fingerprint, shards_of
 
+if TYPE_CHECKING:
+    from typing_extensions import Unpack
+
+    from ._typing import ClusterOptions
+
 # Distances that the CPU kernel keeps from its first pass for the later ones: those of the first rows, up to this much.
 # With room for all rows a step costs three matrix products, without any five. The CUDA kernel computes all again.
 CACHE_BYTES = 32 * 2**20
 SHARD_ROWS = 65536  # rows at a time whose [rows, K] assignment is in memory, where z lies on several ranks
 
 
+@overload
+def cluster_kl(
+    z: Tensor, centroids: Tensor, *, return_q: Literal[False] = False, **options: Unpack[ClusterOptions]
+) -> Tensor: ...
+@overload
+def cluster_kl(
+    z: Tensor, centroids: Tensor, *, return_q: Literal[True], **options: Unpack[ClusterOptions]
+) -> tuple[Tensor, Tensor]: ...
+@overload
+def cluster_kl(
+    z: Tensor, centroids: Tensor, *, return_q: bool, **options: Unpack[ClusterOptions]
+) -> Tensor | tuple[Tensor, Tensor]: ...
 def cluster_kl(
     z: Tensor,
     centroids: Tensor,

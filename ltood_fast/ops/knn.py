@@ -10,7 +10,7 @@ from torch import Tensor
 from torch.distributed import ProcessGroup
 
 from .._faiss import load_faiss
-from ..reference import knn as reference
+from ..reference import neighbors as reference
 from ..reference._common import common_dtype
 from . import _check
 from ._backend import use_kernel

@@ -100,6 +100,8 @@ def sample_ood(
             plan["order"], plan["shares"] = order[shares > 0], shares[shares > 0].tolist()
             plan["keep"] = list(itertools.accumulate(plan["shares"]))
             plan["best"], plan["count"] = _best_candidates(chunks, centroids[plan["order"]], plan["keep"], rows)
+        if group is None:  # none to compare them with
+            return plan["count"], {}
         same = {"centroids": fingerprint(centroids), "tailness": fingerprint(tailness)}
         return plan["count"], {**same, "options": (budget, temperature, strategy)}
 

@@ -147,7 +147,7 @@ def leaves(case):
 
 
 def test_knn_is_the_reference_of_the_package():
-    from ltood_fast.reference import knn as definition
+    from ltood_fast.reference import neighbors as definition
 
     x = torch.randn(3000, 8, dtype=torch.float64)
     cosines, columns = ops.knn(x, 5)

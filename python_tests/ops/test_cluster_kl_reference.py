@@ -8,7 +8,7 @@ import torch
 
 import ltood_fast
 from ltood_fast import nn
-from ltood_fast.reference import cluster_kl as reference
+from ltood_fast.reference import clustering as reference
 
 
 def unit(rows):

@@ -76,7 +76,7 @@ def test_dual_numbers_give_the_tangent(name):
 
 @pytest.mark.parametrize("name", LEARNED)
 def test_transforms_of_torch_func_agree_with_reverse_mode(name):
-    f, (z, direction) = loss_of(name), inputs()
+    f, z = loss_of(name), inputs()[0]
     expected = gradient(f, z)
     for transform in (grad, jacrev, jacfwd):
         close(transform(f)(z), expected)

@@ -6,7 +6,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import ltood_fast
-from ltood_fast.reference import knn as reference
+from ltood_fast.reference import neighbors as reference
 from python_tests.tolerances import LOSS
 
 CPU = torch.device("cpu")

@@ -7,7 +7,7 @@ import pytest
 import torch
 
 import ltood_fast
-from ltood_fast.reference import knn as reference
+from ltood_fast.reference import neighbors as reference
 
 
 def loops_knn(x, y, k, normalize=True):
