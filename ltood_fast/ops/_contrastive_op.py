@@ -74,7 +74,7 @@ def contrastive(
     if bank is not None:
         arguments |= {"bank": bank.z.detach(), "bank_ids": int64(bank.ids), "bank_domain": int64(bank.domain)}
     if not context.many:
-        return ContrastiveRows(*call("contrastive", **arguments))
+        return ContrastiveRows(*call("contrastive", context.op, **arguments))
     arguments |= context.options(kernel, f"reduction={context.reduction}")
     return ContrastiveRows(*overload("contrastive_group")(**arguments)[: len(ContrastiveRows._fields)])
 

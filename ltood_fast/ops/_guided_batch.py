@@ -51,7 +51,7 @@ def batch_of(batch: Batch, far: Tensor | None, context: GroupContext, kernel: bo
         same: arguments that must be the same on all ranks.
     """
     if not context.many:
-        return batch
+        return batch._replace(context=context)
     same = {**same, "reduction": context.reduction, "exchange": context.exchange}
     must_match = "\n".join([f"{name}={'a tensor' if isinstance(x, Tensor) else x}" for name, x in same.items()])
     if kernel and has_kernel("guided_partial", batch.z.device.type):

@@ -65,7 +65,7 @@ def guided(
     arguments = {"z": z, "guide": guide.detach(), **temperature_arguments(temperature)}
     arguments |= {name: int64(x) if isinstance(x, Tensor) else x for name, x in options.items()}
     if not context.many:
-        return GuidedRows(*call("guided", **arguments))
+        return GuidedRows(*call("guided", context.op, **arguments))
     outputs = overload("guided_group")(**arguments, **context.options(True, must_match))
     return GuidedRows(*outputs[: len(GuidedRows._fields)])
 

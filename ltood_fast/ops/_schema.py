@@ -109,8 +109,8 @@ def _function(gradient: _Gradient) -> type[torch.autograd.Function]:
     return type(f"{gradient.op}_function", (torch.autograd.Function,), members)
 
 
-def call(op: str, **arguments: object) -> tuple[Tensor, ...]:
-    """Calls a differentiable operator.
+def call(op: str, public: str, /, **arguments: object) -> tuple[Tensor, ...]:
+    """Calls a differentiable operator for the public function of that name, which its errors then name.
 
     Eager calls on plain tensors go through one autograd.Function: at N = 64 the dispatcher's way through
     `torch.library.register_autograd` costs as much again as the rest of the call. Everything else (torch.compile,
@@ -118,6 +118,15 @@ def call(op: str, **arguments: object) -> tuple[Tensor, ...]:
     """
     if torch.compiler.is_compiling():
         return _traced(op, arguments)
+    try:
+        return _eager(op, arguments)
+    except ValueError as error:
+        if str(error).startswith(f"{op}: "):
+            raise ValueError(f"{public}{str(error).removeprefix(op)}") from None
+        raise
+
+
+def _eager(op: str, arguments: dict[str, object]) -> tuple[Tensor, ...]:
     if not _is_plain(arguments):
         return overload(op)(**arguments)
     leaves = [arguments.get(name) for name, _ in _GRADIENTS[op].found]

@@ -252,7 +252,7 @@ def _run_kernel(
         "return_q": return_q,
         "return_assignments": return_assignments,
     }
-    return call("cluster_kl", **arguments)
+    return call("cluster_kl", "cluster_kl", **arguments)
 
 
 @torch.library.register_fake("ltood_fast::cluster_kl")

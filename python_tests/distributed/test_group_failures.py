@@ -10,7 +10,6 @@ import torch.distributed as dist
 
 import ltood_fast
 from ltood_fast import nn
-from ltood_fast.ops._group import gather_rows
 from python_tests.distributed.ranks import Ranks
 
 N, D = 6, 4
@@ -161,23 +160,6 @@ def twice_differentiated(rank: int, world: int) -> str:
 
 def test_double_backward_is_refused(groups):
     assert groups(2).results(twice_differentiated) == ["contrastive: double backward is not supported"] * 2
-
-
-def unequal_rows(rank: int, world: int) -> tuple:
-    return gather_rows(dist.group.WORLD, torch.full((rank, 2), float(rank)), torch.arange(rank))
-
-
-def of_two_lengths(rank: int, world: int) -> None:
-    gather_rows(dist.group.WORLD, torch.zeros(2, 2), torch.zeros(2 + rank))
-
-
-def test_gather_rows(groups):
-    for rows, numbers in groups(3).results(unequal_rows):
-        assert rows.tolist() == [[1, 1], [2, 2], [2, 2]]
-        assert numbers.tolist() == [0, 0, 1]
-    for result in groups(2).run(of_two_lengths):
-        with pytest.raises(ValueError, match=r"gather_rows: tensors must be of one number of rows, got \[2, 3\], on"):
-            raise result
 
 
 def one_that_leaves(rank: int, world: int, dies: bool) -> None:
