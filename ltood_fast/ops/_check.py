@@ -61,7 +61,8 @@ def readable(x: Tensor) -> bool:
 def embeddings(op: str, argument: str, x: Tensor, *, allow_empty: bool = False) -> None:
     """A float matrix, one embedding a row; non-empty unless it is one rank's part of a larger one."""
     if not isinstance(x, Tensor):
-        hint = f"; join tensors by torch.cat({argument})" if isinstance(x, (list, tuple)) else ""
+        listed = isinstance(x, (list, tuple)) and len(x) > 0 and isinstance(x[0], Tensor)
+        hint = f"; join tensors by torch.cat({argument})" if listed else ""
         require_type(False, op, argument, "a tensor", type(x).__name__ + hint)
     require_type(x.dtype in FLOAT_DTYPES, op, argument, "float64, float32, bfloat16 or float16", x.dtype)
     dense(op, argument, x)

@@ -93,7 +93,7 @@ def test_second_derivatives_of_torch_func(name):
     close((hessian(f)(z) * direction).sum(dim=(2, 3)), expected)
 
 
-def test_the_target_of_cluster_kl_stays_constant_in_second_derivatives():
+def test_the_target_of_cluster_kl_is_constant_to_hessians():
     """Against reverse over reverse."""
     f, (z, direction) = loss_of("cluster_kl"), inputs()
     leaf = z.clone().requires_grad_()

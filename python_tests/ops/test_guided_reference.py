@@ -337,9 +337,9 @@ BAD_SELECTION = [
     ({"instance_ids": torch.zeros(4).long()}, ValueError, r"instance_ids must be of shape \[6\], got shape \(4,\)"),
     ({"temperature": 0.0}, ValueError, "temperature must be positive and finite, got 0.0"),
     (
-        {"temperature": torch.ones(1)},
+        {"temperature": torch.ones(2)},
         ValueError,
-        r"temperature must be a float or a 0-d float tensor, got shape \(1,\)",
+        r"temperature must be a float or a float tensor of one element, got torch.float32 of shape \(2,\)",
     ),
     ({"temperature": torch.tensor(-1.0)}, ValueError, "temperature must be positive, got -1.0"),
     ({"reduction": "max"}, ValueError, "reduction must be one of mean, sum, none, got 'max'"),

@@ -171,7 +171,13 @@ IDS = torch.zeros(4, dtype=torch.int64)
             "assignments must be an integer tensor, got torch.float32",
         ),
         ("cluster_tailness", {"assignments": IDS[:3]}, ValueError, "assignments must be of shape [4], got shape (3,)"),
-        ("cluster_tailness", {"assignments": IDS + 2}, ValueError, "assignments must be in [0, 2), got [2, 2]"),
+        (
+            "cluster_tailness",
+            {"assignments": IDS + 2},
+            ValueError,
+            "assignments must be in [0, 2), got [2, 2] without 0, 1; renumber them by "
+            "torch.unique(assignments, return_inverse=True)[1]",
+        ),
         ("cluster_tailness", {"density": X}, ValueError, "density must be of shape [4], got shape (4, 3)"),
     ],
 )

@@ -186,7 +186,11 @@ C, T, M = torch.ones(2, 3), torch.tensor([0.1, 0.2]), torch.ones(5, 3)
         ({"temperature": 0.0}, ValueError, "temperature must be positive and finite, got 0.0"),
         ({"strategy": "best"}, ValueError, "strategy must be one of tailness, random, got 'best'"),
         ({"candidates": 3}, TypeError, "candidates must be a tensor or an iterable of tensors, got int"),
-        ({"candidates": [(M, M)]}, TypeError, "candidates must be a tensor, got tuple"),
+        (
+            {"candidates": [(M, M)]},
+            TypeError,
+            "candidates must be a tensor, got tuple; join tensors by torch.cat(candidates)",
+        ),
         ({"candidates": M[:, :2]}, ValueError, "candidates must be 3 wide as centroids is, got shape (5, 2)"),
         ({"candidates": [M, torch.cat([M, M / 0])]}, ValueError, "candidates must be finite, got NaN or Inf in row 10"),
     ],
