@@ -8,7 +8,7 @@
 
 // Inputs that several schemas share. Tensors come first, as torch.library differentiates no keyword-only tensor; all
 // else is keyword-only, with defaults. A backward takes the gradients of the outputs, the outputs that its forward
-// saves, and all inputs; ltood_fast/ops/_autograd.py joins the two by these names.
+// saves, and all inputs; ltood_fast/ops/_schema.py joins the two by these names.
 #define TEMPERATURE "float temperature=1.0"
 
 #define CONTRASTIVE_INPUTS                                                                         \

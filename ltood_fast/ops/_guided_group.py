@@ -173,13 +173,15 @@ class Sums:
         positive_logit = partial.positive_logit + (attract * self.s).where(chosen, 0).sum(dim=1)
         has_positive = weight != 0  # true for NaN, which has to reach the loss
         loss = torch.where(has_positive, lse - positive_logit / weight.where(has_positive, 1), 0)
+        loss = loss.masked_fill(loss < 0, 0)
         return loss, weight, lse, torch.stack([self.s, share, attract]), fallback
 
     def divergence(self) -> Tensor:
         """KL(p || q) = E_p[t - s] + lse_s - lse_t, the difference through the gap where it is small; alone: 0."""
         partial = self.partial
         difference = partial.gap.log1p().where(partial.gap.abs() < 0.5, partial.student_lse - partial.teacher_lse)
-        return (partial.excess + difference).where(partial.teacher_lse != -torch.inf, 0)
+        rows = (partial.excess + difference).where(partial.teacher_lse != -torch.inf, 0)
+        return rows.masked_fill(rows < 0, 0)
 
 
 def _combined(a: GuidedPartial, b: GuidedPartial) -> GuidedPartial:

@@ -72,6 +72,11 @@ def best_k(scores: Tensor, admissible: Tensor, k: int) -> tuple[Tensor, Tensor]:
     return ranked, columns.masked_fill(ranked == -torch.inf, -1)
 
 
+def not_negative(rows: Tensor) -> Tensor:
+    """Row losses that rounding made negative become 0; the gradient stays, and so does NaN."""
+    return rows + (-rows.detach()).clamp(min=0)
+
+
 def reduce_rows(rows: Tensor, has_positive: Tensor, reduction: str) -> Tensor:
     """`mean` counts only the rows that have a positive; the others hold 0. No such row at all: 0, zero gradient."""
     if reduction == "none":

@@ -11,7 +11,17 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from ._common import best_k, common_dtype, full_precision, inner_products, reduce_rows, unit_rows, view_mask, wide
+from ._common import (
+    best_k,
+    common_dtype,
+    full_precision,
+    inner_products,
+    not_negative,
+    reduce_rows,
+    unit_rows,
+    view_mask,
+    wide,
+)
 from .options import Distill
 
 
@@ -86,7 +96,7 @@ def guided_contrastive(
         total_weight = attract.sum(dim=1)
         has_positive = total_weight != 0  # true for NaN, which has to reach the loss
         mean_positive = torch.where(positive, attract * s, 0).sum(dim=1) / torch.where(has_positive, total_weight, 1)
-        rows = torch.where(has_positive, lse - mean_positive, 0)
+        rows = not_negative(torch.where(has_positive, lse - mean_positive, 0))
         loss = reduce_rows(rows, has_positive, reduction)
         return (loss, lse) if return_lse else loss
 
@@ -114,7 +124,7 @@ def relational_distill(
             teacher_temperature = temperature.detach() if isinstance(temperature, Tensor) else temperature
         s = off_diagonal(z @ z.T / temperature)
         log_p = off_diagonal(guide_cosines(guide, z) / teacher_temperature).log_softmax(dim=1)
-        rows = (log_p.exp() * (log_p - s.log_softmax(dim=1))).sum(dim=1)
+        rows = not_negative((log_p.exp() * (log_p - s.log_softmax(dim=1))).sum(dim=1))
         loss = reduce_rows(rows, torch.ones_like(rows, dtype=torch.bool), reduction)
         return (loss, s.logsumexp(dim=1)) if return_lse else loss
 
@@ -124,7 +134,7 @@ def feature_distill(z: Tensor, guide: Tensor, *, reduction: str = "mean") -> Ten
     with full_precision(z):
         z = unit_rows(z)
         e = unit_rows(guide.detach().to(common_dtype(guide, z))).to(z.dtype)
-        rows = 1 - (z * e).sum(dim=1)
+        rows = not_negative(1 - (z * e).sum(dim=1))
         return reduce_rows(rows, torch.ones_like(rows, dtype=torch.bool), reduction)
 
 

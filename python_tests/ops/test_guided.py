@@ -386,3 +386,18 @@ def test_fuzz(n, d, dg, k_clusters, images, neighbors, given_neighbors, weighted
     expected, *expected_gradients = outcome(lt.stage2_loss, *arguments, backend="reference", temperature=0.5, **options)
     for x, y in zip([*shown, *gradients], [*expected, *expected_gradients], strict=True):
         torch.testing.assert_close(x, y, rtol=1e-10, atol=1e-10)
+
+
+@pytest.mark.parametrize("weighted", [True, False])
+@pytest.mark.parametrize("value", [math.nan, math.inf])
+def test_a_broken_guide_row_reaches_every_loss(value, weighted):
+    """Every loss that is not finite in the reference is not finite here."""
+    z, guide, clusters, far = torch.randn(12, 5), torch.randn(12, 4), torch.arange(12) % 3, torch.tensor([1, 2, 0])
+    guide[3, 1] = value
+    options = {"k": 2, "weighted": weighted, "reduction": "none"}
+    ours, defined = (
+        lt.guided_contrastive(z, guide, clusters, far, backend=backend, **options)
+        for backend in ("auto", "reference")
+    )
+    assert not ours[~defined.isfinite()].isfinite().any()
+    assert weighted == bool((~defined.isfinite()).any())

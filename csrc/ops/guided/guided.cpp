@@ -1,6 +1,7 @@
 #include "ops/guided/guided.h"
 
 #include <ATen/ops/cat.h>
+#include <ATen/ops/isfinite.h>
 #include <ATen/ops/linalg_vector_norm.h>
 #include <ATen/ops/max.h>
 
@@ -112,7 +113,9 @@ c10::ScalarType compute_dtype(const GuidedArguments& a) {
   constexpr double kMaxFloatExponent = 128, kMaxExponent = 0x1p35;
   const auto longest = [&](const at::Tensor& z) {
     if (a.normalize) return 1.0;
-    return at::linalg_vector_norm(z, 2, at::IntArrayRef{1}, false, at::kDouble).max().item().toDouble();
+    const double norm = at::linalg_vector_norm(z, 2, at::IntArrayRef{1}, false, at::kDouble).max().item().toDouble();
+    // The squares of finite float64 rows can overflow: such rows are refused, those with Inf are not.
+    return std::isinf(norm) && at::isfinite(z).all().item().toBool() ? 1e150 : norm;
   };
   const double product = longest(a.z) * longest(a.rows.has_value() ? a.rows->z : a.z);
   const double largest = std::max(product / a.temperature, 1 / a.teacher());

@@ -227,7 +227,8 @@ std::tuple<at::Tensor, at::Tensor> backward(const BackwardInputs& in, const at::
   });
   for (const double value : radial) u_dot_du += value;
   const at::ScalarType wide = wide_dtype(z.scalar_type());
-  return {grad.to(z.scalar_type()), at::scalar_tensor(-0.5 * rows.inv_tau * u_dot_du, z.options().dtype(wide))};
+  return {grad.to(z.scalar_type()),
+          at::scalar_tensor(-0.5 * rows.inv_tau * u_dot_du, z.options().dtype(at::kDouble)).to(wide)};
 }
 
 std::tuple<at::Tensor, at::Tensor> contrastive_bwd_cpu(const Arguments& arguments) {

@@ -316,7 +316,7 @@ std::tuple<at::Tensor, at::Tensor> backward(const GuidedArguments& arguments, co
   for (int64_t i = 0; i < n; ++i) std::copy_n(grad.get() + i * width, width, out + order.row_at[i] * width);
   const auto dtype = arguments.z.scalar_type();
   return {grad_z.to(dtype),
-          at::scalar_tensor(-u_dot_du / (2 * arguments.temperature), options.dtype(wide_dtype(dtype)))};
+          at::scalar_tensor(-u_dot_du / (2 * arguments.temperature), options.dtype(at::kDouble)).to(wide_dtype(dtype))};
 }
 
 template <typename T>

@@ -18,6 +18,9 @@ namespace {
 
 using GuidedOutputs = std::tuple<at::Tensor, at::Tensor, at::Tensor, at::Tensor, at::Tensor, at::Tensor, at::Tensor>;
 
+// Rounding makes no loss negative; NaN stays.
+double not_negative(double loss) { return loss < 0 ? 0 : loss; }
+
 template <typename T>
 struct ForwardState {
   std::vector<ExpSum<T>> negatives;          // [N] by slot
@@ -136,7 +139,8 @@ void row_epilogue(const GuidedTiles<T>& in, int64_t i, const int64_t* neighbors,
     if (j >= 0) sums.add(in, i, in.order.position_of[j]);
   }
   const double lse = sums.sum.log2();
-  out.loss[row] = sums.weight == 0 ? T(0) : static_cast<T>((lse - sums.positive_logit / sums.weight) * kLn2);
+  out.loss[row] =
+      sums.weight == 0 ? T(0) : static_cast<T>(not_negative((lse - sums.positive_logit / sums.weight) * kLn2));
   out.weight[row] = sums.weight;
   out.lse[row] = lse * kLn2;
 }
@@ -147,7 +151,7 @@ void write_distill(const ForwardState<T>& state, T* kl, double* student_lse, dou
   const size_t n = state.divergence.size();
   for (size_t row = 0; row < n; ++row) {
     const DivergenceSum<T>& sums = state.divergence[row];
-    kl[row] = n == 1 ? T(0) : static_cast<T>(sums.nats());
+    kl[row] = n == 1 ? T(0) : static_cast<T>(not_negative(sums.nats()));
     student_lse[row] = sums.student.log2() * kLn2;
     teacher_lse[row] = sums.teacher.log2() * kLn2;
   }
