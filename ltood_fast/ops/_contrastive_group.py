@@ -45,7 +45,7 @@ class Inputs(Arguments):
     @property
     def similarity(self) -> Similarity:
         tensor = self.temperature_tensor
-        return Similarity(self.temperature if tensor is None else tensor.detach(), self.normalize, self.kernel)
+        return Similarity(self.temperature if tensor is None else tensor.detach(), self.normalize, self.use_kernel)
 
 
 class Similarity(NamedTuple):

@@ -48,7 +48,7 @@ class GroupContext:
     def options(self, kernel: bool, must_match: str) -> dict[str, object]:
         """What the variant of an operator over a process group takes in addition."""
         values = {"op": self.op, "exchange": self.exchange, "group": self.name}
-        return {"kernel": kernel, "must_match": must_match, **values}
+        return {"use_kernel": kernel, "must_match": must_match, **values}
 
 
 ALONE = GroupContext("", None)

@@ -197,7 +197,8 @@ class Arguments(SimpleNamespace):
 
 # What an operator over a process group takes in addition: whether kernels or the reference serve it, the public name of
 # the call, what the ranks have to agree on (lines `name=value`), how rows travel, and the group's name.
-RANKS = "bool kernel, str op, str must_match, str exchange, str group"
+# (Not `kernel`: inductor calls operators through a function that has a parameter of that name.)
+RANKS = "bool use_kernel, str op, str must_match, str exchange, str group"
 RANK_NAMES = [argument.split()[1] for argument in RANKS.split(", ")]
 
 
