@@ -37,11 +37,13 @@ class Report:
         return "\n".join(lines)
 
 
-def fuzz(seed: int, *, seconds: float | None = None, cases: int | None = None, op: str | None = None) -> Report:
+def fuzz(
+    seed: int, *, seconds: float | None = None, cases: int | None = None, op: str | None = None, extreme: bool = False
+) -> Report:
     report, start, number = Report(seed), time.monotonic(), 0
     while (cases is None or number < cases) and (seconds is None or time.monotonic() - start < seconds):
         faulthandler.dump_traceback_later(HANG_SECONDS, exit=True)
-        case = make_case(seed, number, op)
+        case = make_case(seed, number, op, extreme)
         outcome, said = verdict(case)
         report.counts[outcome] += 1
         if outcome == "wrong":
@@ -57,15 +59,16 @@ def main() -> int:
     parser.add_argument("--seconds", type=float, help="how long to go on (60 if no number of cases is given)")
     parser.add_argument("--cases", type=int, help="how many cases to try")
     parser.add_argument("--case", type=int, help="this case alone, described")
+    parser.add_argument("--extreme", action="store_true", help="rows up to the limits of the dtype, beyond the promise")
     parser.add_argument("--op", choices=list(OPS), help="calls of this op alone")
     args = parser.parse_args()
     if args.case is not None:
-        case = make_case(args.seed, args.case, args.op)
+        case = make_case(args.seed, args.case, args.op, args.extreme)
         outcome, said = verdict(case)
         print(f"{case}\n{outcome}: {said}")
         return outcome == "wrong"
     seconds = 60 if args.seconds is None and args.cases is None else args.seconds
-    report = fuzz(args.seed, seconds=seconds, cases=args.cases, op=args.op)
+    report = fuzz(args.seed, seconds=seconds, cases=args.cases, op=args.op, extreme=args.extreme)
     print(report)
     return report.counts["wrong"] > 0
 

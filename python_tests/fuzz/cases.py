@@ -11,6 +11,13 @@ from torch import Tensor
 
 from python_tests.ops.op_table import DTYPES, OPS, Op, Sample, at_magnitude, changed, disagreement, sample
 
+# Magnitudes of rows that docs/numerics.md promises for every op; `extreme` goes to the limits of the dtype instead.
+PROMISED = {
+    torch.float64: (1e-20, 1e60),
+    torch.float32: (1e-20, 1e15),
+    torch.bfloat16: (1e-20, 1e15),
+    torch.float16: (6.2e-5, 65504.0),
+}
 SPECIAL = ("zero", "equal", "opposite", "huge", "tiny", "power of two")
 BROKEN = {"NaN": math.nan, "Inf": math.inf, "-Inf": -math.inf}
 LAYOUTS = {
@@ -36,7 +43,7 @@ class Case:
         return f"{self.op.name} {', '.join(self.words)} {shapes} {self.sample.options}"
 
 
-def make_case(seed: int, number: int, only: str | None = None) -> Case:
+def make_case(seed: int, number: int, only: str | None = None, extreme: bool = False) -> Case:
     """The same case for the same seed and number on every machine."""
     r = random.Random(f"{seed}/{number}")
     op = OPS[only] if only else r.choice(list(OPS.values()))
@@ -66,13 +73,14 @@ def make_case(seed: int, number: int, only: str | None = None) -> Case:
     broken = r.random() < 0.06
     for name in op.rows:
         if name in case.tensors:
-            case = changed(case, name, lambda x: _special_rows(x, r, words, broken))
+            case = changed(case, name, lambda x: _special_rows(x, r, words, broken, extreme))
     return Case(op, case, tuple(dict.fromkeys(words)))
 
 
-def _special_rows(x: Tensor, r: random.Random, words: list[str], broken: bool) -> Tensor:
+def _special_rows(x: Tensor, r: random.Random, words: list[str], broken: bool, extreme: bool) -> Tensor:
     limits = torch.finfo(x.dtype)
-    low, high = math.log10(limits.smallest_normal), math.log10(limits.max)
+    least, most = (limits.smallest_normal, limits.max) if extreme else PROMISED[x.dtype]
+    low, high = math.log10(least), math.log10(most)
     how = r.random()
     if how < 0.15:
         x = at_magnitude(x, 10 ** r.uniform(low, high))
@@ -87,7 +95,7 @@ def _special_rows(x: Tensor, r: random.Random, words: list[str], broken: bool) -
         i, j, kind = r.randrange(len(x)), r.randrange(len(x)), r.choice(SPECIAL)
         words.append(kind)
         if kind in ("huge", "tiny"):
-            largest = limits.max if kind == "huge" else limits.smallest_normal * 2 ** r.randint(-3, 9)
+            largest = most if kind == "huge" else least * 2 ** r.randint(-3 if extreme else 0, 9)
             x = at_magnitude(x, largest, slice(i, i + 1))
         else:
             factor = {"zero": 0.0, "equal": 1.0, "opposite": -1.0, "power of two": 2.0 ** r.randint(-5, 5)}[kind]

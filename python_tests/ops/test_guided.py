@@ -396,8 +396,7 @@ def test_a_broken_guide_row_reaches_every_loss(value, weighted):
     guide[3, 1] = value
     options = {"k": 2, "weighted": weighted, "reduction": "none"}
     ours, defined = (
-        lt.guided_contrastive(z, guide, clusters, far, backend=backend, **options)
-        for backend in ("auto", "reference")
+        lt.guided_contrastive(z, guide, clusters, far, backend=backend, **options) for backend in ("auto", "reference")
     )
     assert not ours[~defined.isfinite()].isfinite().any()
     assert weighted == bool((~defined.isfinite()).any())
