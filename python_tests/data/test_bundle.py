@@ -62,7 +62,7 @@ def test_four_lists(list_config):
     assert data.train.class_names == data.probe.class_names == data.test.class_names == ("cat", "dog")
 
 
-def test_a_class_that_the_training_set_lacks_is_known_from_the_probe(list_config, tmp_path):
+def test_a_class_without_training_images_is_known_by_the_probe(list_config, tmp_path):
     data = load_data(list_config(id_list=write_list(tmp_path / "cats.txt", "train/cat/0.png 0")))
     assert data.train.class_counts().tolist() == [1, 0]
     assert data.train.class_names == ("cat", "dog")
@@ -80,7 +80,7 @@ def test_a_label_that_the_probe_does_not_know_is_refused(list_config, tmp_path):
         load_data(list_config(test_list=wrong))
 
 
-def test_a_test_set_without_a_class_and_without_labels_is_refused(list_config, tmp_path):
+def test_a_test_set_without_classes_or_labels_is_refused(list_config, tmp_path):
     with pytest.raises(DataError, match="test set must hold every class, got none of dog"):
         load_data(list_config(test_list=write_list(tmp_path / "t.txt", "test/cat/0.png 0")))
     half = write_list(tmp_path / "t.txt", "test/cat/0.png 0", "test/dog/0.png")
@@ -89,7 +89,7 @@ def test_a_test_set_without_a_class_and_without_labels_is_refused(list_config, t
 
 
 @pytest.mark.parametrize("key", ["id_list", "probe_list", "test_list"])
-def test_classes_of_an_id_list_are_never_guessed_from_its_folders(list_config, tmp_path, key):
+def test_classes_of_an_id_list_do_not_come_from_folders(list_config, tmp_path, key):
     bare = write_list(tmp_path / "bare.txt", "test/dog/0.png", "test/cat/0.png -1")
     with pytest.raises(DataError, match="list must label every image"):
         load_data(list_config(**{key: bare}))

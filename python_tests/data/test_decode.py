@@ -58,7 +58,7 @@ def test_files_come_in_order_and_the_cache_serves_the_next_call(files, tmp_path,
     assert np.array_equal(np.load(one_cache_file(tmp_path / "cache")), first.numpy())  # plain .npy for other tools
 
 
-def test_what_comes_from_the_cache_can_be_changed_without_changing_the_cache(files, tmp_path, monkeypatch):
+def test_changing_cached_images_leaves_the_cache_alone(files, tmp_path, monkeypatch):
     monkeypatch.setattr(decode, "IN_MEMORY_BYTES", 0)  # mapped
     first = decode_files(files, 8, str(tmp_path / "cache"))
     expected = first.clone()
@@ -178,7 +178,7 @@ def test_a_full_disk_costs_the_cache_and_nothing_else(files, tmp_path, monkeypat
     assert not list((tmp_path / "cache").iterdir())
 
 
-def test_a_cache_folder_that_cannot_be_made_costs_the_cache_and_nothing_else(files, tmp_path):
+def test_a_cache_folder_that_cannot_be_made_costs_only_the_cache(files, tmp_path):
     (tmp_path / "cache").write_text("a file stands where the folder should be")
     with pytest.warns(UserWarning, match="not cached"):
         assert greys(decode_files(files, 8, str(tmp_path / "cache")))[1] == 2

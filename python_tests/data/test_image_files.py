@@ -70,7 +70,7 @@ def test_splitting_decodes_in_workers(files, no_decoding_here):
     assert torch.equal(torch.cat(parts), decoded)
 
 
-def test_a_reader_gives_what_is_expected_from_workers_and_anything_else_as_well(files, monkeypatch):
+def test_a_reader_gives_expected_images_and_all_others_too(files, monkeypatch):
     images, decoded = files
     pool = 255 - decoded[:4]
     both, reader = torch.cat([decoded, pool]), Reader((images, pool))

@@ -16,7 +16,7 @@ def test_subset_keeps_the_order_of_the_rows():
     assert part.class_names == ("a", "b")
 
 
-def test_class_counts_leave_unlabelled_rows_out_and_keep_empty_classes():
+def test_class_counts_skip_unlabelled_rows_not_empty_classes():
     assert make(names=("a", "b", "c")).class_counts().tolist() == [1, 2, 0]
 
 

@@ -102,7 +102,7 @@ def test_places_own_lists_begin_with_a_slash(tmp_path, save_image, labels):
     )
 
 
-def test_folders_named_by_a_letter_are_classes_unless_all_lie_as_places_does(tmp_path, save_image):
+def test_folders_of_one_letter_are_classes_except_in_places(tmp_path, save_image):
     for name in ("a/abc/0.png", "b/0.png"):
         save_image(tmp_path / "letters" / name, 10)
     letters = open_set(f"folder:{tmp_path}/letters", image_size=8, cache_dir=str(tmp_path / "cache"))

@@ -41,7 +41,7 @@ def test_a_folder_may_be_relative_to_the_root_and_classes_nested(open_small, pic
     assert pictures.labels.tolist() == [0, 0, 0, 0, 1, 1, 1]
 
 
-def test_a_flat_folder_is_unlabelled_and_other_files_are_left_alone(open_small, tmp_path, save_image):
+def test_a_flat_folder_is_unlabelled_and_other_files_stay(open_small, tmp_path, save_image):
     for i in range(3):
         save_image(tmp_path / "flat" / f"{i}.png", 10 * i)
     (tmp_path / "flat/readme.txt").write_text("no image")
@@ -107,7 +107,7 @@ def test_classes_that_folders_do_not_tell_apart_go_by_number(open_small, picture
 
 
 @pytest.mark.parametrize("label", ["", " -1"])
-def test_an_unlabelled_pool_is_labelled_by_its_folders_for_the_report(open_small, tmp_path, save_image, label):
+def test_folders_label_an_unlabelled_pool_for_the_report(open_small, tmp_path, save_image, label):
     # Tiny-ImageNet's layout
     for wnid in ("n02", "n01"):
         save_image(tmp_path / "train" / wnid / "images" / f"{wnid}_0.JPEG", 50)

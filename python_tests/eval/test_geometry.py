@@ -94,7 +94,7 @@ def test_agreement_does_not_care_for_the_names_of_clusters():
     assert agreement((labels + 1) % 3, labels) == {"nmi": pytest.approx(1.0), "ari": pytest.approx(1.0)}
 
 
-def test_cluster_quality_finds_directions_and_as_many_as_there_are_classes():
+def test_cluster_quality_finds_a_direction_for_each_class():
     generator = torch.Generator().manual_seed(0)
     labels = torch.arange(60) % 4
     features = (torch.eye(4)[labels] + 0.05 * torch.randn(60, 4, generator=generator)) * torch.logspace(-1, 1, 60)[

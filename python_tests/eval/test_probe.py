@@ -85,7 +85,7 @@ def test_sgd_agrees_with_scikit_learns_fit():
     assert scores.accuracy == pytest.approx(expected, abs=0.02)
 
 
-def test_sgd_is_the_same_for_the_same_seed_and_leaves_the_global_generator_alone():
+def test_sgd_follows_its_seed_and_no_global_generator():
     arrays = sets(0.3)
     state = torch.get_rng_state()
     first, again, other = (

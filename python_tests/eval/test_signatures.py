@@ -146,7 +146,7 @@ def test_budget_that_hardly_favours_the_tail():
     assert "lower stage1.budget_temperature" in found.remedy
 
 
-def test_budget_without_labels_is_judged_by_the_sparsest_clusters():
+def test_a_budget_without_labels_is_judged_by_sparse_clusters():
     found = signature("budget_reaches_tail", with_resampling(cluster_classes=None))
     assert found.state == "ok"
     assert "The sparsest 1 of 5 clusters took 50.0 % of 300 OOD images (2.5 times an even share" in found.sentence
@@ -227,6 +227,6 @@ def test_spoken_form_has_state_sentence_and_remedy():
     assert text.count("unknown: ") == 1  # purity
 
 
-def test_groups_by_count_without_few_classes_are_judged_all_the_same():
+def test_groups_by_count_are_judged_without_few_classes():
     results = dataclasses.replace(make_results(), scheme="count", class_counts=[500] * 10)
     assert {s.state for s in check_signatures(results)} <= {"ok", "warning", "unknown"}

@@ -103,7 +103,7 @@ def test_a_run_that_was_killed_goes_on(setting, quick_training):
     assert started() == ["simclr/seed1"]
 
 
-def test_younger_keys_stand_for_their_default_and_where_it_ran_is_free(setting, quick_training):
+def test_younger_keys_have_their_default_and_the_place_is_free(setting, quick_training):
     started, _ = quick_training
     runs = plan_runs(replace(setting, seeds=(0,)), [TAILNESS])
     finish(runs[0])

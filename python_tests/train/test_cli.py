@@ -136,7 +136,7 @@ def test_resume_starts_a_run_that_never_was(made_up_data, tmp_path, refused):
 
 
 @pytest.mark.parametrize("damage", ["truncated", "foreign", "empty"])
-def test_a_damaged_checkpoint_is_named_and_nothing_is_overwritten(damage, made_up_data, tmp_path, refused):
+def test_a_damaged_checkpoint_is_named_and_kept(damage, made_up_data, tmp_path, refused):
     assert train(tmp_path, "--stages", "simclr") == 0
     path = tmp_path / "simclr" / "last.pt"
     content = path.read_bytes()

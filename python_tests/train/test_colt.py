@@ -99,7 +99,7 @@ def test_budgets_are_the_softmax_of_the_z_scores_of_the_clusters(make_session, t
 
 
 @pytest.mark.parametrize("alpha", [0.0, 0.2])
-def test_the_loss_is_nt_xent_and_the_supervised_one_of_the_domains(alpha, make_session):
+def test_the_loss_is_nt_xent_and_supcon_of_the_domains(alpha, make_session):
     stage = Stage.open("stage1", make_session(**{**COLT, "stage1__alpha": alpha}))
     method = stage.method
     method.chosen = torch.arange(20)

@@ -131,7 +131,7 @@ def test_only_free_keys_may_differ():
         assert differing_keys(other, to_dict(base)) == [key]
 
 
-def test_a_key_that_a_saved_configuration_lacks_stands_for_its_default():
+def test_a_key_missing_in_a_saved_run_has_its_default():
     saved = to_dict(load_config("smoke"))
     del saved["optim"]["micro_batch"]
     assert differing_keys(load_config("smoke"), saved) == []

@@ -17,7 +17,7 @@ def test_no_few_shot_set_unless_asked_for(tmp_path):
     assert few_shot_set(session(tmp_path)) is None
 
 
-def test_few_shot_rows_of_the_probe_set_follow_the_seed_of_the_data(tmp_path):
+def test_few_shot_rows_follow_the_seed_of_the_data(tmp_path):
     chosen = [few_shot_set(session(tmp_path, eval__few_shot=4, **seeds))
               for seeds in ({}, {"seed": 5}, {"data__seed": 5})]  # fmt: skip
     labels = session(tmp_path).data.probe.labels
@@ -37,7 +37,7 @@ def test_a_split_names_rows_of_the_probe_set(tmp_path):
     assert few_shot_set(made).tolist() == [4, 0, 8]
 
 
-def test_beside_a_split_of_the_probe_set_a_split_names_rows_of_the_whole(tmp_path):
+def test_a_split_next_to_a_probe_split_names_rows_of_the_whole(tmp_path):
     np.save(tmp_path / "few.npy", np.array([40, 0, 38]))
     made = session(tmp_path, data__few_shot_list=tmp_path / "few.npy", data__probe_split="probe.npy")
     whole = blobs(60, 9)
@@ -65,7 +65,7 @@ def test_a_few_shot_set_must_hold_every_class(rows, odd, tmp_path):
     )
 
 
-def test_views_are_of_images_all_over_the_test_set_and_leave_the_generator_alone(tmp_path, monkeypatch):
+def test_views_are_of_the_whole_test_set_and_draw_no_numbers(tmp_path, monkeypatch):
     made, seen = session(tmp_path), []
 
     def embed(model, images, fabric, transform):

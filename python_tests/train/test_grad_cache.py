@@ -47,7 +47,7 @@ def test_the_gradient_is_that_of_the_whole_batch(micro_batch):
         assert torch.allclose(parameter.grad, gradient, rtol=1e-10, atol=1e-14)
 
 
-def test_the_second_pass_drops_what_the_first_dropped_and_the_numbers_go_on():
+def test_the_second_pass_repeats_the_dropout_of_the_first():
     network, views = Recorder(nn.Linear(5, 8), nn.Dropout(0.5)), torch.randn(12, 5)
     torch.manual_seed(7)
     cached(network, views, 2)

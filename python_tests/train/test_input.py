@@ -86,7 +86,7 @@ def from_files(tmp_path, monkeypatch):
     return load
 
 
-def test_workers_change_no_batch_and_no_view_and_a_run_resumes_with_and_without_them(weights, from_files, monkeypatch):
+def test_workers_change_no_batch_no_view_and_no_resumed_run(weights, from_files, monkeypatch):
     decoded, _ = weights("decoded", from_files("0"))
     bundle = from_files("2")
     assert isinstance(bundle.train.images, ImageFiles)
@@ -119,7 +119,7 @@ def test_where_images_are_may_change_from_one_resume_to_the_next():
     assert differing_keys(load_config("smoke", {"data.workers": "2", "data.on_device": "never"}), base) == []
 
 
-def test_a_session_puts_its_images_on_the_device_as_its_configuration_says(tmp_path, made_up_data):
+def test_images_are_on_the_device_that_the_configuration_names(tmp_path, made_up_data):
     def opened(when):
         return Session.open(load_config("smoke", {"data.on_device": when, "run.device": "cpu"}), tmp_path)
 

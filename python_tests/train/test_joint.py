@@ -87,6 +87,6 @@ def test_a_stage_that_is_resumed_ends_in_the_same_weights(views, make_session, t
     assert torch.equal(weights(Stage.open("joint", parts)), weights(expected))
 
 
-def test_too_many_clusters_of_the_guide_are_told_before_the_first_epoch(make_session):
+def test_too_many_guide_clusters_are_refused_at_the_start(make_session):
     with pytest.raises(ValueError, match="stage2.clusters must be at most the 48 ID images, got 49"):
         Stage.open("joint", make_session(**JOINT, stage2__clusters=49))

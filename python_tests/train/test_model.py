@@ -50,7 +50,7 @@ def test_channels_last_changes_the_layout_alone():
     torch.testing.assert_close(last(images), plain(images), rtol=1e-4, atol=1e-5)
 
 
-def test_the_registry_and_the_configuration_name_the_same_encoders():
+def test_registry_and_configuration_name_the_same_encoders():
     field = ModelConfig.__dataclass_fields__["encoder"]
     assert set(ENCODERS) == set(field.metadata["choices"])
 

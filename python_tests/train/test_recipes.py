@@ -10,7 +10,7 @@ from ltood_fast.train.recipes import RECIPES, recipe
 
 @pytest.mark.parametrize("preset", presets())
 @pytest.mark.parametrize("name", RECIPES)
-def test_every_recipe_fits_every_preset_and_leaves_its_sizes_alone(name, preset):
+def test_every_recipe_fits_every_preset_and_its_sizes(name, preset):
     plain, config = load_config(preset), load_config(preset, recipe(name))
     for section, keys in {
         "data": None,

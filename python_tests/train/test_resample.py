@@ -49,7 +49,7 @@ def test_the_seed_is_that_of_kmeans(embeddings):
     assert not torch.equal(one.centroids, other.centroids)
 
 
-def test_sparse_clusters_get_the_larger_budget_and_their_nearest_images(embeddings):
+def test_sparse_clusters_get_more_and_their_nearest_images(embeddings):
     clusters = cluster_embeddings(embeddings, 3, seed=1)
     pool = torch.cat([torch.eye(6)[c] + 0.1 * torch.rand(50, 6) for c in range(3)])
     sample = choose_ood(embeddings, pool, clusters, Budget(30))

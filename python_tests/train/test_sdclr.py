@@ -35,7 +35,7 @@ def convolutions(model):
 
 @pytest.mark.parametrize("prune", [0.0, 0.3, 0.9, 0.999])
 @pytest.mark.parametrize("make", [tiny, small_resnet])
-def test_the_smallest_weights_of_all_convolutions_together_are_pruned(make, prune):
+def test_the_smallest_weights_of_all_convolutions_are_pruned(make, prune):
     """The threshold of the published code: the ceil(prune n)-th magnitude of all, in ascending order from 0."""
     both = SDCLR(make(), prune)
     both.renew_masks()
@@ -53,7 +53,7 @@ def test_the_smallest_weights_of_all_convolutions_together_are_pruned(make, prun
         assert max(shares) - min(shares) > 0.05
 
 
-def test_every_convolution_of_a_resnet_is_pruned_and_no_linear_layer():
+def test_convolutions_of_a_resnet_are_pruned_and_nothing_else():
     both = SDCLR(small_resnet(), 0.5)
     both.renew_masks()
     assert any("downsample" in name for name in both.competitor.masks)
@@ -170,7 +170,7 @@ def competitor(stage):
     ("stage1", {"stage1__init": "simclr", "stage1__neighbors": "queue"}),
     ("joint", {"stages": "joint"}),
 ])  # fmt: skip
-def test_a_stage_that_is_resumed_ends_in_the_same_network_and_competitor(name, options, make_session, tmp_path):
+def test_a_resumed_stage_ends_in_the_same_two_networks(name, options, make_session, tmp_path):
     whole, parts = (make_session(run_dir=tmp_path / run, **WITH_SDCLR, **options) for run in ("whole", "parts"))
     if "stage1__init" in options:
         for session in (whole, parts):
@@ -184,7 +184,7 @@ def test_a_stage_that_is_resumed_ends_in_the_same_network_and_competitor(name, o
     assert torch.equal(competitor(found), competitor(expected))
 
 
-def test_a_checkpoint_holds_the_dense_network_under_its_own_names(make_session, tmp_path):
+def test_a_checkpoint_holds_the_dense_network_by_its_names(make_session, tmp_path):
     session = make_session(**WITH_SDCLR)
     stage = train(session, "simclr")
     state = load_checkpoint(tmp_path / "simclr" / "last.pt", session.config)

@@ -22,7 +22,7 @@ def test_resampling_happens_after_the_warmup_and_every_t_epochs(make_session, tm
 
 
 @pytest.mark.parametrize("strategy", ["tailness", "random"])
-def test_the_sampled_images_are_of_the_budgeted_number_and_none_comes_twice(strategy, make_session, tmp_path):
+def test_sampled_images_fill_the_budget_without_repetition(strategy, make_session, tmp_path):
     train(make_session(stage1__ood_strategy=strategy), "stage1")
     for path in (tmp_path / "stage1").glob("resample_*"):
         saved = torch.load(path, weights_only=True)
@@ -273,7 +273,7 @@ def test_a_finished_stage_is_marked_and_its_history_is_whole(make_session, tmp_p
     assert list((tmp_path / "tensorboard" / "simclr").glob("events*"))
 
 
-def test_a_resumed_history_drops_what_the_checkpoint_does_not_know(make_session, tmp_path):
+def test_a_resumed_history_ends_with_its_checkpoint(make_session, tmp_path):
     session = make_session()
     train(session, "simclr", epochs=1)
     (tmp_path / "simclr" / "history.jsonl").write_text('{"epoch": 0, "loss": 1}\n{"epoch": 1, "loss": 2}\n')
@@ -313,7 +313,7 @@ def test_weights_that_an_infinite_last_step_left_are_not_saved(make_session, tmp
     assert not (tmp_path / "simclr" / "last.pt").exists()
 
 
-def test_batch_norm_learns_its_statistics_in_training_and_keeps_them_in_embedding(make_session):
+def test_batch_norm_learns_in_training_and_not_in_embedding(make_session):
     session = make_session()
     stage = Stage.open("simclr", session)
     mean = stage.model.head[1].running_mean
