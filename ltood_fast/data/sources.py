@@ -18,6 +18,7 @@ from .longtail import map_npy
 
 IMAGE_SUFFIXES = {".jpg", ".jpeg", ".png", ".bmp", ".gif", ".ppm", ".tif", ".tiff", ".webp"}
 MAX_LABEL = 1_000_000  # [ltood_fast] a larger one is a slip of the pen, no class
+SPARSE_CLASSES = 1000  # [ltood_fast] of more, a tenth at least must have an image: tables are classes × classes
 CONTAINERS = {"images", "train", "val", "test"}  # folders that hold a class or a part and name no class
 
 
@@ -175,6 +176,12 @@ def read_list(path: Path) -> tuple[list[Path], list[int]]:
         labels.append(int(label))
     if not paths:
         raise DataError(f"data: list must name at least one image, got an empty file {path}")
+    found, classes = len({label for label in labels if label >= 0}), max(labels) + 1
+    if classes > SPARSE_CLASSES and classes > 10 * found:
+        raise DataError(
+            f"data: labels of {path} must number the classes from 0, got {found} different ones up to {classes - 1}, "
+            f"which would be {classes} classes; renumber them, e.g. by torch.unique(labels, return_inverse=True)[1]"
+        )
     return paths, labels
 
 

@@ -52,7 +52,7 @@ def contrastive(
     z: Tensor,
     temperature: float | Tensor,
     *,
-    neighbor_weight: float | Tensor = 1.0,
+    neighbor_weight: float | Tensor | None = None,
     bank: Bank | None = None,
     context: GroupContext = ALONE,
     kernel: bool = True,
@@ -69,7 +69,7 @@ def contrastive(
     arguments |= {name: int64(x) if isinstance(x, Tensor) else x for name, x in options.items()}
     if isinstance(neighbor_weight, Tensor):
         arguments["neighbor_weights"] = neighbor_weight.detach().to(torch.float64)
-    else:
+    elif neighbor_weight is not None:  # (a default number would vary, to a graph of dynamic sizes)
         arguments["neighbor_weight"] = float(neighbor_weight)
     if bank is not None:
         arguments |= {"bank": bank.z.detach(), "bank_ids": int64(bank.ids), "bank_domain": int64(bank.domain)}

@@ -216,6 +216,14 @@ def test_lists_of_other_editors(tmp_path):
     assert read_list(path) == ([Path("a b.png"), Path("c\x0cd.png"), Path("e.JPEG")], [3, -1, 0])
 
 
+def test_labels_with_a_large_gap_are_questioned(tmp_path):
+    path = write_list(tmp_path / "list.txt", "a.png 0", "b.png 900000", "c.png")
+    with pytest.raises(DataError, match="got 2 different ones up to 900000, which would be 900001 classes; renumber"):
+        read_list(path)
+    few = write_list(tmp_path / "few.txt", "a.png 0", "b.png 900")  # a few images of ImageNet
+    assert read_list(few)[1] == [0, 900]
+
+
 def test_a_listed_image_that_is_missing_is_named(open_small, picture_root, tmp_path):
     path = write_list(tmp_path / "list.txt", "train/cat/9.png 0")
     with pytest.raises(DataError, match="image file must exist, got .*train/cat/9.png"):
