@@ -22,12 +22,12 @@ def test_every_family_has_the_files_of_the_list():
         folder = ROOT / "csrc/ops" / family
         assert (folder / f"{family}.h").exists(), family
         assert list((folder / "cpu").glob("*.cpp")), family
-        assert (folder / "cuda/glue.cpp").exists(), family
+        assert (folder / "cuda/glue.cpp").exists() == (folder / "cuda").exists(), family
         assert (ROOT / "ltood_fast/ops" / f"{family}.py").exists(), family
 
 
 def test_named_functions_exist():
-    for name in ("overload", "Arguments", "differentiable"):
+    for name in ("call", "overload", "Arguments", "differentiable", "varying"):
         assert f"`{name}" in TEXT or f"{name}(" in TEXT, name
         assert hasattr(_schema, name), name
 

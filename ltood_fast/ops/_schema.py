@@ -22,6 +22,11 @@ def overload(op: str) -> torch._ops.OpOverload:
     return getattr(_LIBRARY, op).default
 
 
+def _several(results: Tensor | tuple[Tensor, ...]) -> tuple[Tensor, ...]:
+    """An operator with one result returns it bare."""
+    return (results,) if isinstance(results, Tensor) else tuple(results)
+
+
 def wide_dtype(dtype: torch.dtype) -> torch.dtype:
     """The dtype that sums are carried in."""
     return torch.float64 if dtype == torch.float64 else torch.float32
@@ -44,6 +49,7 @@ class _Gradient:
         self.wanted = [(name, f"need_{name}") for name in self.inputs if f"need_{name}" in takes]
 
     def save(self, ctx, arguments: dict[str, object], outputs: tuple[Tensor, ...]) -> None:
+        outputs = _several(outputs)
         ctx.mark_non_differentiable(*(outputs[i] for i in self.constant))
         ctx.set_materialize_grads(False)
         values = arguments | dict(zip(self.outputs, outputs, strict=True))
@@ -58,7 +64,7 @@ class _Gradient:
         if all(gradient is None for gradient in gradients.values()):
             return {}
         wanted = {argument: needs[name] for name, argument in self.wanted}
-        found = self.backward(**gradients, **saved, **ctx.options, **wanted)
+        found = _several(self.backward(**gradients, **saved, **ctx.options, **wanted))
         return {name: found[at].to(saved[name].dtype) for name, at in self.found if needs[name]}
 
 
@@ -71,8 +77,8 @@ def differentiable(op: str) -> None:
     """Registers the gradient of ``torch.ops.ltood_fast.<op>`` by ``<op>_bwd``, and refuses a second derivative."""
     gradient = _GRADIENTS[op] = _Gradient(op)
 
-    def setup_context(ctx, inputs, keyword_only_inputs, output):
-        gradient.save(ctx, dict(zip(gradient.inputs, inputs, strict=False)) | keyword_only_inputs, output)
+    def setup_context(ctx, inputs, output, keyword_only_inputs=None):  # None: the schema has no keyword-only argument
+        gradient.save(ctx, dict(zip(gradient.inputs, inputs, strict=False)) | (keyword_only_inputs or {}), output)
 
     def run_backward(ctx, *received):
         needs = dict.fromkeys(gradient.inputs, False) | dict(zip(gradient.inputs, ctx.needs_input_grad, strict=False))
@@ -146,7 +152,7 @@ def _is_plain(arguments: dict[str, object]) -> bool:
 
 def _traced(op: str, arguments: dict[str, object]) -> tuple[Tensor, ...]:
     """The call in a graph, by the variant of the operator where a number varies."""
-    numbers = {name: arguments[name] for name in _VARYING[op] if arguments.get(name) is not None}
+    numbers = {name: arguments[name] for name in _VARYING.get(op, ()) if arguments.get(name) is not None}
     static = torch.fx.experimental.symbolic_shapes.has_static_value
     if all(static(number) for number in numbers.values()):
         return overload(op)(**arguments)
@@ -167,8 +173,8 @@ def constant(op: str) -> None:
     """The outputs of the operator carry no gradient."""
     inputs_ = sum(not argument.kwarg_only for argument in overload(op)._schema.arguments)
 
-    def setup_context(ctx, inputs, keyword_only_inputs, output):
-        ctx.mark_non_differentiable(*output)
+    def setup_context(ctx, inputs, output, keyword_only_inputs=None):
+        ctx.mark_non_differentiable(*_several(output))
 
     def run_backward(ctx, *_):
         return (None,) * inputs_

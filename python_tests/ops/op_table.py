@@ -49,7 +49,8 @@ class Op:
     views: bool = False  # an odd number of rows needs instance_ids
     lse: bool = False
     neighbors: bool = False  # can return them
-    normalize: bool | None = True  # the default; None: always normalised
+    normalize: bool | None = True  # the default; None: not an option
+    as_given: bool = False  # with normalize=None: never normalised, else always
     reduction: bool = True
     bounded: bool = True
     dtypes: tuple[torch.dtype, ...] = DTYPES
@@ -251,7 +252,7 @@ def run(op: Op, sample: Sample, **options: Any) -> dict[str, Tensor]:
             found["moved"] = (found["moved"].double() - sample.tensors["centroids"].double()).to(found["moved"].dtype)
         return found
     loss = found["loss"]
-    n = len(sample.tensors["z"])
+    n = len(sample.tensors[op.rows[0]])
     objective = (loss * _tensor(row_weights(n), loss)).sum() if loss.dim() else loss
     if "lse" in found:
         objective = objective + (found["lse"] * _tensor(lse_weights(n), loss)).sum()
@@ -316,6 +317,7 @@ def _wrong_value(op: Op, sample: Sample, name: str, found: Tensor, truths: list[
     finite = all(bool(x.isfinite().all()) for x in sample.tensors.values() if isinstance(x, Tensor))
     finite &= not _logits_overflow(op, sample)
     unit, normalize = wide(1.0), op.normalize is None or sample.options.get("normalize", op.normalize)
+    normalize = normalize and not op.as_given
     if name.startswith("grad ") and name[5:] in op.rows and normalize:
         rows = sample.tensors[name[5:]]
         unit = row_unit(rows)
