@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 
 from .._ext import OP_OF_FUNCTION, has_kernel
-from ._check import transformed
+from ..reference._common import transformed
 
 BACKENDS = ("auto", "reference", "cpu", "cuda")
 

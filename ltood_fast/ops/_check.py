@@ -12,7 +12,8 @@ from numbers import Real
 
 import torch
 from torch import Tensor
-from torch.autograd import forward_ad
+
+from ..reference._common import concrete
 
 FLOAT_DTYPES = (torch.float64, torch.float32, torch.bfloat16, torch.float16)
 REDUCTIONS = ("mean", "sum", "none")
@@ -40,17 +41,6 @@ def _sentence(op: str, argument: str, allowed: Text, got: object) -> str:
 
 def shape_of(x: Tensor) -> str:
     return f"shape {tuple(x.shape)}"
-
-
-def transformed() -> bool:
-    """Whether this call is inside forward-mode AD or a transform of torch.func, 0.1 us."""
-    return forward_ad._current_level >= 0 or torch._C._are_functorch_transforms_active()
-
-
-def concrete(x: Tensor) -> bool:
-    """Whether x has values: it has none on the meta device, inside vmap, and while a graph is traced."""
-    plain = (type(x) is Tensor or type(x) is torch.nn.Parameter) and not x.is_meta
-    return plain and not torch.compiler.is_compiling() and not transformed()
 
 
 def readable(x: Tensor) -> bool:

@@ -16,7 +16,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from ..reference._common import reduce_rows
+from ..reference._common import reduce_rows, transformed
 from . import _check as check
 
 EXCHANGES = ("gather", "ring")
@@ -31,7 +31,7 @@ class GroupContext:
         check.choice(op, "exchange", exchange, EXCHANGES)
         self.op, self.reduction, self.exchange = op, reduction, exchange
         self.many = group is not None  # also for a group of one rank
-        if self.many and check.transformed():
+        if self.many and transformed():
             raise RuntimeError(
                 f"{op}: a process group has no forward-mode derivatives and does not run inside transforms of "
                 "torch.func (jvp, grad, hessian, vmap, ...); use group=None"

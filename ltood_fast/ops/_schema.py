@@ -12,7 +12,7 @@ from types import SimpleNamespace
 import torch
 from torch import Tensor
 
-from ._check import transformed
+from ..reference._common import transformed
 
 _LIBRARY = torch.ops.ltood_fast
 _PLAIN = (Tensor, torch.nn.Parameter)

@@ -115,7 +115,7 @@ def test_the_same_inputs_give_the_same_bits(groups, exchange):
 def opchecks(rank: int, world: int) -> None:
     whole, group = batch(12, torch.float32), dist.group.WORLD.group_name
     z, temperature = whole["z"].requires_grad_(), torch.tensor(0.3, requires_grad=True)
-    rows, ranks = {"z": z, "temperature_tensor": temperature}, {"kernel": True, "group": group}
+    rows, ranks = {"z": z, "temperature_tensor": temperature}, {"use_kernel": True, "group": group}
     searched = {name: whole[name] for name in ("instance_ids", "labels", "domain")} | {"k": 2}
     for exchange in ("gather", "ring"):
         call = {"op": "stage1_loss", "must_match": "reduction=none", "exchange": exchange}

@@ -112,8 +112,7 @@ def test_a_failed_start_leaves_a_folder_that_is_new(made_up_data, no_report, ste
 def test_a_run_killed_before_its_first_checkpoint_starts_anew(made_up_data, no_report, monkeypatch, tmp_path):
     real = loop.Stage.save
     monkeypatch.setattr(loop.Stage, "save", lambda self: 1 / 0)
-    with pytest.raises(ZeroDivisionError):
-        start(tmp_path, "--stages", "stage1", "--stage1.warmup_epochs", "0")
+    assert start(tmp_path, "--stages", "stage1", "--stage1.warmup_epochs", "0") != 0
     assert (tmp_path / "stage1" / "resample_0000.pt").exists()
     monkeypatch.setattr(loop.Stage, "save", real)
     assert start(tmp_path, "--stages", "stage1", "--stage1.warmup_epochs", "2") == 0
