@@ -23,7 +23,7 @@ namespace {
 // The arguments of the backward.
 struct BackwardInputs : ContrastiveInputs, ContrastiveSaved {};
 
-// What arrives at each row: at its log-sum-exp, and at the mean over its positives, already divided by their weight.
+// The gradients of each row: at its log-sum-exp, and at the mean over its positives, already divided by their weight.
 struct LossGradients {
   std::vector<double> lse, instance_positive_grad, class_positive_grad;
   double largest = 0;  // |w_i|, the unit that weights are carried in so that exp(-lse) cannot move them out of range

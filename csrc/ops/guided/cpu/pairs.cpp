@@ -68,7 +68,7 @@ struct GuideSearch {
   CandidateRows candidates;
 };
 
-// What arrives at the divergences, weights times exp(-lse) in units of the largest weight, which the result is in too.
+// The gradients at the divergences, weights times exp(-lse) in units of the largest weight, which the result is in too.
 template <typename T>
 struct PairGradients {
   explicit PairGradients(const GuidedSaved& saved) : student(saved.student_lse.numel()), teacher(student.size()) {
