@@ -11,9 +11,9 @@
 #include <random>
 #include <vector>
 
+#include "cuda/topk/sm90/launch.h"
 #include "ops/contrastive/cuda/sm90/launch.h"
 #include "ops/guided/cuda/sm90/launch.h"
-#include "cuda/topk/sm90/launch.h"
 
 namespace ltood {
 namespace {
