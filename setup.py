@@ -92,9 +92,17 @@ def gencode_flags(arch_list: str) -> list[str]:
     return flags
 
 
+def parallel_jobs() -> int:
+    jobs = os.environ.get("MAX_JOBS") or str(os.cpu_count() or 1)
+    if not jobs.isdecimal() or int(jobs) < 1:
+        raise SystemExit(f"MAX_JOBS must be a positive number of compilations, got {jobs!r}")
+    return int(jobs)
+
+
 SOURCES = read_sources()
 CUDA_HOME, CUDA_REASON = decide_cuda()
 ARCH_LIST = os.environ.get("TORCH_CUDA_ARCH_LIST") or DEFAULT_ARCHS
+JOBS = parallel_jobs()
 SANITIZE = os.environ.get("LTOOD_SANITIZE") == "1"
 print(f"ltood_fast: CUDA kernels {CUDA_REASON}", flush=True)
 
@@ -105,7 +113,7 @@ class BuildExtensionWithNvcc(BuildExtension):
     def build_extensions(self):
         if CUDA_HOME:
             Path(self.build_temp).mkdir(parents=True, exist_ok=True)
-            with ThreadPoolExecutor(int(os.environ.get("MAX_JOBS") or os.cpu_count() or 1)) as pool:
+            with ThreadPoolExecutor(JOBS) as pool:
                 self.extensions[0].extra_objects += list(pool.map(self._compile_cuda, SOURCES.get("cuda", [])))
         super().build_extensions()
 
@@ -116,7 +124,11 @@ class BuildExtensionWithNvcc(BuildExtension):
             flags.append("-DLTOOD_SM90A=1")
         command = [CUDA_HOME / "bin/nvcc", *flags, *gencode_flags(ARCH_LIST), "-c", ROOT / source, "-o", target]
         print(" ".join(map(str, command)), flush=True)
-        subprocess.run(list(map(str, command)), check=True)
+        if subprocess.run(list(map(str, command))).returncode:
+            raise SystemExit(
+                f"ltood_fast: nvcc could not compile {source} (its message is above): check TORCH_CUDA_ARCH_LIST "
+                f"({ARCH_LIST!r}) against this nvcc, or leave the CUDA kernels out with LTOOD_CUDA=0"
+            )
         return str(target)
 
 
@@ -150,7 +162,7 @@ def extension() -> CppExtension:
 
 
 def version() -> str:
-    """A wheel names the torch and the CUDA toolkit that it was built for, so that pip's cache never serves another."""
+    """A wheel names the torch release it was built for and whether it has CUDA kernels, for pip's cache."""
     if "sdist" in sys.argv:
         return VERSION
     torch_version = ".".join(torch.__version__.split(".")[:2])

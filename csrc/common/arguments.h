@@ -30,6 +30,19 @@ struct Temperature {
   double value() const { return tensor ? tensor->item<double>() : number; }
 };
 
+// A value that a CUDA device holds is not read.
+inline void check_temperature(const char* op, const Temperature& temperature, const at::Tensor& rows,
+                              const char* name_of_rows) {
+  const OptionalTensor& tau = temperature.tensor;
+  if (!tau) {
+    LTOOD_CHECK_VALUE(temperature.number > 0, op, "temperature", "positive", temperature.number);
+    return;
+  }
+  LTOOD_CHECK_VALUE(tau->dim() == 0, op, "temperature", "a float or a 0-d float tensor", "shape ", tau->sizes());
+  LTOOD_CHECK_VALUE(tau->device() == rows.device(), op, "temperature",
+                    c10::str("on ", rows.device(), " as ", name_of_rows, " is"), tau->device());
+}
+
 class Arguments {
  public:
   Arguments(const c10::OperatorHandle& op, const torch::jit::Stack& stack)

@@ -4,7 +4,6 @@
 #include <ATen/Parallel.h>
 #include <ATen/core/Tensor.h>
 #include <ATen/ops/empty.h>
-#include <ATen/ops/zeros.h>
 
 #include <algorithm>
 #include <cmath>
@@ -13,6 +12,7 @@
 #include <limits>
 #include <vector>
 
+#include "common/check.h"
 #include "common/dispatch.h"
 #include "common/gemm.h"
 #include "common/tile_schedule.h"
@@ -69,6 +69,20 @@ inline void normalize_in_place(const at::Tensor& x, const std::vector<double>& n
 // g / |x| would be infinite, and one such row makes a gradient scaler skip the step. float16 alone is too narrow for
 // 1 / kNormEps.
 inline double smallest_invertible_norm(c10::ScalarType dtype) { return dtype == at::kHalf ? 1.0 / 65504 : 0; }
+
+// Above this |s| tiles are computed in double. In float, a product of size s is off by some s * 2^-24, and the softmax
+// by that factor: at 128 the gradient keeps 10^-5, a tenth of what it may lose. Unit rows come here for tau < 1/128
+// only, unnormalised rows when they are long.
+constexpr double kMaxFloatExponent = 128;
+
+// Above this |s| double is off by more than 10^-5 in an exponent: 2^35 * 2^-52.
+constexpr double kMaxExponent = 0x1p35;
+
+inline void check_exponents(const char* op, double bound) {
+  LTOOD_CHECK_VALUE(!(bound > kMaxExponent), op, "z",
+                    "of rows with |z_i| |z_j| / temperature up to 3.4e10, where float64 still carries a softmax", bound,
+                    " (normalise the rows, scale them down, or raise the temperature)");
+}
 
 // pad_rows, normalised on request in the wider of the two types: rows of float64 need not fit in float.
 inline at::Tensor pad_unit_rows(const at::Tensor& x, int64_t panel, c10::ScalarType dtype, bool normalize) {

@@ -3,6 +3,7 @@
 
 #include <cuda_runtime.h>
 
+#include <algorithm>
 #include <cstddef>
 #include <cstdint>
 #include <cstdlib>
@@ -13,6 +14,23 @@ namespace ltood::cuda {
 template <typename T>
 constexpr T ceil_div(T a, T b) {
   return (a + b - 1) / b;
+}
+
+constexpr int kMaxColumnSplits = 256;
+
+// Ranges of the columns of a search or of sums, for problems with too few blocks of rows to fill the device.
+struct ColumnSplit {
+  int tiles;  // of a range
+  int count;  // of ranges
+};
+
+// A range of fewer than 8 tiles spends more on its rows and lists than on products, and 256 ranges make 256 partial
+// results a row that a second launch combines. 1,024 rows are 8 blocks for 264 places: 33 ranges fill them.
+inline ColumnSplit split_columns(int tiles, int row_blocks, int places) {
+  constexpr int kLeastTiles = 8;
+  const int wanted = std::min(ceil_div(places, row_blocks), kMaxColumnSplits);
+  const int each = ceil_div(tiles, std::clamp(wanted, 1, std::max(tiles / kLeastTiles, 1)));
+  return {each, ceil_div(tiles, each)};
 }
 
 struct DeviceLimits {

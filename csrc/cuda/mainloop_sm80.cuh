@@ -1,6 +1,6 @@
 // The loop that knn and cluster_kl share: a block owns 128 rows of x and goes through the rows of y, its columns, tile
 // by tile of 128 × 64. Four warps own 32 rows each of every tile, so that nothing about a row is shared between warps.
-// The block's rows stay in shared memory where they fit, else their k_tiles are streamed beside those of y.
+// The block's rows stay in shared memory where they fit, else their k_tiles are streamed with those of y.
 #pragma once
 
 #include "cuda/tiles.cuh"

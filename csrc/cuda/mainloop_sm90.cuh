@@ -84,11 +84,11 @@ __device__ __forceinline__ void consume(const Operand& x, const Shared& shared, 
       return make_uint2(rows + (steps.split_a(step) * x.k_tiles + steps.k_tile(step)) * kKTileBytes, stage);
     });
 #pragma unroll
-    for (int split = 0; split < 2; ++split) {
+    for (int half = 0; half < 2; ++half) {
       Fragments c;
 #pragma unroll
-      for (int i = 0; i < kBlockN / 2; ++i) c[i / 32][i % 32 / 4][i % 4] = products[i / 32][split * 32 + i % 32];
-      use_tile(c, tile * kBlockN + split * 64);
+      for (int i = 0; i < kBlockN / 2; ++i) c[i / 32][i % 32 / 4][i % 4] = products[i / 32][half * 32 + i % 32];
+      use_tile(c, tile * kBlockN + half * 64);
     }
   }
   warpgroups::end_turns();

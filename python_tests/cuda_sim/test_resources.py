@@ -9,8 +9,8 @@ from pathlib import Path
 import pytest
 from ptxsim.build import ROOT, compile_launchers, nvcc_path, run_compiler
 
-LAUNCHERS = sorted(str(path.relative_to(ROOT)) for path in ROOT.glob("csrc/**/*launch.cu"))
-HOPPER = [launcher for launcher in LAUNCHERS if "/sm90/" in launcher]
+SOURCES = sorted(str(path.relative_to(ROOT)) for path in ROOT.glob("csrc/**/*.cu"))
+HOPPER = [source for source in SOURCES if "/sm90/" in source]
 
 
 def assemble(ptx: str, arch: str, output: str) -> str:
@@ -41,10 +41,10 @@ def disassembler() -> str | None:
 
 
 @pytest.mark.parametrize("arch", ["80", "90a"])
-@pytest.mark.parametrize("launcher", [launcher for launcher in LAUNCHERS if launcher not in HOPPER])
-def test_no_kernel_spills(launcher, arch):
+@pytest.mark.parametrize("source", [source for source in SOURCES if source not in HOPPER])
+def test_no_kernel_spills(source, arch):
     defines = {"LTOOD_SM90A": "1"} if arch == "90a" else {}
-    ptx = str(compile_launchers(ROOT / launcher, arch, defines)[0])
+    ptx = str(compile_launchers(ROOT / source, arch, defines)[0])
     kernels = local_bytes(assemble(ptx, f"sm_{arch}", "/dev/null"))
     assert kernels
     assert not {name: local for name, local in kernels.items() if local}
@@ -55,11 +55,11 @@ def test_the_autotuners_program_compiles(tmp_path):
     run_compiler([nvcc_path(), *flags, "-c", str(ROOT / "benchmarks/autotune.cu"), "-o", str(tmp_path / "autotune.o")])
 
 
-@pytest.mark.parametrize("launcher", HOPPER)
-def test_hopper_kernels_use_wgmma_as_it_is_meant(launcher, tmp_path):
+@pytest.mark.parametrize("source", HOPPER)
+def test_hopper_kernels_use_wgmma_as_it_is_meant(source, tmp_path):
     """No spills, no warning that wgmma was serialised or setmaxnreg ignored, and HGMMA in every kernel's code."""
     cubin = str(tmp_path / "kernels.cubin")
-    report = assemble(str(compile_launchers(ROOT / launcher, "90a", {"LTOOD_SM90A": "1"})[0]), "sm_90a", cubin)
+    report = assemble(str(compile_launchers(ROOT / source, "90a", {"LTOOD_SM90A": "1"})[0]), "sm_90a", cubin)
     assert "warning" not in report.lower(), report
     kernels = {name: local for name, local in local_bytes(report).items() if "_sm90_" in name}
     assert kernels

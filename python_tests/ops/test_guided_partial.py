@@ -373,7 +373,7 @@ def test_the_ops_check_what_reaches_them():
     every = r"x_every must be contiguous bool of shape \[n\] on the device of x, got bool \[3\] on cpu"
     with pytest.raises(ValueError, match=f"guided_partial: {every}"):
         replace(p, every=torch.ones(3, dtype=torch.bool)).forward()
-    with pytest.raises(ValueError, match="guided_partial: k must be at least 0, got -1"):
+    with pytest.raises(ValueError, match="guided: k must be at least 0, got -1"):
         replace(p, k=-1).forward()
     with pytest.raises(ValueError, match="guided_partial: clusters must be given of the rows and of the columns"):
         replace(p, x_clusters=None).forward()

@@ -1,5 +1,3 @@
-#include <algorithm>
-
 #include "cuda/launch.cuh"
 #include "cuda/topk/kernel.cuh"
 #include "cuda/topk/sm90/launch.h"
@@ -9,18 +7,17 @@ namespace {
 
 using knn::TopkKernelParams;
 
+static_assert(cuda::kMaxColumnSplits <= knn::kMaxSplits, "combine_kernel has a place for every range");
+
 // Columns are split so that two blocks a multiprocessor (one of the Hopper kernel's) find work: 16,384 rows are 128
-// blocks, which a device of 132 takes three times each. A share below 8 tiles spends more on filling its lists than on
-// products.
+// blocks, which a device of 132 takes three times each.
 TopkKernelParams plan(const TopkParams& p, const cuda::DeviceLimits& limits) {
-  constexpr int kLeastTiles = 8;
   const bool sm90 = knn::sm90::stages(p.x, limits) > 0;
   TopkKernelParams plan{p, cuda::ceil_div(p.x.rows, sm90 ? knn::sm90::kTile.rows : knn::kBlockM), 1, 0, p.indices};
   const int tiles = (p.y.rows - 1) / (sm90 ? knn::sm90::kTile.columns : knn::kBlockN) + 1;
   const int places = (sm90 ? knn::sm90::kTile.work_tiles : 2) * limits.multiprocessors;
-  const int wanted = std::min(cuda::ceil_div(places, plan.row_blocks), knn::kMaxSplits);
-  plan.k_split_tiles = cuda::ceil_div(tiles, std::clamp(wanted, 1, std::max(tiles / kLeastTiles, 1)));
-  plan.k_splits = cuda::ceil_div(tiles, plan.k_split_tiles);
+  const cuda::ColumnSplit split = cuda::split_columns(tiles, plan.row_blocks, places);
+  plan.k_split_tiles = split.tiles, plan.k_splits = split.count;
   if (plan.k_splits > 1) plan.keys = static_cast<knn::Key*>(p.workspace);
   return plan;
 }

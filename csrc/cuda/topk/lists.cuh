@@ -8,7 +8,7 @@
 //
 // An entry is one 64-bit key, value above ~column: larger keys are better, equal values rank by column, and a NaN above
 // all numbers, as in torch.sort. Keys are distinct, so that lists depend neither on timing nor on how columns are
-// k_split. Columns come in ascending order: a later one never wins a tie against the k-th best, which the filter uses.
+// split. Columns come in ascending order: a later one never wins a tie against the k-th best, which the filter uses.
 #pragma once
 
 #include <limits>
@@ -31,7 +31,7 @@ constexpr Key kNoKey = std::numeric_limits<Key>::min();
 struct TopkKernelParams {
   TopkParams topk;
   int row_blocks, k_splits, k_split_tiles;
-  Key* keys;  // [k_splits, N, k]: the caller's indices, or the workspace when columns are k_split
+  Key* keys;  // [k_splits, N, k]: the caller's indices, or the workspace when columns are split
 };
 
 __device__ __forceinline__ Key make_key(float value, int column) {

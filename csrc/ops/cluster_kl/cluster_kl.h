@@ -23,7 +23,7 @@ inline ClusterInputs cluster_inputs(const Arguments& arguments) {
   return in;
 }
 
-// What the forward left behind, the gradient of its losses, and which gradients are wanted.
+// The forward's saved tensors, the gradient of its losses, and which gradients are wanted.
 struct ClusterSaved {
   at::Tensor grad_loss;               // [N]
   at::Tensor mass, stats, distances;  // [K], [3 or 4, N], [cached rows, K]

@@ -51,7 +51,7 @@ inline ContrastiveInputs contrastive_inputs(const Arguments& arguments) {
   return in;
 }
 
-// What the forward left behind, and the gradients of its outputs; none = 0.
+// The forward's saved tensors, and the gradients of its outputs; none = 0.
 struct ContrastiveSaved {
   OptionalTensor grad_instance, grad_class, grad_lse;  // [N]
   at::Tensor lse, instance_weight, class_weight;       // [N], the weights empty where their part is disabled
@@ -98,6 +98,7 @@ inline ContrastiveSizes check_embeddings(const at::Tensor& z, const OptionalTens
 
 inline ContrastiveSizes check_contrastive(const ContrastiveInputs& in) {
   const ContrastiveSizes sizes = check_embeddings(in.z, in.bank);
+  check_temperature("contrastive", in.temperature, in.z, "z");
   const int64_t n = sizes.n;
   check_rows(in.instance_ids, "instance_ids", at::kLong, n, in.z);
   check_rows(in.labels, "labels", at::kLong, n, in.z);
@@ -116,10 +117,11 @@ inline ContrastiveSizes check_contrastive(const ContrastiveInputs& in) {
   return sizes;
 }
 
-// What the forward returned must come back unchanged.
+// The backward takes the forward's outputs unchanged.
 inline void check_contrastive_bwd(const ContrastiveInputs& in, const ContrastiveSaved& saved) {
   const at::Tensor& z = in.z;
   const int64_t n = check_embeddings(z, in.bank).n;
+  check_temperature("contrastive_bwd", in.temperature, z, "z");
   const c10::ScalarType dtype = wide_dtype(z.scalar_type());
   check_rows(saved.grad_instance, "grad_instance_loss", dtype, n, z);
   check_rows(saved.grad_class, "grad_class_loss", dtype, n, z);

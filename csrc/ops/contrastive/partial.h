@@ -2,8 +2,8 @@
 //
 //   s_ij = <u(x_i), u(y_j)> / tau; row i and column i + diagonal are the same embedding, a pair left out of everything
 //   contrastive_partial        lse_i = log sum_j exp(s_ij), and the k best admissible columns of every row
-//   contrastive_partial_bwd   grad_u_i = (1/tau) sum_j G_ij u(y_j), the gradient at u(x_i) of sum w lse over all rows:
-//                            G_ij = x_weight_i exp(s_ij - x_lse_i) + y_weight_j exp(s_ij - y_lse_j)
+//   contrastive_partial_bwd    grad_u_i = (1/tau) sum_j G_ij u(y_j), the gradient at u(x_i) of sum w lse over all rows:
+//                              G_ij = x_weight_i exp(s_ij - x_lse_i) + y_weight_j exp(s_ij - y_lse_j)
 // Partial problems that share no column combine: lse by logaddexp, the best columns by their cosines, lse_bwd by a sum.
 #pragma once
 
@@ -47,7 +47,7 @@ inline PartialSearch partial_search(const Arguments& arguments) {
   return search;
 }
 
-// Log-sum-exp and the gradient that arrives at it: of the rows, and of the columns as rows of another process.
+// Log-sum-exp and its gradient: of the rows, and of the columns as rows of another process.
 struct PartialLseGrads {
   OptionalTensor x_lse, x_weight;  // [n] float64
   OptionalTensor y_lse, y_weight;  // [M] float64; none: the columns have no gradient
@@ -70,11 +70,7 @@ inline void check_contrastive_partial(const char* op, const PartialInputs& in) {
   LTOOD_CHECK_VALUE(in.y.dim() == 2 && in.y.size(0) > 0 && in.y.size(1) == in.x.size(1), op, "y",
                     "a non-empty matrix as wide as x", "shape ", in.y.sizes());
   LTOOD_CHECK_VALUE(in.y.device() == in.x.device(), op, "y", c10::str("on ", in.x.device(), " as x is"), in.y.device());
-  const OptionalTensor& tau = in.temperature.tensor;
-  if (!tau) return;
-  LTOOD_CHECK_VALUE(tau->dim() == 0, op, "temperature", "a float or a 0-d float tensor", "shape ", tau->sizes());
-  LTOOD_CHECK_VALUE(tau->device() == in.x.device(), op, "temperature", c10::str("on ", in.x.device(), " as x is"),
-                    tau->device());
+  check_temperature(op, in.temperature, in.x, "x");
 }
 
 inline void check_contrastive_partial(const PartialInputs& in, const PartialSearch& search) {

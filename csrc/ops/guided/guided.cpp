@@ -10,6 +10,7 @@
 
 #include "common/check.h"
 #include "common/dispatch.h"
+#include "common/row_panels.h"
 
 namespace ltood {
 
@@ -45,15 +46,13 @@ void check_devices(const GuidedArguments& a) {
   check("pos_idx", a.neighbors);
 }
 
-}  // namespace
-
-namespace {
-
-// What both kinds of arguments share. A temperature that a CUDA device holds is not read.
-GuidedArguments shared_arguments(const Arguments& arguments) {
+// Fields that both kinds of arguments share. A temperature that a CUDA device holds is not read.
+GuidedArguments shared_arguments(const Arguments& arguments, const char* op, const char* rows) {
   GuidedArguments in;
+  in.z = arguments.tensor(rows);
   in.far = arguments.optional("far");
   in.tau = arguments.temperature();
+  check_temperature(op, in.tau, in.z, rows);
   const bool on_device = in.tau.tensor && !in.tau.tensor->is_cpu();
   in.temperature = on_device ? 1.0 : in.tau.value();
   in.teacher_temperature = arguments.optional_number("teacher_temperature");
@@ -66,8 +65,7 @@ GuidedArguments shared_arguments(const Arguments& arguments) {
 }  // namespace
 
 GuidedArguments guided_arguments(const Arguments& arguments) {
-  GuidedArguments in = shared_arguments(arguments);
-  in.z = arguments.tensor("z");
+  GuidedArguments in = shared_arguments(arguments, "guided", "z");
   in.guide = arguments.tensor("guide");
   in.clusters = arguments.optional("clusters");
   in.instance_ids = arguments.optional("instance_ids");
@@ -77,12 +75,20 @@ GuidedArguments guided_arguments(const Arguments& arguments) {
 }
 
 GuidedArguments guided_partial_arguments(const Arguments& arguments) {
-  GuidedArguments in = shared_arguments(arguments);
-  in.z = arguments.tensor("y");
+  GuidedArguments in = shared_arguments(arguments, "guided_partial", "y");
   in.guide = arguments.tensor("y_guide");
+  const at::Tensor& x = arguments.tensor("x");
+  check_embeddings("x", x);
+  check_embeddings("y", in.z);
+  for (const char* name : {"x_clusters", "x_instance"}) {
+    check_vector("guided_partial", arguments.optional(name), name, at::kLong, x.size(0), x, "x");
+  }
+  for (const char* name : {"y_clusters", "y_instance"}) {
+    check_vector("guided_partial", arguments.optional(name), name, at::kLong, in.z.size(0), x, "x");
+  }
   in.clusters = both("clusters", arguments.optional("x_clusters"), arguments.optional("y_clusters"));
   in.instance_ids = both("instance", arguments.optional("x_instance"), arguments.optional("y_instance"));
-  in.rows = GuidedRows{arguments.tensor("x"), arguments.tensor("x_guide"), arguments.integer("diagonal")};
+  in.rows = GuidedRows{x, arguments.tensor("x_guide"), arguments.integer("diagonal")};
   return in;
 }
 
@@ -110,7 +116,6 @@ GuidedStates guided_states(const Arguments& arguments) {
 }
 
 c10::ScalarType compute_dtype(const GuidedArguments& a) {
-  constexpr double kMaxFloatExponent = 128, kMaxExponent = 0x1p35;
   const auto longest = [&](const at::Tensor& z) {
     if (a.normalize) return 1.0;
     const double norm = at::linalg_vector_norm(z, 2, at::IntArrayRef{1}, false, at::kDouble).max().item().toDouble();
@@ -119,13 +124,12 @@ c10::ScalarType compute_dtype(const GuidedArguments& a) {
   };
   const double product = longest(a.z) * longest(a.rows.has_value() ? a.rows->z : a.z);
   const double largest = std::max(product / a.temperature, 1 / a.teacher());
-  LTOOD_CHECK_VALUE(!(std::isfinite(product) && largest > kMaxExponent), "guided", "z",
-                    "of rows with |z_i| |z_j| / temperature up to 3.4e10, where float64 still carries a softmax",
-                    largest, " (normalise the rows, scale them down, or raise the temperature)");
+  if (std::isfinite(product)) check_exponents("guided", largest);
   return largest <= kMaxFloatExponent ? wide_dtype(a.z.scalar_type()) : at::kDouble;
 }
 
-void check_guided(const GuidedArguments& a) {
+void check_guided(const GuidedArguments& a, int64_t k) {
+  LTOOD_CHECK_VALUE(k >= 0, "guided", "k", "at least 0", k);
   check_embeddings("z", a.z);
   check_embeddings("guide", a.guide);
   const int64_t n = a.n();
@@ -160,7 +164,7 @@ void check_guided(const GuidedArguments& a) {
 }
 
 void check_guided_bwd(const GuidedArguments& a, const GuidedSaved& saved) {
-  check_guided(a);
+  check_guided(a, 0);
   const auto check_rows = [&](const char* argument, const OptionalTensor& x, bool used) {
     const bool fits = !used || !x.has_value() || (x->dim() == 1 && x->size(0) == a.n());
     LTOOD_CHECK_VALUE(fits, "guided_bwd", argument, "of shape [N]", x->sizes());
@@ -184,7 +188,7 @@ OptionalTensor both(const char* argument, const OptionalTensor& x, const Optiona
 
 namespace {
 
-void check_partial_rows(const GuidedArguments& a) {
+void check_partial_rows(const GuidedArguments& a, int64_t k) {
   const GuidedRows& rows = *a.rows;
   check_embeddings("x", rows.z);
   check_embeddings("x_guide", rows.guide);
@@ -192,7 +196,7 @@ void check_partial_rows(const GuidedArguments& a) {
     const bool like = x.scalar_type() == y.scalar_type() && x.size(1) == y.size(1) && x.device() == y.device();
     LTOOD_CHECK_VALUE(like, "guided_partial", argument, "of the type, width and device of the columns", x.sizes());
   };
-  check_guided(a);
+  check_guided(a, k);
   check_like("x", rows.z, a.z);
   check_like("x_guide", rows.guide, a.guide);
   LTOOD_CHECK_VALUE(rows.guide.size(0) == rows.z.size(0), "guided_partial", "x_guide", "of as many rows as x",
@@ -204,17 +208,16 @@ void check_partial_rows(const GuidedArguments& a) {
 }  // namespace
 
 void check_guided_partial(const GuidedArguments& a, const OptionalTensor& x_every, int64_t k) {
-  check_partial_rows(a);
+  check_partial_rows(a, k);
   const at::Tensor& x = a.rows->z;
   const bool fits = !x_every.has_value() || (x_every->scalar_type() == at::kBool && x_every->is_contiguous() &&
                                              x_every->numel() == x.size(0) && x_every->device() == x.device());
   LTOOD_CHECK_VALUE(fits, "guided_partial", "x_every", "contiguous bool of shape [n] on the device of x",
                     c10::str(x_every->dtype(), " ", x_every->sizes(), " on ", x_every->device()));
-  LTOOD_CHECK_VALUE(k >= 0, "guided_partial", "k", "at least 0", k);
 }
 
 void check_guided_partial_bwd(const GuidedArguments& a, const GuidedStates& states) {
-  check_partial_rows(a);
+  check_partial_rows(a, 0);
   const auto check = [&](const char* argument, const OptionalTensor& x, bool used, int64_t rows) {
     const bool fits = x.has_value() == used && (!used || (x->scalar_type() == at::kDouble && x->dim() == 2 &&
                                                           x->size(0) == rows && x->size(1) == kStateColumns));

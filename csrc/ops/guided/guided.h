@@ -5,8 +5,8 @@
 //
 // Over a process group the same tiles are a partial problem: rows of one process [n] against the columns of others [M].
 //   guided_partial        sums over the columns, which combine with those of other columns; positives: the views alone
-//   guided_partial_bwd   (1/tau) sum_j (G_ij + G_ji) u(y_j), the gradient at u(x_i) of all rows' losses, from what
-//                       the states of both sides; without the neighbours, whose pairs the caller adds
+//   guided_partial_bwd    (1/tau) sum_j (G_ij + G_ji) u(y_j), the gradient at u(x_i) of all rows' losses, from the
+//                         states of both sides; without the neighbours, whose pairs the caller adds
 #pragma once
 
 #include <ATen/core/Tensor.h>
@@ -46,15 +46,15 @@ struct GuidedArguments {
 
 GuidedArguments guided_arguments(const Arguments& arguments);
 
-// Of the operators of a partial problem. Raises ValueError where only the rows or only the columns have clusters or
-// instances.
+// Arguments of the operators of a partial problem. Raises ValueError where only the rows or only the columns have
+// clusters or instances.
 GuidedArguments guided_partial_arguments(const Arguments& arguments);
 
 // The type to compute in: double for float64 rows, and where an exponent <z_i, z_j> / tau of float32 rows can exceed
 // 128 (long unnormalised rows, tau < 1/128): rounding it to float would move a softmax by 128 * 2^-24 = 10^-5.
 c10::ScalarType compute_dtype(const GuidedArguments& arguments);
 
-// What the forward pass left behind, and the gradients of its outputs; none = 0. [N] by row.
+// The forward's saved tensors, and the gradients of its outputs; none = 0. [N] by row.
 struct GuidedSaved {
   OptionalTensor grad_loss, grad_lse;  // contrast
   at::Tensor weight, lse, neighbors;
@@ -64,7 +64,7 @@ struct GuidedSaved {
 
 GuidedSaved guided_saved(const Arguments& arguments);
 
-// What arrived at the rows and at the columns of a partial problem, float64; none: that part is not there.
+// The four doubles of state.h for every row and column of a partial problem; none: that loss is disabled.
 struct GuidedStates {
   OptionalTensor x_contrast, y_contrast;  // [., 4] kContrast*
   OptionalTensor x_distill, y_distill;    // [., 4] kDistill*
@@ -77,7 +77,7 @@ OptionalTensor both(const char* argument, const OptionalTensor& x, const Optiona
 
 // Raise ValueError or TypeError. Integer values are read on the CPU alone: elsewhere that would wait for the device,
 // and the kernels take what is out of range for no cluster and no neighbour.
-void check_guided(const GuidedArguments& arguments);
+void check_guided(const GuidedArguments& arguments, int64_t k);
 void check_guided_bwd(const GuidedArguments& arguments, const GuidedSaved& saved);
 void check_guided_partial(const GuidedArguments& arguments, const OptionalTensor& x_every, int64_t k);
 void check_guided_partial_bwd(const GuidedArguments& arguments, const GuidedStates& states);

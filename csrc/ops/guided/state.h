@@ -1,4 +1,4 @@
-// What both devices know of the guided family. Torch-free.
+// Constants and layouts of the guided family that CPU and CUDA share. Torch-free.
 #pragma once
 
 namespace ltood {

@@ -39,11 +39,12 @@ inline KnnSizes check_knn(const KnnInputs& in) {
     LTOOD_CHECK_TYPE(y->is_floating_point(), op, "y", "a float tensor", y->scalar_type());
     LTOOD_CHECK_VALUE(y->dim() == 2 && y->size(0) > 0 && y->size(1) == sizes.d, op, "y",
                       "a non-empty matrix as wide as x", "shape ", y->sizes());
-    LTOOD_CHECK_VALUE(y->device() == x.device(), op, "y", "on the device of x", y->device());
+    LTOOD_CHECK_VALUE(y->device() == x.device(), op, "y", c10::str("on ", x.device(), " as x is"), y->device());
     sizes.q = y->size(0);
   }
   const int64_t most = y.has_value() ? sizes.q : sizes.n - 1;
-  LTOOD_CHECK_VALUE(in.k >= 1 && in.k <= most, op, "k", "at least 1 and at most the rows that can be found", in.k);
+  LTOOD_CHECK_VALUE(in.k >= 1 && in.k <= most, op, "k", c10::str("in [1, ", most, "], the rows that can be found"),
+                    in.k);
   return sizes;
 }
 

@@ -24,7 +24,7 @@ struct TopkSm90 {
 
 constexpr int kPendingBytes = mainloop::kBlockM * kPending * static_cast<int>(sizeof(Key));
 
-// Beside the ring.
+// Outside the ring.
 constexpr int fixed_bytes(const Operand& x) { return mainloop::resident_bytes(x) + kPendingBytes; }
 
 template <typename half_t>

@@ -1,6 +1,6 @@
 // cluster_kl on the CPU: panels of rows against all centroids.
 //
-// ClusterKlOutputs: pass 1 assigns the rows and sums the mass of the clusters, pass 2 needs that mass for target and
+// The forward: pass 1 assigns the rows and sums the mass of the clusters, pass 2 needs that mass for target and
 // loss. PanelBackward: the weights of a panel give grad_z = W mu - (W 1) z and grad_centroids += W' z - (W' 1) mu.
 // Distances of the first `cached_rows` rows are computed once and kept for pass 2 and the backward; all others are
 // computed again each time. Results do not depend on the number of threads: the rows are dealt to a number of workers
@@ -80,7 +80,7 @@ struct CpuProblem {
   }
 };
 
-// What a thread needs for one panel at a time.
+// A thread's scratch for one panel at a time.
 template <typename T>
 struct Panel {
   const CpuProblem& p;

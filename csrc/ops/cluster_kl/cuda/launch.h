@@ -7,7 +7,7 @@
 
 namespace ltood {
 
-// Everything that squared distances are made of. Operands are float16, two splits for float32, and hold the rows less
+// Everything that squared distances are made of. Operands are float16, two splits for float32, and hold the rows minus
 // the origin, if there is one.
 struct ClusterDistances {
   Operand z, mu;            // [N], [K]

@@ -156,7 +156,7 @@ double neighbor_positive_bwd(const BackwardInputs& in, const PreparedRows& rows,
   return 0;
 }
 
-// What arrives at the neighbours of each row.
+// The gradient at the positives of each row, times the weight of its neighbour term.
 std::vector<double> neighbor_positive_grad(const BackwardInputs& in, std::vector<double> positive_grad) {
   const double* weights = in.neighbor_weights ? in.neighbor_weights->const_data_ptr<double>() : nullptr;
   for (size_t i = 0; i < positive_grad.size(); ++i) positive_grad[i] *= weights ? weights[i] : in.neighbor_weight;

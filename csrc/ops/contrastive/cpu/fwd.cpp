@@ -109,7 +109,7 @@ void add_neighbors(const ContrastiveInputs& in, const Neighbors<T>& neighbors, c
   }
 }
 
-// What a row's losses are made of.
+// The terms of a row's losses.
 struct RowSums {
   std::vector<double> rest;  // the log-sum-exp of the tiles, without the sole pairs
   std::vector<double> lse;

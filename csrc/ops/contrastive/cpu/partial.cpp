@@ -1,9 +1,8 @@
 // Partial contrastive similarities on the CPU. A task owns a panel of rows and meets the panels of columns
 // in their order, so no number of threads changes a bit. Nothing is symmetric here: every product serves its row alone.
 //
-// cost  n M D multiply-adds and n M exponentials for the sums; twice the products for the lse_bwd (S, then G u(y)), and
-// a
-//       second exponential an element where the shift is not fixed. Memory: x once more, y twice (as it is, transposed)
+// cost  n M D multiply-adds and n M exponentials for the sums; twice the products for lse_bwd (S, then G u(y)), and a
+//       second exponential an element where the shift is not fixed. Memory: x once more, y twice (rows, transposed)
 #include "ops/contrastive/partial.h"
 
 #include <ATen/ops/empty.h>
@@ -88,7 +87,7 @@ PartialOutputs contrastive_partial_cpu(const Arguments& arguments) {
   });
 }
 
-// LseWeights as the lse_bwd takes them: 0 where a row has no column at all, its lse being -inf.
+// Weights and log-sum-exp as lse_bwd takes them: the weight is 0 where a row has no column at all, its lse being -inf.
 struct LseWeights {
   std::vector<double> weight, lse;
   double largest = 0, largest_lse = 0;  // of the absolute values, lse where there is a weight

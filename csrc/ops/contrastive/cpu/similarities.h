@@ -21,11 +21,6 @@
 
 namespace ltood {
 
-// Above this |s| the tiles are computed in double. In float, a product of size s is off by some s * 2^-24, and the
-// softmax by that factor: at 128 the gradient keeps 10^-5, a tenth of what it may lose. Unit rows come here for
-// tau < 1/128 only, rows that are used as they are when they are long.
-constexpr double kMaxFloatExponent = 128;
-
 // The rows as tiles take them, the same in forward and backward.
 struct PreparedRows {
   at::Tensor padded;          // [panels * panel, D], the type of the computation: float or double
@@ -44,15 +39,6 @@ inline int64_t segment_grain(const RowSegments& segments, int64_t n) {
   return std::max<int64_t>(1, 1024 * segments.count() / n);
 }
 
-// Above this |s| double is off by more than 10^-5 in an exponent: 2^35 * 2^-52.
-constexpr double kMaxExponent = 0x1p35;
-
-inline void check_exponents(double bound) {
-  LTOOD_CHECK_VALUE(!(bound > kMaxExponent), "contrastive", "z",
-                    "of rows with |z_i| |z_j| / temperature up to 3.4e10, where float64 still carries a softmax", bound,
-                    " (normalise the rows, scale them down, or raise the temperature)");
-}
-
 inline PreparedRows pad_prepared(const at::Tensor& wide, std::vector<double> norms, bool normalize, double inv_tau,
                                  double exponent_bound) {
   const int64_t n = wide.size(0);
@@ -68,7 +54,7 @@ inline PreparedRows prepare_rows(const ContrastiveInputs& in) {
   std::vector<double> norms = norms_of_rows(wide);
   const double longest = longest_norm(norms, in.normalize), inv_tau = 1 / in.temperature.value();
   double bound = longest * longest * inv_tau;
-  if (std::isfinite(longest)) check_exponents(bound);
+  if (std::isfinite(longest)) check_exponents("contrastive", bound);
   if (in.bank && !in.normalize) {
     bound = std::max(bound, longest * longest_norm(norms_of_rows(wide_rows(in.bank->detach())), false) * inv_tau);
   }
@@ -83,7 +69,7 @@ inline std::pair<PreparedRows, PreparedRows> prepare_rows(const at::Tensor& x, c
   const double inv_tau = 1 / temperature;
   const double x_longest = longest_norm(x_norms, normalize), y_longest = longest_norm(y_norms, normalize);
   const double bound = x_longest * y_longest * inv_tau;
-  if (std::isfinite(x_longest) && std::isfinite(y_longest)) check_exponents(bound);
+  if (std::isfinite(x_longest) && std::isfinite(y_longest)) check_exponents("contrastive", bound);
   return {pad_prepared(wide_x, std::move(x_norms), normalize, inv_tau, bound),
           pad_prepared(wide_y, std::move(y_norms), normalize, inv_tau, bound)};
 }

@@ -81,7 +81,7 @@ std::vector<int64_t> sole_members(const RowSegments& segments, int64_t n);
 // [N]: the neighbour of every row that has no other view and found one neighbour. indices [n, k], -1 = none.
 std::vector<int64_t> sole_neighbors(const RowSegments& views, const int64_t* indices, int64_t n, int64_t k);
 
-// What arrives at a row: at its log-sum-exp, and at its sole positives.
+// The gradients of a row's log-sum-exp and of its sole positives.
 struct SoleGradients {
   const double* lse;                               // [N]
   const double* grad_lse;                          // [N] w_i, the parts counted in
@@ -89,7 +89,7 @@ struct SoleGradients {
 };
 
 // dL_i/ds_ij of row i's own loss for a pair: w_i P_ij - g = g (P_ij - 1) + (w_i - g) P_ij, where 1 - P_ij keeps its
-// digits; g what arrives at the positive j.
+// digits; g is the gradient at the positive j.
 double sole_gradient(const SolePairs& pairs, const SoleGradients& rows, int64_t i, int64_t j, double s);
 
 // grad_i += scale sum_j (dL_i/ds_ij + dL_j/ds_ij) u_j over the pairs of rows [begin, end).

@@ -385,7 +385,7 @@ at::Tensor contrastive_partial_bwd_cuda(const Arguments& arguments) {
       launch_factors(operands.y, exponents, weights.y_lse ? weights.y_lse->const_data_ptr<double>() : nullptr,
                      weights.y_lse ? of_cols.const_data_ptr<float>() : nullptr, unit);
   ContrastiveLseBwd lse_bwd{operands.x.view, operands.y.view, exponents, operands.diagonal};
-  const at::Tensor k_splits = launch_lse_bwd(lse_bwd, row_factors, col_factors);
+  const at::Tensor splits = launch_lse_bwd(lse_bwd, row_factors, col_factors);  // held: lse_bwd points into it
   const int64_t d = in.x.size(1);
   const at::Tensor out = at::empty({in.x.size(0), d}, operands.x.scale.options());
   const ContrastiveLseBwdCombine sum{lse_bwd, static_cast<int>(d), unit, out.mutable_data_ptr<float>()};

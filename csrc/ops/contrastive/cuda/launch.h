@@ -143,7 +143,7 @@ struct ContrastiveBackward {
   const int64_t* indices;  // [N, k]
   const float* cosines;    // [N, k]
   const float*
-      chosen_sum;  // [N, D]: sum of neighbor_positive_grad * u over the rows that chose a row; null with a bank
+      chosen_sum;  // [N, D]: neighbor_positive_grad * u summed over the rows that chose a row; null with a bank
   Operand bank;    // its data null: neighbours are in the batch
   int type;        // ElementType of grad_z
   int normalize;
@@ -182,7 +182,7 @@ int ltood_launch_contrastive_tiles(const ContrastiveForward* params, void* strea
 int ltood_launch_contrastive_rows(const ContrastiveRows* params, void* stream);
 int ltood_launch_contrastive_row_gradients(const RowGradients* params, void* stream);
 int ltood_launch_contrastive_factors(const ContrastiveFactors* params, void* stream);
-int ltood_plan_contrastive_lse_bwd(ContrastiveLseBwd* params);  // fills k_splits, resident, shared_bytes
+int ltood_plan_contrastive_lse_bwd(ContrastiveLseBwd* params);  // fills k_splits, resident, shared_bytes, stages
 int ltood_launch_contrastive_lse_bwd(const ContrastiveLseBwd* params, void* stream);
 int ltood_launch_contrastive_lse_bwd_combine(const ContrastiveLseBwdCombine* params, void* stream);
 int ltood_plan_contrastive_partial(ContrastivePartialSums* params);

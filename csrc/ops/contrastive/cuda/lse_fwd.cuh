@@ -60,7 +60,7 @@ __device__ inline void combine_sums(float& max, float& sum, float other_max, flo
   max = top;
 }
 
-// What a block keeps of the columns of its work tile, one row of values for each of the warps that lie above each
+// A block's state for the columns of its work tile, one row of values for each of the warps that lie above each
 // other.
 struct ColumnSlots {
   float* sum;  // [kWarpsM, width]

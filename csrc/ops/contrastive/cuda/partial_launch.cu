@@ -1,5 +1,3 @@
-#include <algorithm>
-
 #include "cuda/launch.cuh"
 #include "ops/contrastive/cuda/partial.cuh"
 
@@ -24,18 +22,14 @@ PartialKernel partial_kernel(bool resident, bool online) {
 
 extern "C" {
 
-// 1,024 rows are 8 blocks for 264 places: 33 ranges of columns fill them. A range of fewer than 8 tiles spends more on
-// its rows than on products; 256 of them make n KiB of sums, which one thread a row adds up.
 int ltood_plan_contrastive_partial(ContrastivePartialSums* params) {
-  constexpr int kLeastTiles = 8, kMaxSplits = 256;
   cuda::DeviceLimits limits;
   if (const cudaError_t error = cuda::device_limits(limits)) return error;
   ContrastivePartialSums& p = *params;
   p.row_blocks = cuda::ceil_div(p.x.rows, partial::kBlockM);
   const int tiles = cuda::ceil_div(p.y.rows, partial::kBlockN);
-  const int wanted = std::min(cuda::ceil_div(2 * limits.multiprocessors, p.row_blocks), kMaxSplits);
-  p.k_split_tiles = cuda::ceil_div(tiles, std::clamp(wanted, 1, std::max(tiles / kLeastTiles, 1)));
-  p.k_splits = cuda::ceil_div(tiles, p.k_split_tiles);
+  const cuda::ColumnSplit split = cuda::split_columns(tiles, p.row_blocks, 2 * limits.multiprocessors);
+  p.k_split_tiles = split.tiles, p.k_splits = split.count;
   const int64_t resident = mainloop_sm80::shared_bytes(p.x, true);
   p.resident = resident <= limits.shared_bytes;
   p.shared_bytes = static_cast<int>(p.resident ? resident : mainloop_sm80::shared_bytes(p.x, false));

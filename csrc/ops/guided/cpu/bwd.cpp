@@ -261,20 +261,12 @@ void add_positives(const GuidedTiles<T>& in, const PositionGradients<T>& rows, c
 template <typename T>
 double through_normalisation(const GuidedTiles<T>& in, const GuidedArguments& arguments, T* grad) {
   const int64_t n = in.order.size(), width = in.z.width;
+  const double* norms = arguments.normalize ? in.z.norms.data() : nullptr;
   const double smallest = smallest_invertible_norm(arguments.z.scalar_type());
   std::vector<double> u_dot_du(n);
-  at::parallel_for(0, n, 256, [&](int64_t begin, int64_t end) {
-    for (int64_t i = begin; i < end; ++i) {
-      T* g = grad + i * width;
-      const T* z = in.z.at(i);
-      for (int64_t d = 0; d < width; ++d) g[d] = static_cast<T>(g[d] / arguments.temperature);
-      u_dot_du[i] = dot(g, z, width);
-      if (!arguments.normalize) continue;
-      const double norm = in.z.norms[i];
-      const T radial = norm >= kNormEps ? static_cast<T>(u_dot_du[i]) : T(0);
-      const T scale = norm < smallest ? T(0) : static_cast<T>(1 / std::max(norm, kNormEps));
-      for (int64_t d = 0; d < width; ++d) g[d] = (g[d] - radial * z[d]) * scale;
-    }
+  run_rows(n, [&](int64_t begin, int64_t end) {
+    normalize_rows_bwd(in.z.at(begin), grad + begin * width, end - begin, width, norms ? norms + begin : nullptr,
+                       1 / arguments.temperature, smallest, u_dot_du.data() + begin);
   });
   return std::accumulate(u_dot_du.begin(), u_dot_du.end(), 0.0);
 }

@@ -108,7 +108,7 @@ struct ContrastOutputs {
   double* lse;     // [N]
 };
 
-// The row at a position: its sum, and its positives as they are added.
+// The row at a position: its sum, and the running totals over its positives.
 template <typename T>
 struct PositionSums {
   ExpSum<T> sum;
@@ -296,7 +296,7 @@ GuidedPartialOutputs forward_partial(const GuidedArguments& arguments, const Opt
 GuidedOutputs guided_cpu(const Arguments& arguments) {
   const GuidedArguments in = guided_arguments(arguments);
   const int64_t k = arguments.integer("k");
-  check_guided(in);
+  check_guided(in, k);
   return dispatch_wide(compute_dtype(in), [&](auto zero) { return forward<decltype(zero)>(in, k); });
 }
 

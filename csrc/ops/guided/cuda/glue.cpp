@@ -231,11 +231,12 @@ GuidedOutputs guided_cuda(const Arguments& arguments) {
   const GuidedArguments in = guided_arguments(arguments);
   const at::Tensor& z = in.z;
   const c10::DeviceGuard guard(z.device());
-  check_guided(in);
+  const int64_t k = arguments.integer("k");
+  check_guided(in, k);
   const bool contrast = in.clusters.has_value(), distill = in.distill;
   const at::Tensor neighbors = !contrast                  ? no_neighbors(in)
                                : in.neighbors.has_value() ? in.neighbors->clone(at::MemoryFormat::Contiguous)
-                                                          : search_neighbors(in, arguments.integer("k")).indices;
+                                                          : search_neighbors(in, k).indices;
   GuidedCall call(in, neighbors);
   call.plan(false);
   const auto rows = [&](bool used, at::ScalarType dtype) { return call.empty({used ? z.size(0) : 0}, dtype); };

@@ -9,7 +9,7 @@
 //
 // A partial problem, rows of one process against columns of others (guided_partial), is worked on as one matrix: the
 // columns in the order of their keys, nothing up to the next multiple of 128, then the rows in the order of theirs.
-// What is said of rows below holds from position `first` on, spans are of columns. The rows' keys are shifted so that
+// Statements about rows below hold from position `first` on, spans are of columns. The rows' keys are shifted so that
 // one sort puts everything into its place; rows and columns are numbered in the same way, from the first column on.
 // `first` tells the launches that it is one: they then write guided_partial's sums, or guided_partial_bwd's gradient.
 #pragma once
@@ -43,7 +43,7 @@ enum GuidedField : int {
   kGuidedFields
 };
 
-// What the tiles leave behind for every row and range of the columns.
+// The tiles' results for every row and range of the columns.
 enum GuidedSum : int {
   kNegativeMax,
   kNegativeSum,

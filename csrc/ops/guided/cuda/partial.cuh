@@ -7,10 +7,9 @@
 //   excess, gap = sum_j p_ij (t_ij - s_ij), sum_j exp(s_ij) / sum_j exp(t_ij) - 1
 //   grad_unit = (1/tau) sum_j (G_ij + G_ji) u_j
 //
-// Tile: none, as in rows.cuh: n (k_splits + views) reads of a row's sums or D + Dg features, against the 2 n M
-// (D
-// + Dg) FLOP of the tiles. Bytes: the operands hold M + n rows, sums and gradients n. Expected limiter: device memory.
-// Not yet verified on hardware.
+// Tile: none, as in rows.cuh: n (k_splits + views) reads of a row's sums or D + Dg features, against the
+// 2 n M (D + Dg) FLOP of the tiles. Bytes: the operands hold M + n rows, sums and gradients n. Expected limiter: device
+// memory. Not yet verified on hardware.
 #pragma once
 
 #include "ops/guided/cuda/rows.cuh"

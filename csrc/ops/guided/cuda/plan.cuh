@@ -65,7 +65,7 @@ __device__ __forceinline__ void for_each_view(const GuidedParams& p, int positio
   }
 }
 
-// What a row's key exceeds its cluster's by. In a partial problem that is more than any key of a column, and one more.
+// The shift of a row's key over its cluster's: in a partial problem more than any key of a column, and one more.
 __device__ __forceinline__ int64_t row_shift(const GuidedParams& p) {
   const int64_t count = p.clusters_count;
   return p.first ? count * count + count + 2 : 0;

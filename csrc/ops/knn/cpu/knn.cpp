@@ -5,15 +5,13 @@
 // rows lie, and equal rows tie exactly.
 #include "ops/knn/knn.h"
 
-#include <ATen/ops/full.h>
 #include <torch/library.h>
 
 #include <algorithm>
-#include <limits>
 #include <tuple>
-#include <vector>
 
 #include "common/dispatch.h"
+#include "common/neighbors.h"
 #include "common/row_panels.h"
 #include "common/topk.h"
 
@@ -24,60 +22,28 @@ namespace {
 // worth of panels to many threads.
 int64_t panel_rows(int64_t rows) { return std::clamp<int64_t>((rows + 15) / 16 / 16 * 16, 32, kMaxPanel); }
 
-template <typename T>
-T* data(const at::Tensor& x) {
-  return x.mutable_data_ptr<T>();
-}
-
 // The rows in the wide dtype, of unit length on request.
 template <typename T>
 RowPanels<T> make_panels(const at::Tensor& x, bool normalize) {
-  const int64_t n = x.size(0), d = x.size(1), panel = panel_rows(n);
-  const at::Tensor rows = pad_rows(x, panel, c10::CppTypeToScalarType<T>::value);
-  if (normalize) {
-    run_parallel(count_panels(n, panel), [&](int64_t b) {
-      const int64_t size = std::min(panel, n - b * panel);
-      std::vector<double> norms(size);
-      row_norms(data<T>(rows) + b * panel * d, size, d, norms.data());
-      normalize_rows(data<T>(rows) + b * panel * d, size, d, norms.data());
-    });
-  }
-  return {rows, n, panel};
+  const int64_t panel = panel_rows(x.size(0));
+  return {pad_unit_rows(x, panel, c10::CppTypeToScalarType<T>::value, normalize), x.size(0), panel};
 }
 
-// The result, filled with empty lists.
 template <typename T>
-struct Result {
-  int64_t k;
-  at::Tensor values, columns, thresholds;
-
-  Result(int64_t n, int64_t k, const at::TensorOptions& wide)
-      : k(k),
-        values(at::full({n, k}, -std::numeric_limits<double>::infinity(), wide)),
-        columns(at::full({n, k}, -1, wide.dtype(at::kLong))),
-        thresholds(at::full({n}, -std::numeric_limits<double>::infinity(), wide)) {}
-
-  // The lists of the rows from `first` on.
-  BestK<T> from(int64_t first) const {
-    return {data<T>(values) + first * k, data<int64_t>(columns) + first * k, data<T>(thresholds) + first, k};
-  }
-};
-
-template <typename T>
-void search_itself(const RowPanels<T>& x, const Result<T>& result) {
+void search_itself(const RowPanels<T>& x, Neighbors<T>& result) {
   for_each_tile(x.count(), [&](int64_t i, int64_t j) {
     const Tile<T> tile{x.products(i, j).data, x.panel(), x.size(i), x.size(j), 1};
-    offer_neighbors(tile, x.start(i), x.start(j), {}, {}, result.from(x.start(i)),
-                    i == j ? BestK<T>{} : result.from(x.start(j)));
+    offer_neighbors(tile, x.start(i), x.start(j), {}, {}, result.best(x.start(i)),
+                    i == j ? BestK<T>{} : result.best(x.start(j)));
   });
 }
 
 template <typename T>
-void search(const RowPanels<T>& x, const RowPanels<T>& y, const Result<T>& result) {
+void search(const RowPanels<T>& x, const RowPanels<T>& y, Neighbors<T>& result) {
   run_parallel(x.count(), [&](int64_t i) {
     for (int64_t j = 0; j < y.count(); ++j) {
       const Tile<T> tile{x.products(i, y.transposed(j), y.panel()).data, y.panel(), x.size(i), y.size(j), 1};
-      offer_neighbors(tile, x.start(i), y.start(j), {}, {}, result.from(x.start(i)), {});
+      offer_neighbors(tile, x.start(i), y.start(j), {}, {}, result.best(x.start(i)), {});
     }
   });
 }
@@ -93,13 +59,13 @@ std::tuple<at::Tensor, at::Tensor> knn_cpu(const Arguments& arguments) {
   return dispatch_wide(dtype, [&](auto zero) -> std::tuple<at::Tensor, at::Tensor> {
     using T = decltype(zero);
     const RowPanels<T> queries = make_panels<T>(x, normalize);
-    const Result<T> result(sizes.n, k, x.options().dtype(wide_dtype(dtype)));
+    Neighbors<T> result(sizes.n, k, x.options().dtype(wide_dtype(dtype)));
     if (y.has_value()) {
       search(queries, make_panels<T>(*y, normalize), result);
     } else {
       search_itself(queries, result);
     }
-    return {result.values, result.columns};
+    return {result.cosines, result.indices};
   });
 }
 

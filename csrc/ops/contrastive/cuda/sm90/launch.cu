@@ -24,7 +24,7 @@ auto tiles_kernel(const ContrastiveForward& p) {
                              : contrastive_tiles_sm90_kernel<half_t, false, false>;
 }
 
-// What tile_sizes_sm90.h counts is what the kernels take, and has a kernel.
+// The tile sizes that tile_sizes_sm90.h counts are those that the kernels take, and each has a kernel.
 constexpr bool table_is_right() {
   for (const tile_sizes::TileSize& t : tile_sizes::kTiles) {
     if (t.kernel != tile_sizes::kSums && t.kernel != tile_sizes::kNeighbors) continue;

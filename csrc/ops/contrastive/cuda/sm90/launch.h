@@ -1,4 +1,4 @@
-// The Hopper kernels of the contrastive losses, torch-free. They fill the same slots as those of contrastive_launch.h,
+// The Hopper kernels of the contrastive losses, torch-free. They fill the same slots as those of cuda/launch.h,
 // whose launchers call them. Not yet verified on hardware: taken only where LTOOD_CUDA_PATH=sm90 asks for them.
 #pragma once
 

@@ -2,8 +2,7 @@
 // the copy engine. lse_i = log sum_{j != i} exp(s_ij), a tile of the upper triangle feeds its rows and its columns.
 //
 // tile      wide (splits * D <= 256): 128 columns × 256 rows, a consumer warpgroup 128 × 128 of them, 128 accumulators
-// a
-//           thread; narrow (splits * D <= 512, or with neighbours): 128 × 128, a warpgroup 64 × 128
+//           a thread; narrow (splits * D <= 512, or with neighbours): 128 × 128, a warpgroup 64 × 128
 // operands  columns are the A of a product and pass through a ring of k_tiles of 64 features, 16 KiB each; rows are B
 //           and stay: D = 128, bf16, wide: 64 KiB rows + 6 stages
 // sums      a thread's rows are the N of its products: it keeps 32 row sums (and nearest columns) in registers while
@@ -81,7 +80,7 @@ struct WorkTile {
   int strip, chunk, from, to;  // its slots of columns and of rows, its column tiles
 };
 
-// What producer and consumers both walk over: the row tiles of this block, row tiles [first, first + kRowTiles) against
+// Producer and consumers both walk over the row tiles of this block, row tiles [first, first + kRowTiles) against
 // column tiles [from, to), which are none below the diagonal. `begin` and `end` surround a work tile. A block takes
 // work tiles that follow each other, so that the resident rows rarely change.
 template <bool kWide, typename Begin, typename Body, typename End>
