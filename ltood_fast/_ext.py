@@ -71,7 +71,8 @@ def cuda_path(asked: str | None, archs: str) -> str:
     """Which CUDA kernels a device of compute capability 9.0 runs: "sm80", or "sm90" where LTOOD_CUDA_PATH asks for it.
 
     The Hopper kernels (wgmma, TMA) of the contrastive family and of knn are not yet verified on hardware, so they must
-    be asked for. What they do not take runs on the others: small temperatures, rows as they are, large D.
+    be asked for. The other kernels run the calls that these do not take: small temperatures,
+    unnormalised rows, large D.
     """
     if asked not in (None, "", "sm80", "sm90"):
         raise ImportError(f"LTOOD_CUDA_PATH must be sm80 or sm90, got {asked!r}")
@@ -101,7 +102,7 @@ def has_kernel(op: str, device_type: str) -> bool:
 
 
 def build_info() -> dict[str, Any]:
-    """What was built and what this machine offers.
+    """Facts about this build and this machine.
 
     Returns:
         A dict of plain values: ``version``; ``torch`` (built for) and ``torch_running``; ``compiler``; ``cuda``

@@ -72,7 +72,8 @@ def mypy(tmp_path: Path, body: str) -> str:
         capture_output=True,
         text=True,
     )
-    assert run.returncode in (0, 1), run.stderr
+    assert not run.stderr, run.stderr
+    assert run.returncode in (0, 1)
     return run.stdout
 
 

@@ -30,8 +30,8 @@ CHUNK = 64  # files a task decodes
 # The formats of the suffixes that folders are searched for. Pillow opens a file by its content, whatever its name is,
 # and knows formats that start other programs: an EPS file called .jpg would run the first `gs` on PATH.
 FORMATS = ("JPEG", "PNG", "BMP", "GIF", "PPM", "TIFF", "WEBP")
-# Of one image [ltood_fast]: 268 MB decoded, on each of up to 32 threads; cameras have up to 61 million. Pillow alone
-# warns from 89 million on and refuses from 179 million on, at 716 MB.
+# Pixels of one image [ltood_fast]: 268 MB decoded, on each of up to 32 threads; cameras have up to 61 million. Pillow
+# alone warns from 89 million on and refuses from 179 million on, at 716 MB.
 MAX_PIXELS = 1 << 26
 DAMAGED = (ValueError, EOFError, OSError)  # what reading a broken cache file raises
 

@@ -32,7 +32,7 @@ class EvalProtocol:
     """See `knn.knn_accuracy`; cut to N on smaller sets."""
     knn_temperature: float = 0.07
     seed: int = 0
-    """Of the SGD probe and of k-means."""
+    """Seed of the SGD probe and of k-means."""
 
 
 def evaluate_features(

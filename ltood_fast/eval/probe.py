@@ -33,7 +33,7 @@ class Probe:
     """Epochs after which the rate is divided by 10."""
     batch_size: int = 128
     seed: int = 0
-    """Of the order of the batches. The same seed gives the same answer."""
+    """Seed of the order of the batches. The same seed gives the same answer."""
 
 
 def linear_probe(

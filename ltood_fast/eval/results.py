@@ -154,7 +154,7 @@ class RunResults:
 
 @dataclass(frozen=True)
 class SampleTensors:
-    """What a re-sampling of N ID images in K clusters chose."""
+    """The choice of a re-sampling of N ID images in K clusters."""
 
     assignments: Tensor
     """int64 [N], the cluster of each ID training image."""

@@ -60,7 +60,7 @@ def read_report(path: str | Path) -> dict[str, Any]:
 
 
 def _misfit(data: dict[str, Any]) -> str | None:
-    """What is wrong with the parts of a report that tables and experiments read."""
+    """The fault in the parts of a report that tables and experiments read."""
     if not isinstance(data.get("config"), dict):
         return "config is no object"
     stages = data.get("stages")

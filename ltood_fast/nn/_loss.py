@@ -1,4 +1,4 @@
-"""What all losses as modules share: a temperature, and the keywords that every call of a loss takes."""
+"""The base of all losses as modules: a temperature, and the keywords that every call of a loss takes."""
 
 from __future__ import annotations
 
@@ -51,9 +51,14 @@ class Loss(nn.Module):
         GroupContext(name, shared["group"], shared["reduction"], shared["exchange"])  # checks them
         check.choice(name, "reduction", shared["reduction"], check.REDUCTIONS)
         check.choice(name, "backend", shared["backend"], BACKENDS)
+        for flag in ("normalize", "return_lse"):
+            check.flag(name, flag, shared[flag])
 
     def extra_repr(self) -> str:
         temperature, group = self.temperature, self.hyper_parameters["group"]
-        shown = f"parameter {temperature.item():.4g}" if isinstance(temperature, Tensor) else temperature
+        shown = temperature
+        if isinstance(temperature, Tensor):
+            kind = "parameter" if isinstance(temperature, nn.Parameter) else "tensor"
+            shown = kind if temperature.is_meta else f"{kind} {temperature.item():.4g}"
         named = {**self.hyper_parameters, "group": group and group.group_name}
         return ", ".join([f"temperature={shown}", *(f"{key}={value!r}" for key, value in named.items())])

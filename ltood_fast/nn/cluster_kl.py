@@ -5,6 +5,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
+from ..ops import _check as check
+from ..ops._backend import BACKENDS
 from ..ops.cluster_kl import cluster_kl
 
 
@@ -22,6 +24,12 @@ class ClusterKL(nn.Module):
         backend: str = "auto",
     ) -> None:
         super().__init__()
+        check.embeddings("ClusterKL", "centroids", centroids)
+        check.positive_number("ClusterKL", "nu", nu)
+        check.choice("ClusterKL", "reduction", reduction, check.REDUCTIONS)
+        check.choice("ClusterKL", "backend", backend, BACKENDS)
+        check.flag("ClusterKL", "normalize", normalize)
+        check.flag("ClusterKL", "return_q", return_q)
         self.centroids = nn.Parameter(centroids.detach().clone(memory_format=torch.contiguous_format))
         self.nu = nu
         self.normalize = normalize

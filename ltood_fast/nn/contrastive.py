@@ -66,6 +66,12 @@ class DomainLoss(Loss):
         return ops.domain_loss(z, domain, self.temperature, **head, **self.hyper_parameters)
 
 
+def _check_neighbors(name: str, k: int, neighbor_weight: float, return_neighbors: bool) -> None:
+    check.count(name, "k", k, 1)
+    check.nonnegative_number(name, "neighbor_weight", neighbor_weight)
+    check.flag(name, "return_neighbors", return_neighbors)
+
+
 class PSDLoss(Loss):
     """Module of :func:`ltood_fast.psd_loss`. ``neighbor_weight`` of a call overrides the one of the module."""
 
@@ -80,8 +86,7 @@ class PSDLoss(Loss):
     ) -> None:
         more = {"k": k, "neighbor_weight": neighbor_weight, "return_neighbors": return_neighbors}
         super().__init__(temperature, options, **more)
-        check.count(type(self).__name__, "k", k, 1)
-        check.nonnegative_number(type(self).__name__, "neighbor_weight", neighbor_weight)
+        _check_neighbors("PSDLoss", **more)
 
     def forward(self, z: Tensor, instance_ids: Tensor | None = None, **batch: Any) -> Any:
         """batch: keywords of :func:`ltood_fast.psd_loss` that belong to a batch, such as ``bank`` or ``domain``."""
@@ -89,7 +94,7 @@ class PSDLoss(Loss):
         return ops.psd_loss(z, self.temperature, instance_ids=instance_ids, **options)
 
 
-class Stage1Loss(PSDLoss):
+class Stage1Loss(Loss):
     """Module of :func:`ltood_fast.stage1_loss`. ``neighbor_weight`` of a call overrides the one of the module."""
 
     def __init__(
@@ -103,11 +108,11 @@ class Stage1Loss(PSDLoss):
         return_neighbors: bool = False,
         **options: Unpack[LossOptions],
     ) -> None:
-        super().__init__(
-            temperature, k=k, neighbor_weight=neighbor_weight, return_neighbors=return_neighbors, **options
-        )
+        more = {"k": k, "neighbor_weight": neighbor_weight, "return_neighbors": return_neighbors}
+        super().__init__(temperature, options, alpha=alpha, same_domain=same_domain, **more)
+        _check_neighbors("Stage1Loss", **more)
         check.nonnegative_number("Stage1Loss", "alpha", alpha)
-        self.hyper_parameters |= {"alpha": alpha, "same_domain": same_domain}
+        check.flag("Stage1Loss", "same_domain", same_domain)
 
     def forward(self, z: Tensor, domain: Tensor, **batch: Any) -> Any:
         """batch: keywords of :func:`ltood_fast.stage1_loss` that belong to a batch, such as ``bank``."""

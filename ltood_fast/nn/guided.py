@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 from torch import Tensor
 
 from ..ops import _check as check
-from ..ops.guided import DISTILLATIONS, guided_contrastive, relational_distill, stage2_loss
+from ..ops.guided import DISTILLATIONS, check_teacher, guided_contrastive, relational_distill, stage2_loss
 from ..reference.options import Distill
 from ._loss import Loss
 
@@ -17,7 +17,8 @@ if TYPE_CHECKING:
     from ._loss import LossOptions
 
 
-def _check_guided(name: str, k: int, gamma: float) -> None:
+def _check_guided(name: str, k: int, weighted: bool, gamma: float) -> None:
+    check.flag(name, "weighted", weighted)
     check.count(name, "k", k, 1)
     check.nonnegative_number(name, "gamma", gamma)
 
@@ -35,7 +36,7 @@ class GuidedContrastiveLoss(Loss):
         **options: Unpack[LossOptions],
     ) -> None:
         super().__init__(temperature, options, k=k, weighted=weighted, gamma=gamma)
-        _check_guided("GuidedContrastiveLoss", k, gamma)
+        _check_guided("GuidedContrastiveLoss", k, weighted, gamma)
 
     def forward(self, z: Tensor, guide: Tensor, clusters: Tensor, far: Tensor, **batch: Tensor | None) -> Any:
         """``z`` [N, D] under ``guide`` [N, Dg], its ``clusters`` [N] and their ``far`` clusters [K]; batch:
@@ -54,8 +55,7 @@ class RelationalDistillLoss(Loss):
         **options: Unpack[LossOptions],
     ) -> None:
         super().__init__(temperature, options, teacher_temperature=teacher_temperature)
-        if teacher_temperature is not None:
-            check.positive_number("RelationalDistillLoss", "teacher_temperature", teacher_temperature)
+        check_teacher("RelationalDistillLoss", teacher_temperature)
 
     def forward(self, z: Tensor, guide: Tensor) -> Any:
         """``z`` [N, D] under ``guide`` [N, Dg]."""
@@ -80,9 +80,8 @@ class Stage2Loss(Loss):
         super().__init__(temperature, options, beta=beta, distill=distill, k=k, weighted=weighted, gamma=gamma)
         check.nonnegative_number("Stage2Loss", "beta", beta)
         check.choice("Stage2Loss", "distill", distill.kind, DISTILLATIONS)
-        if distill.teacher_temperature is not None:
-            check.positive_number("Stage2Loss", "distill.teacher_temperature", distill.teacher_temperature)
-        _check_guided("Stage2Loss", k, gamma)
+        check_teacher("Stage2Loss", distill.teacher_temperature, "distill.teacher_temperature")
+        _check_guided("Stage2Loss", k, weighted, gamma)
 
     def forward(self, z: Tensor, guide: Tensor, clusters: Tensor, far: Tensor, **batch: Tensor | None) -> Any:
         """As :class:`GuidedContrastiveLoss`."""

@@ -6,6 +6,7 @@ import torch
 
 from .._ext import OP_OF_FUNCTION, has_kernel
 from ..reference._common import transformed
+from . import _check as check
 
 BACKENDS = ("auto", "reference", "cpu", "cuda")
 
@@ -24,8 +25,7 @@ def use_kernel(function: str, backend: str, *inputs: torch.Tensor | None) -> boo
     """
     device = inputs[0].device
     double_on_cuda = device.type == "cuda" and any(x is not None and x.dtype == torch.float64 for x in inputs)
-    if backend not in BACKENDS:
-        raise ValueError(f"{function}: backend must be one of {', '.join(BACKENDS)}, got {backend!r}")
+    check.choice(function, "backend", backend, BACKENDS)
     if backend == "reference":
         return False
     available = has_kernel(OP_OF_FUNCTION[function], device.type)

@@ -120,7 +120,7 @@ def index_range(op: str, argument: str, x: Tensor, low: int, high: int, *, class
 
 
 def _gaps(argument: str, x: Tensor, high: int) -> str:
-    """What to do about labels that are too large: some are missing below them, or there are more classes."""
+    """The advice for labels that are too large: some are missing below them, or there are more classes."""
     found = x.unique().tolist()
     missing = found[-1] + 1 - len(found)
     if missing == 0:
@@ -152,7 +152,7 @@ def temperature(op: str, value: float | Tensor, argument: str = "temperature") -
     if not value.dtype.is_floating_point:
         require_type(False, op, argument, allowed, value.dtype)
     if readable(value):
-        require(value.item() > 0, op, argument, "positive", value.item)
+        require(0 < value.item() < math.inf, op, argument, "positive and finite", value.item)
     return value if value.dim() == 0 else value.reshape(())
 
 
@@ -160,6 +160,10 @@ def _no_temperature(value: Tensor) -> str:
     if value.dtype.is_floating_point:
         return VIEWS
     return "ids of images? pass instance_ids=; labels? see supcon"
+
+
+def flag(op: str, argument: str, value: bool) -> None:
+    require_type(isinstance(value, bool), op, argument, "True or False", type(value).__name__)
 
 
 def number(op: str, argument: str, value: float) -> float:

@@ -84,6 +84,12 @@ class Similarity(NamedTuple):
         return gradient.where(norm >= SMALLEST_INVERTIBLE_NORM, 0) if x.dtype == torch.float16 else gradient
 
 
+def occurrences(values: Tensor, wanted: Tensor) -> Tensor:
+    """How often each of the wanted is among the values: what `bincount` would wait for a GPU to tell."""
+    ranked = values.sort().values
+    return torch.searchsorted(ranked, wanted, right=True) - torch.searchsorted(ranked, wanted)
+
+
 class Segments:
     """Rows of this rank that share a key (an instance, a class) with rows of any rank."""
 
@@ -91,9 +97,7 @@ class Segments:
         self.sorted = own.sort().values
         self.every = every
         self.slot = torch.searchsorted(self.sorted, own)  # [n]: equal keys, equal slot
-        ranked = every.sort().values
-        count = torch.searchsorted(ranked, own, right=True) - torch.searchsorted(ranked, own)
-        self.others = count - 1  # [n]
+        self.others = occurrences(every, own) - 1  # [n]
 
     def slots(self, columns: slice) -> Tensor:
         """The slots of rows of the batch, -1 for a key that this rank does not have."""
@@ -112,7 +116,7 @@ def add_rows(out: Tensor, index: Tensor, similarity: Similarity, x: Tensor, weig
             rows *= weight[part, None]
         if cpu:
             out.index_add_(0, index[part], rows)
-        else:  # index_add_ of CUDA adds in no order, index_put_ sorts; what is not wanted adds zeros to row 0
+        else:  # index_add_ of CUDA adds in no order, index_put_ sorts; unwanted rows add zeros to row 0
             wanted = index[part] >= 0
             out.index_put_((index[part].clamp(min=0),), rows.where(wanted[:, None], 0), accumulate=True)
 
@@ -125,7 +129,7 @@ def add_chosen(out: Tensor, choice: Tensor, similarity: Similarity, y: Tensor, w
 
 
 class Columns:
-    """What a pass knows of the rows of all ranks: the keys they are grouped by, neighbours, columns of doubles."""
+    """A pass's view of the rows of all ranks: the keys they are grouped by, neighbours, columns of doubles."""
 
     def __init__(
         self, inputs: Inputs, layout: RankLayout, choices: tuple[Tensor, ...] = (), doubles: tuple[Tensor, ...] = ()
@@ -154,7 +158,7 @@ class Columns:
 
 
 def _agree(inputs: Inputs) -> RankLayout:
-    """What must be the same on all ranks. A temperature on a GPU is not read: its value is not compared."""
+    """Compares what must be the same on all ranks. A temperature on a GPU is not read: its value is not compared."""
     op, tensor = inputs.op, inputs.temperature_tensor
     value = inputs.temperature if tensor is None else tensor.item() if tensor.device.type == "cpu" else None
     optional = ("instance_ids", "labels", "domain", "bank")
@@ -258,7 +262,7 @@ def _(*args, **kwargs):
 
 
 class PositiveGrads(NamedTuple):
-    """What the losses of the own rows send back, doubles [n] each: to the log-sum-exp, and to the positives."""
+    """Gradients that the losses of the own rows send to the log-sum-exp and to the positives, doubles [n] each."""
 
     lse: Tensor
     parts: dict[str, Tensor]  # to each of the other rows of the instance, of the class
@@ -345,7 +349,7 @@ def contrastive_group_bwd(*args, **kwargs):
             of_columns=(columns.doubles[0][passing], columns.doubles[1][passing]),
         )
         grad_unit = part if grad_unit is None else grad_unit.add_(part)
-        del part  # not beside that of the next shard
+        del part  # before that of the next shard is made
         attraction.add(first, shard)
     if inputs.bank is not None and inputs.k:
         for mine in indices.unbind(dim=1):

@@ -1,7 +1,7 @@
 """One batch on several ranks: the exchange of rows, and one error on every rank where the ranks do not agree.
 
 The batch of a process group is the concatenation of its ranks' rows in the order of the ranks; n rows here, M in all, W
-ranks, largest batch n_max. What is sent are whole rows as bytes, so that every dtype travels on every backend.
+ranks, largest batch n_max. Whole rows are sent as bytes, so that every dtype travels on every backend.
 """
 
 from __future__ import annotations
@@ -46,7 +46,7 @@ class GroupContext:
             RankLayout.of(self.op, self.name, 0, {}, refusal=f"{type(error).__name__}: {error}")
 
     def options(self, kernel: bool, must_match: str) -> dict[str, object]:
-        """What the variant of an operator over a process group takes in addition."""
+        """The arguments that an operator's variant over a process group takes in addition."""
         values = {"op": self.op, "exchange": self.exchange, "group": self.name}
         return {"use_kernel": kernel, "must_match": must_match, **values}
 
@@ -65,7 +65,7 @@ def group_name(op: str, group: object) -> str:
 
 
 class RankLayout(NamedTuple):
-    """What a rank knows of the others after they agreed."""
+    """A rank's knowledge of the others after they agreed."""
 
     op: str
     group: dist.ProcessGroup
@@ -248,6 +248,11 @@ def _sum_context(ctx, inputs, output):
 
 
 torch.library.register_autograd("ltood_fast::sum_over_ranks", _sum_backward, setup_context=_sum_context)
+
+
+def all_of(rows: Tensor) -> tuple[Tensor, Tensor]:
+    """(losses, which of them count) for `reduce_parts`: all of them."""
+    return rows, torch.ones_like(rows, dtype=torch.bool)
 
 
 def reduce_parts(

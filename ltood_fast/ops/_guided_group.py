@@ -9,7 +9,7 @@ it known, too, which rows have no negative left in their farthest cluster and fa
 (their farthest cluster holds at most k rows of other images) are summed both ways.
 
 The gradient of the own rows needs G_ij = dL/ds_ij and G_ji: with what arrived at every row (4 doubles a part, gathered)
-`guided_partial_bwd` has both, for the views too. Of a neighbour m of i, G_im is known to the owner of i alone: these k
+`guided_partial_bwd` has both, for the views too. G_im of a neighbour m of i is known to the owner of i alone: these k
 coefficients a row are gathered with the neighbours' numbers, and the owner of m adds G_im u_i when i's shard passes.
 """
 
@@ -21,7 +21,7 @@ import torch
 from torch import Tensor
 
 from . import _check as check
-from ._contrastive_group import CHUNK, Similarity, add_chosen, add_rows, combine_best
+from ._contrastive_group import CHUNK, Similarity, add_chosen, add_rows, combine_best, occurrences
 from ._group import RankLayout, gather_even, operator, resolve
 from ._guided_batch import agree, ids_of
 from ._guided_op import fake_guided
@@ -100,18 +100,12 @@ class Keys:
     def others_in_far(self) -> Tensor:
         """[n]: how many rows of other instances each own row's farthest cluster holds."""
         stride, instance = len(self.far) + 2, torch.searchsorted(self.instance.sort().values, self.instance)
-        of_own = _occurrences(instance * stride + self.cluster, instance[self.own] * stride + self.own_far)
-        return _occurrences(self.cluster, self.own_far) - of_own
-
-
-def _occurrences(values: Tensor, wanted: Tensor) -> Tensor:
-    """How often each of the wanted is among the values: what `bincount` would wait for a GPU to tell."""
-    ranked = values.sort().values
-    return torch.searchsorted(ranked, wanted, right=True) - torch.searchsorted(ranked, wanted)
+        of_own = occurrences(instance * stride + self.cluster, instance[self.own] * stride + self.own_far)
+        return occurrences(self.cluster, self.own_far) - of_own
 
 
 def _given(inputs: Inputs, layout: RankLayout, keys: Keys) -> Tensor:
-    """pos_idx less what is no neighbour of its own: the row itself and its views, a row that was named before."""
+    """pos_idx without what is no neighbour of its own: the row itself and its views, a row that was named before."""
     chosen = inputs.pos_idx
     if chosen.device.type == "cpu" and chosen.numel():  # what one rank refuses, all of them raise
         extremes = torch.stack([chosen.min(), chosen.max()])[None]
@@ -135,7 +129,7 @@ def _products(similarity: Similarity, x: Tensor, y: Tensor, choice: Tensor) -> T
 
 
 class Sums:
-    """What the own rows met in the shards so far."""
+    """Running results of the own rows over the shards so far."""
 
     def __init__(self, inputs: Inputs, given: Tensor | None):
         n, k, z = inputs.z.shape[0], inputs.width, inputs.z
@@ -307,7 +301,7 @@ def guided_group_bwd(*args, **kwargs):
                 arrivals |= {f"x_{name}": of_rows, f"y_{name}": next(of_columns)[passing].contiguous()}
         part = overload("guided_partial_bwd")(**pair, **keys.of_columns(passing), **arrivals, **inputs.of_pairs)
         grad_unit = part if grad_unit is None else grad_unit.add_(part)
-        del part  # not beside that of the next shard
+        del part  # before that of the next shard is made
         for slot in range(inputs.width):
             add_chosen(near, neighbors[:, slot] - first, student, shard, arrived.coefficients[:, slot])
             mine = choices[passing, slot] - layout.first

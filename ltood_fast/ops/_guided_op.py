@@ -7,7 +7,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from ._group import ALONE, GroupContext
+from ._group import ALONE, GroupContext, all_of
 from ._schema import (
     Arguments,
     call,
@@ -40,10 +40,6 @@ class GuidedRows(NamedTuple):
     @property
     def divergence(self) -> tuple[Tensor, Tensor]:
         return all_of(self.kl)
-
-
-def all_of(rows: Tensor) -> tuple[Tensor, Tensor]:
-    return rows, torch.ones_like(rows, dtype=torch.bool)
 
 
 def guided(

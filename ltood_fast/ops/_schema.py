@@ -1,4 +1,4 @@
-"""What follows from the schema of an operator: its gradient, and its variant over a process group.
+"""Everything derived from the schema of an operator: its gradient, and its variant over a process group.
 
 An argument list is written once, in csrc/bindings.cpp. `<op>_bwd` takes `grad_<output>` for every differentiable
 output, and outputs and inputs of `<op>` by their own names; it returns `grad_<input>`. So the two schemas say which
@@ -201,8 +201,8 @@ class Arguments(SimpleNamespace):
         super().__init__(**(values | kwargs))
 
 
-# What an operator over a process group takes in addition: whether kernels or the reference serve it, the public name of
-# the call, what the ranks have to agree on (lines `name=value`), how rows travel, and the group's name.
+# Arguments that an operator over a process group takes in addition: whether kernels or the reference serve it, the
+# public name of the call, what the ranks have to agree on (lines `name=value`), how rows travel, and the group's name.
 # (Not `kernel`: inductor calls operators through a function that has a parameter of that name.)
 RANKS = "bool use_kernel, str op, str must_match, str exchange, str group"
 RANK_NAMES = [argument.split()[1] for argument in RANKS.split(", ")]

@@ -85,7 +85,7 @@ def cluster_kl(
         TypeError, ValueError: a wrong type, dtype, shape, device or range; the sentence names the argument.
         RuntimeError: backend="cpu" or "cuda" in a build without that kernel.
     """
-    nu = _check_inputs("cluster_kl", z, centroids, nu)
+    nu = _check_inputs("cluster_kl", z, centroids, nu, normalize)
     _check.choice("cluster_kl", "reduction", reduction, _check.REDUCTIONS)
     if not use_kernel("cluster_kl", backend, z, centroids):
         return reference.cluster_kl(z, centroids, nu=nu, normalize=normalize, reduction=reduction, return_q=return_q)
@@ -127,8 +127,8 @@ def refine_centroids(
             and a small `lr` may move so few assignments that `tol` ends the descent after its first step.
         tol: fraction of the N rows, non-negative; 0 takes every step.
         group: z is this rank's rows of a matrix that lies on the ranks of the group, which may be none; the centroids
-            are the same on all. A step then exchanges the K masses and the gradient, runs in plain PyTorch, and ends
-            where one process would, to rounding. None: this process holds all rows.
+            are the same on all. A step then exchanges the K masses and the gradient, runs in plain PyTorch (backend:
+            "auto" or "reference"), and ends where one process would, to rounding. None: this process holds all rows.
 
     Returns:
         (centroids [K, D], assignments int64 [N]; of this rank's rows with a group): the refined centroids,
@@ -146,6 +146,7 @@ def refine_centroids(
 
         def check() -> dict[str, object]:
             _check_descent(op, z, centroids, options, allow_empty=True)
+            _check.choice(op, "backend", backend, ("auto", "reference"))  # no kernel adds up over ranks
             return {"centroids": fingerprint(centroids), "options": tuple(options)}
 
         layout = shards_of(op, group, z, check)
@@ -216,15 +217,18 @@ def _refine_shards(z: Tensor, centroids: Tensor, options: _Descent, layout: Rank
         return refined, assign(refined)[1]
 
 
-def _check_inputs(op: str, z: Tensor, centroids: Tensor, nu: float, *, allow_empty: bool = False) -> float:
+def _check_inputs(
+    op: str, z: Tensor, centroids: Tensor, nu: float, normalize: bool, *, allow_empty: bool = False
+) -> float:
     """Returns nu as a float."""
     _check.embeddings(op, "z", z, allow_empty=allow_empty)
     _check.same_width(op, "centroids", centroids, "z", z)
+    _check.flag(op, "normalize", normalize)
     return _check.positive_number(op, "nu", nu)
 
 
 def _check_descent(op: str, z: Tensor, centroids: Tensor, options: _Descent, *, allow_empty: bool = False) -> None:
-    _check_inputs(op, z, centroids, options.nu, allow_empty=allow_empty)
+    _check_inputs(op, z, centroids, options.nu, options.normalize, allow_empty=allow_empty)
     _check.count(op, "steps", options.steps, 1)
     _check.positive_number(op, "lr", options.lr)
     _check.nonnegative_number(op, "tol", options.tol)

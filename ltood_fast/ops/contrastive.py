@@ -19,7 +19,7 @@ from . import _check as check
 from . import _contrastive_group  # noqa: F401  (registers the operator of many ranks)
 from ._backend import use_kernel
 from ._contrastive_op import ContrastiveRows, contrastive
-from ._group import GroupContext, reduce_parts
+from ._group import GroupContext, all_of, reduce_parts
 
 if TYPE_CHECKING:
     from torch.distributed import ProcessGroup
@@ -32,13 +32,14 @@ __all__ = ["Stage1Result", "domain_loss", "nt_xent", "psd_loss", "stage1_loss", 
 DOMAIN_KINDS = ("supcon", "bce")
 
 
-def check_common(op: str, z: Tensor, temperature: float | Tensor, reduction: str) -> float | Tensor:
+def check_common(op: str, z: Tensor, temperature: float | Tensor, reduction: str, normalize: bool) -> float | Tensor:
     """Returns the temperature as a float or a 0-d tensor."""
     check.embeddings(op, "z", z)
     temperature = check.temperature(op, temperature)
     if isinstance(temperature, Tensor):
         check.same_device(op, "temperature", temperature, "z", z)
     check.choice(op, "reduction", reduction, check.REDUCTIONS)
+    check.flag(op, "normalize", normalize)
     return temperature
 
 
@@ -172,7 +173,7 @@ def nt_xent(
     """
     op = "nt_xent"
     with GroupContext(op, group, reduction, exchange) as context:
-        temperature = check_common(op, z, temperature, reduction)
+        temperature = check_common(op, z, temperature, reduction, normalize)
         kernel = _kernel(op, backend, context, z)
         check_views(op, z, instance_ids, kernel and not context.many)
     if kernel or context.many:
@@ -249,7 +250,7 @@ def supcon(
     """
     op = "supcon"
     with GroupContext(op, group, reduction, exchange) as context:
-        temperature = check_common(op, z, temperature, reduction)
+        temperature = check_common(op, z, temperature, reduction, normalize)
         check.integers(op, "labels", labels, z.shape[0], z, mask=True)
         kernel = _kernel(op, backend, context, z)
     if kernel or context.many:
@@ -338,7 +339,7 @@ def psd_loss(
     """
     op, bank = "psd_loss", Bank.of(bank)
     with GroupContext(op, group, reduction, exchange) as context:
-        temperature = check_common(op, z, temperature, reduction)
+        temperature = check_common(op, z, temperature, reduction, normalize)
         neighbor_weight = _check_neighbors(op, z, k, neighbor_weight, domain, bank, instance_ids, context)
         kernel = _kernel(op, backend, context, z, bank and bank.z)
         check_views(op, z, instance_ids, kernel and not context.many)
@@ -422,7 +423,7 @@ def domain_loss(
     """
     op = "domain_loss"
     with GroupContext(op, group, reduction, exchange) as context:
-        temperature = check_common(op, z, 1.0 if kind == "bce" else temperature, reduction)
+        temperature = check_common(op, z, 1.0 if kind == "bce" else temperature, reduction, normalize)
         check.integers(op, "domain", domain, z.shape[0], z, mask=True)
         check.choice(op, "kind", kind, DOMAIN_KINDS)
         if kind == "bce":
@@ -440,7 +441,7 @@ def domain_loss(
         losses = reference.domain_loss(
             z, domain, kind=kind, weight=weight, bias=bias, normalize=normalize, reduction="none"
         )
-        return reduce_parts([(losses, torch.ones_like(losses))], reduction, context, f"bce, {reduction}")[0]
+        return reduce_parts([all_of(losses)], reduction, context, f"bce, {reduction}")[0]
     return reference.domain_loss(
         z,
         domain,
@@ -546,8 +547,9 @@ def stage1_loss(
     op, bank = "stage1_loss", Bank.of(bank)
     own_domain = domain if same_domain else None
     with GroupContext(op, group, reduction, exchange) as context:
-        temperature = check_common(op, z, temperature, reduction)
+        temperature = check_common(op, z, temperature, reduction, normalize)
         check.integers(op, "domain", domain, z.shape[0], z, mask=True)
+        check.flag(op, "same_domain", same_domain)
         alpha = check.nonnegative_number(op, "alpha", alpha)
         neighbor_weight = _check_neighbors(op, z, k, neighbor_weight, own_domain, bank, instance_ids, context)
         kernel = _kernel(op, backend, context, z, bank and bank.z)

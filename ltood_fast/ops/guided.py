@@ -16,9 +16,9 @@ from ..reference.options import Distill
 from . import _check as check
 from . import _guided_group  # noqa: F401  (defines the operator)
 from ._backend import use_kernel
-from ._group import GroupContext, reduce_parts
+from ._group import GroupContext, all_of, reduce_parts
 from ._guided_batch import Batch, batch_of
-from ._guided_op import all_of, guided
+from ._guided_op import guided
 from .contrastive import check_common, check_views
 
 if TYPE_CHECKING:
@@ -86,7 +86,7 @@ def guided_contrastive(
 
     **[paper: arXiv 2506.12698, stage 2: the guide's nearest rows attract, its farthest cluster repels, its
     similarities set the forces]**. With ``P(i)`` the other views of row i and its ``k`` nearest rows by guide cosine,
-    and ``N(i)`` the rows of the cluster farthest from its own, less ``P(i)`` and i:
+    and ``N(i)`` the rows of the cluster farthest from its own, except ``P(i)`` and i (special cases: docs/numerics.md):
 
         l_i = lse_i - sum_{p in P(i)} w+_ip s_ip / sum_{p in P(i)} w+_ip
         lse_i = log( sum_{q in P(i)} exp(s_iq) + sum_{n in N(i)} w-_in exp(s_in) )
@@ -95,51 +95,43 @@ def guided_contrastive(
 
         e = F.normalize(guide)
         s = F.normalize(z) @ F.normalize(z).T / temperature
-        P = (views | (rank_of(e @ e.T) < k)) & ~eye                    # [N, N] bool
+        nearest = rank_of((e @ e.T).masked_fill(views | eye, -inf)) < k
+        P = (views | nearest) & ~eye                                   # [N, N] bool
         negative = (clusters[None, :] == far[clusters][:, None]) & ~P & ~eye
         w_pos, w_neg = ((1 + e @ e.T) / 2) ** gamma, ((1 - e @ e.T) / 2) ** gamma
         lse = torch.where(P, s, s + w_neg.log()).masked_fill(~(P | negative), -inf).logsumexp(1)
         loss = (lse - (w_pos * P * s).sum(1) / (w_pos * P).sum(1)).mean()
 
-    Where the paper is silent **[ltood_fast]**: where ``N(i)`` is empty, all rows but ``P(i)`` and i take its
-    place; ``P(i)`` is a set, so a neighbour that is also a view, or is listed twice, counts once; the guide is always
-    L2-normalised, its products are cosines, whatever ``normalize`` says; a row without positives (or whose positives
-    have weights that sum to 0) has loss 0 and is left out of the mean's count.
-
     Args:
         z: float ``[N, D]``, the student's embeddings, un-normalised.
-        guide: float ``[N, Dg]``, the frozen guide's embeddings of the same rows; taken to the dtype the sums are
-            carried in (float64 for float64 ``z``, else float32). No gradient.
+        guide: float ``[N, Dg]``, the frozen guide's embeddings of the same rows, always L2-normalised; no gradient.
         clusters: int ``[N]``, the guide's cluster of each row, in [0, K).
         far: int ``[K]``, the farthest cluster of each cluster (:func:`farthest_cluster`); a cluster may be its own.
         temperature: tau > 0, a float or a 0-d tensor, which gets its gradient.
-        k: how many guide neighbours are positives, 1 <= k < N, outside the row's own instance; ties go to the lower
-            index. A row with fewer candidates takes what there is. Not read when ``pos_idx`` is given.
-        pos_idx: int ``[N, k]``, the neighbours instead, e.g. of a search over the data set; -1 means none, and a
-            row's own index is ignored.
-        weighted: False sets all forces w+ and w- to 1 (the source's ablation).
+        k: how many guide neighbours outside the row's own instance are positives, 1 <= k < N; unused with ``pos_idx``.
+        pos_idx: int ``[N, k]``, the neighbours instead, e.g. of a search over the data set; -1 means none.
+        weighted: False sets all forces w+ and w- to 1 (the paper's ablation).
         gamma: exponent g >= 0 of the forces ``w± = ((1 ± cos) / 2) ** g``.
         instance_ids: int ``[N]``, rows with one id are views of one image; None: rows i and i + N/2 are.
         normalize: L2-normalise the rows of ``z`` (eps 1e-12); the gradient goes through it.
         reduction: ``"mean"`` over the rows with positives, ``"sum"``, or ``"none"`` (``[N]``, row order).
         return_lse: also return ``lse`` ``[N]`` (-inf for a row with neither positives nor negatives).
-        group, exchange, backend: as :func:`ltood_fast.nt_xent`. ``clusters`` and ``far`` number the same clusters on
-            all ranks, ``pos_idx`` the rows of the whole batch.
+        group, exchange, backend: as :func:`ltood_fast.nt_xent`. All ranks number clusters and the batch's rows alike.
 
     Returns:
         The loss, 0-d or ``[N]``, float32 (float64 for float64 ``z``); with ``return_lse`` the tuple ``(loss, lse)``.
 
     Raises:
-        TypeError, ValueError: an argument of the wrong type, shape, device or range, named in the message.
-        RuntimeError: ``backend`` names a kernel that this build lacks; double backward.
+        TypeError, ValueError, RuntimeError: as :func:`ltood_fast.nt_xent`.
     """
     op = "guided_contrastive"
     with GroupContext(op, group, reduction, exchange) as context:
-        temperature = _check_pair(op, z, guide, temperature, reduction)
+        temperature = _check_pair(op, z, guide, temperature, reduction, normalize)
         gamma = _check_selection(op, Batch(z, guide, clusters, instance_ids, pos_idx), far, k, gamma, context)
+        check.flag(op, "weighted", weighted)
         kernel = use_kernel(op, backend, z, guide)
         check_views(op, z, instance_ids, kernel and not context.many)
-    options = {"k": k, "weighted": weighted, "gamma": gamma, "normalize": normalize}
+    options = {"k": k if pos_idx is None else 0, "weighted": weighted, "gamma": gamma, "normalize": normalize}
     batch = Batch(z, guide, clusters, instance_ids, pos_idx)
     batch = batch_of(batch, far, context, kernel, {"temperature": temperature, **options})
     options |= {"pos_idx": batch.pos_idx, "instance_ids": batch.instance_ids}
@@ -228,8 +220,8 @@ def relational_distill(
     """
     op = "relational_distill"
     with GroupContext(op, group, reduction, exchange) as context:
-        temperature = _check_pair(op, z, guide, temperature, reduction)
-        teacher_temperature = _check_teacher(op, teacher_temperature)
+        temperature = _check_pair(op, z, guide, temperature, reduction, normalize)
+        teacher_temperature = check_teacher(op, teacher_temperature)
         kernel = use_kernel(op, backend, z, guide)
     options = {"normalize": normalize, "teacher_temperature": teacher_temperature}
     batch = batch_of(Batch(z, guide), None, context, kernel, {"temperature": temperature, **options})
@@ -270,7 +262,7 @@ def feature_distill(
     """
     op = "feature_distill"
     with GroupContext(op, group, reduction) as context:
-        _check_pair(op, z, guide, 1.0, reduction)
+        _check_pair(op, z, guide, 1.0, reduction, True)
         check.same_width(op, "guide", guide, "z", z)
         use_kernel(op, backend, z, guide)
     rows = reference.feature_distill(z, guide, reduction="none")
@@ -359,9 +351,12 @@ def stage2_loss(
     """
     op, distill = "stage2_loss", Distill.of(distill)
     with GroupContext(op, group, reduction, exchange) as context:
-        temperature = _check_pair(op, z, guide, temperature, reduction)
+        temperature = _check_pair(op, z, guide, temperature, reduction, normalize)
         gamma = _check_selection(op, Batch(z, guide, clusters, instance_ids, pos_idx), far, k, gamma, context)
-        distill = replace(distill, teacher_temperature=_check_teacher(op, distill.teacher_temperature))
+        check.flag(op, "weighted", weighted)
+        distill = replace(
+            distill, teacher_temperature=check_teacher(op, distill.teacher_temperature, "distill.teacher_temperature")
+        )
         beta = check.nonnegative_number(op, "beta", beta)
         check.choice(op, "distill", distill.kind, DISTILLATIONS)
         if distill.kind == "feature":
@@ -369,7 +364,7 @@ def stage2_loss(
         kernel = use_kernel(op, backend, z, guide)
         check_views(op, z, instance_ids, kernel and not context.many)
     relational = distill.kind == "relational"
-    options = {"k": k, "weighted": weighted, "gamma": gamma, "normalize": normalize}
+    options = {"k": k if pos_idx is None else 0, "weighted": weighted, "gamma": gamma, "normalize": normalize}
     same = {"temperature": temperature, "beta": beta, **vars(distill), **options}
     batch = batch_of(Batch(z, guide, clusters, instance_ids, pos_idx), far, context, kernel, same)
     options |= {"pos_idx": batch.pos_idx, "instance_ids": batch.instance_ids}
@@ -413,9 +408,11 @@ def farthest_cluster(centroids: Tensor) -> Tensor:
     return reference.farthest_cluster(centroids)
 
 
-def _check_pair(op: str, z: Tensor, guide: Tensor, temperature: float | Tensor, reduction: str) -> float | Tensor:
+def _check_pair(
+    op: str, z: Tensor, guide: Tensor, temperature: float | Tensor, reduction: str, normalize: bool
+) -> float | Tensor:
     """Returns the temperature as `check_common` does."""
-    temperature = check_common(op, z, temperature, reduction)
+    temperature = check_common(op, z, temperature, reduction, normalize)
     check.embeddings(op, "guide", guide)
     n = z.shape[0]
     check.require(guide.shape[0] == n, op, "guide", lambda: f"of {n} rows as z is", lambda: check.shape_of(guide))
@@ -423,10 +420,8 @@ def _check_pair(op: str, z: Tensor, guide: Tensor, temperature: float | Tensor, 
     return temperature
 
 
-def _check_teacher(op: str, teacher_temperature: float | None) -> float | None:
-    if teacher_temperature is None:
-        return None
-    return check.positive_number(op, "teacher_temperature", teacher_temperature)
+def check_teacher(op: str, value: float | None, argument: str = "teacher_temperature") -> float | None:
+    return None if value is None else check.positive_number(op, argument, value)
 
 
 def _check_selection(op: str, batch: Batch, far: Tensor, k: int, gamma: float, context: GroupContext) -> float:

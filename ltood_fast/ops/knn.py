@@ -11,10 +11,10 @@ from torch.distributed import ProcessGroup
 
 from .._faiss import load_faiss
 from ..reference import neighbors as reference
-from ..reference._common import common_dtype
+from ..reference._common import common_dtype, unit_rows
 from . import _check
-from ._backend import use_kernel
-from ._schema import Arguments, constant, overload
+from ._backend import BACKENDS, use_kernel
+from ._schema import Arguments, constant, overload, wide_dtype
 from ._shards import add, passing, shards_of
 
 METHODS = ("exact", "ivf")
@@ -64,6 +64,7 @@ def knn(
     if group is not None:
         return _knn_shards("knn", x, k, y, normalize, group, backend)
     _check_knn("knn", x, k, y)
+    _check.flag("knn", "normalize", normalize)
     if not use_kernel("knn", backend, x, y):
         return reference.knn(x, k, y=y, normalize=normalize)
     return overload("knn")(x=x, y=y, k=k, normalize=normalize)
@@ -115,7 +116,7 @@ def knn_density(
     if group is not None:
         cosines, _ = _knn_shards("knn_density", x, k, None, True, group, backend, method)
         return (1 - cosines).mean(dim=1)
-    _check_density("knn_density", x, k, method)
+    _check_density("knn_density", x, k, method, backend)
     if method == "ivf":
         return _ivf_density(x, k, n_lists, n_probes)
     return _exact_density("knn_density", x, k, backend)
@@ -161,14 +162,18 @@ def cluster_tailness(
     op = "cluster_tailness"
     if group is not None:
         return _tailness_shards(op, x, assignments, n_clusters, k, method, density, group, backend)
-    _check_density(op, x, k, method)
+    if density is None:
+        _check_density(op, x, k, method, backend)
+    else:
+        _check.embeddings(op, "x", x)
+        check_rho(op, x, density)
     _check_assignments(op, x, assignments, n_clusters)
     if density is None and method == "ivf":
         density = _ivf_density(x, k, None, None)
     elif density is None:
         density = _exact_density(op, x, k, backend)
-    _check_rho(op, x, density)
-    return reference.cluster_tailness(x, assignments, n_clusters, k=k, density=density)
+    tailness = reference.cluster_tailness(x, assignments, n_clusters, k=k, density=density)
+    return tailness.to(wide_dtype(x.dtype))
 
 
 def _knn_shards(
@@ -204,10 +209,13 @@ def _knn_shards(
 def _check_shard(
     op: str, x: Tensor, k: int, y: Tensor | None, method: str, backend: str, normalize: bool
 ) -> dict[str, object]:
-    """Of one rank; returns what must be the same on all."""
+    """Checks one rank; returns what must be the same on all."""
     _check.embeddings(op, "x", x, allow_empty=True)
+    if op != "knn":  # whose NaN shows in its cosines
+        _check.finite_rows(op, "x", x)
     if y is not None:
         _check.same_width(op, "y", y, "x", x, allow_empty=True)
+    _check.flag(op, "normalize", normalize)
     _check.count(op, "k", k, 1)
     _check.choice(op, "method", method, METHODS)
     use_kernel("knn", backend, x, y)
@@ -226,10 +234,13 @@ def _tailness_shards(
     backend: str,
 ) -> Tensor:
     def check() -> dict[str, object]:
-        same = _check_shard(op, x, k, None, method, backend, True)
+        if density is None:
+            same = _check_shard(op, x, k, None, method, backend, True)
+        else:
+            _check.embeddings(op, "x", x, allow_empty=True)
+            check_rho(op, x, density)
+            same = {}
         _check_assignments(op, x, assignments, n_clusters)
-        if density is not None:
-            _check_rho(op, x, density)
         return {**same, "n_clusters": n_clusters, "density": "none" if density is None else "a tensor"}
 
     shards_of(op, group, x, check)
@@ -239,7 +250,7 @@ def _tailness_shards(
     sums[0].index_add_(0, assignments.long(), density.double())
     sums[1].index_add_(0, assignments.long(), torch.ones_like(density, dtype=torch.float64))
     total, count = add(sums, group)
-    return (total / count).to(common_dtype(x, x))
+    return (total / count).to(wide_dtype(x.dtype))
 
 
 def _check_assignments(op: str, x: Tensor, assignments: Tensor, n_clusters: int) -> None:
@@ -248,7 +259,11 @@ def _check_assignments(op: str, x: Tensor, assignments: Tensor, n_clusters: int)
     _check.index_range(op, "assignments", assignments, 0, n_clusters, classes=True)
 
 
-def _check_rho(op: str, x: Tensor, density: Tensor) -> None:
+def check_rho(op: str, x: Tensor, density: Tensor) -> None:
+    """A value of `knn_density` for every row of x."""
+    allowed = "a float tensor, as knn_density returns"
+    _check.require_type(isinstance(density, Tensor), op, "density", allowed, type(density).__name__)
+    _check.require_type(density.dtype in _check.FLOAT_DTYPES, op, "density", allowed, density.dtype)
     right = density.dim() == 1 and density.shape[0] == x.shape[0]
     _check.require(right, op, "density", lambda: f"of shape [{x.shape[0]}]", lambda: _check.shape_of(density))
     _check.same_device(op, "density", density, "x", x)
@@ -264,9 +279,10 @@ def _check_knn(op: str, x: Tensor, k: int, y: Tensor | None) -> None:
         _check.count(op, "k", k, 1, y.shape[0])
 
 
-def _check_density(op: str, x: Tensor, k: int, method: str) -> None:
+def _check_density(op: str, x: Tensor, k: int, method: str, backend: str) -> None:
     _check_knn(op, x, k, None)
     _check.choice(op, "method", method, METHODS)
+    _check.choice(op, "backend", backend, BACKENDS)
     if _check.concrete(x):
         _check.finite_rows(op, "x", x)  # NaN ranks first: one such row would be everyone's neighbour
 
@@ -279,7 +295,7 @@ def _ivf_density(x: Tensor, k: int, n_lists: int | None, n_probes: int | None) -
     own = indices == torch.arange(len(x))[:, None]
     own[:, -1] |= ~own.any(dim=1)
     rho = (1 - cosines[~own].view(len(x), k)).mean(dim=1)
-    return rho.to(device=x.device, dtype=common_dtype(x, x))
+    return rho.to(device=x.device, dtype=wide_dtype(x.dtype))
 
 
 def _ivf_shards(x: Tensor, k: int, n_lists: int | None, n_probes: int | None, group: ProcessGroup) -> Tensor:
@@ -298,7 +314,7 @@ def _ivf_shards(x: Tensor, k: int, n_lists: int | None, n_probes: int | None, gr
     if len(x):
         n_lists = min(len(x), n_lists or int(4 * len(x) ** 0.5))
         index = _ivf_index(rows, n_lists, min(n_lists, n_probes or max(1, n_lists // 8)))
-    rho = x.new_empty(0, dtype=common_dtype(x, x))
+    rho = x.new_empty(0, dtype=wide_dtype(x.dtype))
     for first, passed in passing(layout, rows.to(x.device)):
         owner = next(rank for rank, size in enumerate(layout.sizes) if size and layout.offset(rank) == first)
         best = torch.full((len(passed), k), -torch.inf)
@@ -316,7 +332,7 @@ def _ivf_shards(x: Tensor, k: int, n_lists: int | None, n_probes: int | None, gr
 
 
 def _unit_on_cpu(x: Tensor) -> Tensor:
-    return torch.nn.functional.normalize(x.detach().float(), dim=1).cpu().contiguous()
+    return unit_rows(x.detach()).float().cpu().contiguous()
 
 
 def _ivf_index(rows: Tensor, n_lists: int | None, n_probes: int | None) -> Any:

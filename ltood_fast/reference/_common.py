@@ -58,7 +58,7 @@ def concrete(x: Tensor) -> bool:
 
 def inner_products(x: Tensor, y: Tensor) -> Tensor:
     """x @ y.T, with the same bits in columns of equal rows, so that they tie: how a matrix product rounds an element
-    depends on where it stands. Only where rows have values, as the number of distinct rows is data."""
+    depends on its position. Only where rows have values, as the number of distinct rows is data."""
     products = x @ y.T
     if not concrete(y):
         return products

@@ -26,7 +26,7 @@ from .options import Distill
 
 
 class Stage2Result(NamedTuple):
-    """What stage2_loss returns: total = guided + beta * distill."""
+    """The result of stage2_loss: total = guided + beta * distill."""
 
     total: Tensor
     guided: Tensor
@@ -52,7 +52,7 @@ def positive_mask(cosines: Tensor, k: int, pos_idx: Tensor | None, instance_ids:
 
 
 def negative_mask(positive: Tensor, clusters: Tensor, far: Tensor) -> Tensor:
-    """[N, N] bool, j in N(i): the farthest cluster less P(i) and i; all rows but P(i) and i where that is empty."""
+    """[N, N] bool, j in N(i): the farthest cluster except P(i) and i; all rows but P(i) and i where that is empty."""
     others = ~positive & ~torch.eye(len(positive), dtype=torch.bool, device=positive.device)
     farthest = (clusters[None, :] == far.long()[clusters.long()][:, None]) & others
     return torch.where(farthest.any(dim=1, keepdim=True), farthest, others)

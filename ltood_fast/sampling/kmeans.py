@@ -15,6 +15,7 @@ from .._faiss import load_faiss
 from ..ops import _check
 from ..ops._group import RankLayout
 from ..ops._shards import add, fetch, shards_of
+from ..reference._common import unit_rows
 
 BLOCK_ROWS = 65536  # rows at a time that are added up in float64
 SPLIT_SEED = 1234  # faiss/Clustering.cpp: split_clusters
@@ -63,8 +64,9 @@ def kmeans(
         _check.embeddings(op, "x", x, allow_empty=group is not None)
         _check.count(op, "n_clusters", n_clusters, 1, len(x) if group is None else None)
         _check.count(op, "iterations", iterations, 1)
-        _check.count(op, "seed", seed, 0)
-        _check.finite_rows(op, "x", x.detach().float())
+        _check.count(op, "seed", seed, 0, 2**31 - 2)  # FAISS takes 32 bits
+        _check.flag(op, "spherical", spherical)
+        _check.finite_rows(op, "x", unit_rows(x.detach(), spherical).float())
         return {"n_clusters": n_clusters, "options": (iterations, seed, spherical)}
 
     layout = None if group is None else shards_of(op, group, x, check)
@@ -73,10 +75,7 @@ def kmeans(
     else:
         _check.count(op, "n_clusters", n_clusters, 1, layout.total)
     faiss = load_faiss(op)
-    rows = x.detach().float()
-    if spherical:
-        rows = torch.nn.functional.normalize(rows, dim=1)
-    rows = rows.contiguous()
+    rows = unit_rows(x.detach(), spherical).float().contiguous()
     if layout is not None:
         centroids, assignments, empty = _lloyd(faiss, rows, n_clusters, iterations, seed, spherical, layout)
     else:
@@ -157,7 +156,7 @@ def _lloyd(
     def on_sphere(centroids: Tensor) -> Tensor:
         return torch.nn.functional.normalize(centroids, dim=1) if spherical else centroids
 
-    if layout.total == n_clusters:  # FAISS takes the rows as they are
+    if layout.total == n_clusters:  # FAISS takes the rows unchanged
         centroids = fetch(layout, rows, torch.arange(n_clusters, device=rows.device))
         return centroids, assign(centroids), True
     order = np.empty(layout.total, dtype=np.int32)

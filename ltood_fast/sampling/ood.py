@@ -48,9 +48,7 @@ def sample_ood(
         taken[rows] = True
     ```
 
-    Candidates are read once, block by block. The cluster that chooses p-th loses at most the rows that the p - 1 before
-    it take, so its best budget_1 + ... + budget_p rows are all that must be kept: memory is O(block_rows (D + K) +
-    K budget) whatever the number of candidates, and a tensor and any cut of it into chunks give the same bits.
+    Candidates are read once, a block at a time, and any cut into chunks gives the same bits (docs/numerics.md).
 
     Args:
         candidates: [M, D] float64, float32, bfloat16 or float16, or an iterable of such chunks [m, D] in row
@@ -70,13 +68,11 @@ def sample_ood(
     Returns:
         (indices int64 [budget], cluster int64 [budget]) on the device of the centroids: rows of the candidates, grouped
         by cluster in the order of choice and nearest first, and the cluster that took each; -1 for "random". With a
-        group the same on every rank, rows of the concatenation: those of one process, unless cosines differ by rounding
-        alone, whose last bit may depend on where a block begins.
+        group the same on every rank, rows of the concatenation: those of one process, up to cosines that rounding ties.
 
     Raises:
         TypeError, ValueError: a wrong type, dtype, shape or range; fewer candidates than the budget; a candidate,
-            centroid or tailness that is not finite. The sentence names the argument. With a group the error of one
-            rank is raised on all and names the rank, or the argument that differs between ranks.
+            centroid or tailness that is not finite. With a group the error of one rank is raised on all ranks.
     """
     op = "sample_ood"
     plan: dict[str, Any] = {}
@@ -89,6 +85,8 @@ def sample_ood(
         _check.count(op, "budget", budget, 1)
         _check.positive_number(op, "temperature", temperature)
         _check.choice(op, "strategy", strategy, STRATEGIES)
+        given = generator is None or isinstance(generator, torch.Generator)
+        _check.require_type(given, op, "generator", "a torch.Generator or None", type(generator).__name__)
         rows = ROWS if block_rows is None else block_rows
         _check.count(op, "block_rows", rows, 1)
         chunks = _checked_chunks(op, candidates, centroids, rows, allow_empty=group is not None)
@@ -122,7 +120,7 @@ def _check_tailness(op: str, tailness: Tensor, centroids: Tensor) -> None:
     _check.require_type(isinstance(tailness, Tensor), op, "tailness", "a float tensor", type(tailness).__name__)
     _check.require_type(tailness.dtype.is_floating_point, op, "tailness", "a float tensor", tailness.dtype)
     k = len(centroids)
-    _check.require(tailness.shape == (k,), op, "tailness", f"of shape [{k}]", f"shape {tuple(tailness.shape)}")
+    _check.require(tailness.shape == (k,), op, "tailness", f"of shape [{k}]", _check.shape_of(tailness))
     _check.same_device(op, "tailness", tailness, "centroids", centroids)
     _check.require(not bool(tailness.isinf().any()), op, "tailness", "finite, or NaN for an empty cluster", "inf")
     _check.require(not bool(tailness.isnan().all()), op, "tailness", "known for a cluster at least", "NaN for all")
@@ -136,7 +134,13 @@ def _read(array: np.ndarray, rows: int) -> Iterator[Tensor]:
 def _checked_chunks(
     op: str, candidates: Tensor | np.ndarray | Iterable[Tensor], centroids: Tensor, rows: int, *, allow_empty: bool
 ) -> Iterator[Tensor]:
+    if isinstance(candidates, Tensor):
+        _check.embeddings(op, "candidates", candidates, allow_empty=True)
     if isinstance(candidates, np.ndarray):
+        right = candidates.dtype in (np.float64, np.float32, np.float16) and candidates.dtype.isnative
+        allowed = "float64, float32 or float16 in this machine's byte order"
+        _check.require_type(right, op, "candidates", allowed, candidates.dtype)
+        _check.require(candidates.ndim == 2, op, "candidates", "a matrix [M, D]", f"shape {candidates.shape}")
         chunks = _read(candidates, rows)
     else:
         chunks = candidates.split(rows) if isinstance(candidates, Tensor) else candidates
@@ -146,7 +150,7 @@ def _checked_chunks(
     for chunk in chunks:
         _check.embeddings(op, "candidates", chunk, allow_empty=allow_empty)
         allowed = f"{width} wide as centroids is"
-        _check.require(chunk.shape[1] == width, op, "candidates", allowed, f"shape {tuple(chunk.shape)}")
+        _check.require(chunk.shape[1] == width, op, "candidates", allowed, _check.shape_of(chunk))
         _check.finite_rows(op, "candidates", chunk, first=seen)
         seen += len(chunk)
         yield chunk.detach()

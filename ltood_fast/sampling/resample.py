@@ -6,7 +6,6 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 from torch.distributed import ProcessGroup
 
@@ -14,6 +13,8 @@ import ltood_fast
 
 from ..ops import _check
 from ..ops._shards import fetch, shards_of
+from ..ops.knn import check_rho
+from ..reference._common import unit_rows
 from .kmeans import kmeans
 
 
@@ -29,7 +30,7 @@ class Clusters:
 
 @dataclass(frozen=True)
 class Sample:
-    """What was sampled and why."""
+    """The sampled images, and the reasons."""
 
     clusters: Clusters
     """Of the ID embeddings."""
@@ -51,9 +52,9 @@ class Budget:
     temperature: float = 1.0
     """T_c, how evenly the images are spread over the clusters."""
     strategy: str = "tailness"
-    """Or "random", the source's baseline."""
+    """Or "random", the paper's baseline."""
     seed: int = 0
-    """Of the strategy "random"."""
+    """Seed of the strategy "random"."""
 
 
 def cluster_embeddings(
@@ -80,7 +81,7 @@ def cluster_embeddings(
     op = "cluster_embeddings"
     _check.embeddings(op, "embeddings", embeddings, allow_empty=group is not None)
     _check.count(op, "refine_steps", refine_steps, 0)
-    z = F.normalize(embeddings.detach().float(), dim=1)
+    z = unit_rows(embeddings.detach()).float()
     centroids, assignments = kmeans(z, n_clusters, seed=seed, group=group)
     if refine_steps:
         centroids, assignments = ltood_fast.refine_centroids(
@@ -113,7 +114,7 @@ def choose_ood(
     Raises:
         ValueError, TypeError: as `cluster_tailness` and `sample_ood`; fewer OOD rows than the budget is a ValueError.
     """
-    n_id = len(id_embeddings) if group is None else shards_of("choose_ood", group, id_embeddings).total
+    n_id = _count_rows("choose_ood", id_embeddings, tailness_k, group)
     tailness = ltood_fast.cluster_tailness(
         id_embeddings,
         clusters.assignments,
@@ -165,7 +166,19 @@ def choose_for_samples(
     Raises:
         ValueError, TypeError: as `knn_density` and `sample_ood`; fewer OOD rows than `budget` is a ValueError.
     """
-    layout = None if group is None else shards_of("choose_for_samples", group, id_embeddings)
+    op = "choose_for_samples"
+
+    def check() -> dict[str, object]:
+        _check.embeddings(op, "id_embeddings", id_embeddings, allow_empty=group is not None)
+        _check.count(op, "n_targets", n_targets, 1)
+        _check.count(op, "tailness_k", tailness_k, 1)
+        if density is not None:
+            check_rho(op, id_embeddings, density)
+        return {"n_targets": n_targets, "density": "none" if density is None else "a tensor"}
+
+    layout = None if group is None else shards_of(op, group, id_embeddings, check)
+    if layout is None:
+        check()
     n = len(id_embeddings) if layout is None else layout.total
     if density is None:
         density = ltood_fast.knn_density(id_embeddings, min(tailness_k, n - 1), group=group)
@@ -209,6 +222,20 @@ def mutual_weights(embeddings: Tensor, *, group: ProcessGroup | None = None) -> 
     if layout is not None:
         nearest = layout.gather(nearest)
     return (nearest[nearest] == torch.arange(len(nearest), device=nearest.device)).float()
+
+
+def _count_rows(op: str, id_embeddings: Tensor, tailness_k: int, group: ProcessGroup | None) -> int:
+    """Checks both and counts the rows of all ranks."""
+
+    def check() -> dict[str, object]:
+        _check.embeddings(op, "id_embeddings", id_embeddings, allow_empty=group is not None)
+        _check.count(op, "tailness_k", tailness_k, 1)
+        return {"tailness_k": tailness_k}
+
+    if group is not None:
+        return shards_of(op, group, id_embeddings, check).total
+    check()
+    return len(id_embeddings)
 
 
 def _sparsity_rank(embeddings: Tensor, k: int, group: ProcessGroup | None) -> Tensor:

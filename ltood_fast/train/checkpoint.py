@@ -46,7 +46,7 @@ COMPETITOR = "competitor"  # one more field, of a stage that is trained with bas
 PREVIOUS = "previous.pt"
 SEAL = re.compile(rb"ltood_fast sha256 ([0-9a-f]{64})")
 SEAL_BYTES = 18 + 64
-# What torch and the trainer raise at values that are not what they expect; not what Ctrl-C or a bug of theirs raises.
+# Errors that torch and the trainer raise at unexpected values; Ctrl-C and their own bugs raise others.
 MISFITS = (AttributeError, LookupError, TypeError, ValueError, RuntimeError, OverflowError)
 
 

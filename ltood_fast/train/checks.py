@@ -1,4 +1,4 @@
-"""What a run needs of its data, its files and its machine, judged before the first step of its first stage.
+"""Requirements of a run on its data, its files and its machine, judged before the first step of its first stage.
 
 A stage that starts after days must not be the first to say that its budget is larger than the pool.
 """

@@ -99,7 +99,7 @@ class OptimConfig:
 
 @dataclass(frozen=True)
 class BaseConfig:
-    """What the stages simclr, stage1 and joint compare a view with: see `train.sdclr`."""
+    """The second view that the stages simclr, stage1 and joint compare a view with: see `train.sdclr`."""
 
     name: str = _choice("simclr", "sdclr")  # sdclr: the second view goes through a pruned competitor [Jiang 2021]
     prune: float = _number(0.9, 0, 1)  # share of weights that it lacks: 0.9 on CIFAR, 0.3 on ImageNet-100 [Jiang 2021]

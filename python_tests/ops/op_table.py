@@ -50,10 +50,8 @@ class Op:
     lse: bool = False
     neighbors: bool = False  # can return them
     normalize: bool | None = True  # the default; None: not an option
-    as_given: bool = False  # with normalize=None: never normalised, else always
     reduction: bool = True
     bounded: bool = True
-    dtypes: tuple[torch.dtype, ...] = DTYPES
 
 
 @dataclass(frozen=True)
@@ -317,7 +315,6 @@ def _wrong_value(op: Op, sample: Sample, name: str, found: Tensor, truths: list[
     finite = all(bool(x.isfinite().all()) for x in sample.tensors.values() if isinstance(x, Tensor))
     finite &= not _logits_overflow(op, sample)
     unit, normalize = wide(1.0), op.normalize is None or sample.options.get("normalize", op.normalize)
-    normalize = normalize and not op.as_given
     if name.startswith("grad ") and name[5:] in op.rows and normalize:
         rows = sample.tensors[name[5:]]
         unit = row_unit(rows)
@@ -344,7 +341,9 @@ def _wrong_choices(op: Op, sample: Sample, found: dict[str, Tensor], dtype: torc
         if not options.get("same_domain", True):
             given.pop("domain")
         search = contrastive.Search(rows, **given)
-        return wrong_choice(rows, search.searched, search.allowed, found["indices"], dtype)
+        wrong = wrong_choice(rows, search.searched, search.allowed, found["indices"], dtype)
+        off = _wrong_cosines(rows.unit, search.searched.unit, found, dtype) & (found["indices"].cpu().numpy() >= 0)
+        return wrong or ("cosines: not those of their indices" if off.any() else "")
     if op.name == "knn":
         x = Rows.of(tensors["x"], normalize, EXACT)
         y = Rows.of(tensors["y"], normalize, EXACT) if "y" in tensors else x
@@ -361,6 +360,16 @@ def _wrong_choices(op: Op, sample: Sample, found: dict[str, Tensor], dtype: torc
     return _wrong_draw(sample, found, dtype) if op.name == "sample_ood" else ""
 
 
+def _wrong_cosines(x: np.ndarray, y: np.ndarray, found: dict[str, Tensor], dtype: torch.dtype) -> np.ndarray:
+    """[N, k]: where a cosine is not that of its index. It may be infinite where the product exceeds its dtype."""
+    exact = np.take_along_axis(x @ y.T, found["indices"].clamp(min=0).cpu().numpy(), 1)
+    longest = np.where(np.isfinite(y), y**2, 0).sum(1).max()
+    size = np.sqrt((x**2).sum(1, keepdims=True) * longest)
+    cosines = wide(found["cosines"])
+    overflows = np.isinf(cosines) & (np.sign(cosines) * exact * HEADROOM > torch.finfo(found["cosines"].dtype).max)
+    return ~(abs(cosines - exact) <= LOSS[dtype] * size) & ~overflows
+
+
 def _wrong_beside_nan(op: Op, sample: Sample, found: dict[str, Tensor], dtype: torch.dtype) -> str:
     """The choices of an op that met NaN or Inf. A finite cosine of `knn` must be that of its index."""
     if op.name in ("farthest_cluster", "sample_ood"):
@@ -368,10 +377,7 @@ def _wrong_beside_nan(op: Op, sample: Sample, found: dict[str, Tensor], dtype: t
     if op.name == "knn":
         x, normalize = sample.tensors["x"], sample.options.get("normalize", True)
         x, y = (Rows.of(rows, normalize, EXACT).unit for rows in (x, sample.tensors.get("y", x)))
-        exact = np.take_along_axis(x @ y.T, found["indices"].clamp(min=0).cpu().numpy(), 1)
-        cosines, longest = wide(found["cosines"]), np.where(np.isfinite(y), y**2, 0).sum(1).max()
-        size = np.sqrt((x**2).sum(1, keepdims=True) * longest)
-        wrong = np.isfinite(cosines) & ~(abs(cosines - exact) <= LOSS[dtype] * size)
+        wrong = _wrong_cosines(x, y, found, dtype) & found["cosines"].isfinite().cpu().numpy()
         return "cosines: a finite one of a row with NaN, or a wrong one" if wrong.any() else ""
     return ""
 

@@ -354,7 +354,7 @@ BAD = {
     "tau negative tensor": (
         lambda: ltood_fast.nt_xent(z32(), torch.tensor(-0.5)),
         ValueError,
-        "temperature must be positive, got -0.5",
+        "temperature must be positive and finite, got -0.5",
     ),
     "tau elsewhere": (
         lambda: ltood_fast.nt_xent(z32(), torch.tensor(0.5, device="meta")),

@@ -56,12 +56,6 @@ def test_two_views_as_two_arguments_of_a_module(module, argument, integer, z):
         module()(z, torch.randn(N, D))
 
 
-@pytest.mark.parametrize("op", [lt.supcon, lt.domain_loss, lt.stage1_loss])
-def test_two_views_where_labels_are_due(op, z):
-    with pytest.raises(TypeError, match=re.escape(VIEWS)):
-        op(z, torch.randn(N, D))
-
-
 def test_labels_in_place_of_the_temperature(z, labels):
     with pytest.raises(
         ValueError, match=r"got torch.int64 of shape \(8,\); ids of images\? pass instance_ids=; labels"

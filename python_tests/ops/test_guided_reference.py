@@ -77,7 +77,6 @@ def close(actual, expected):
     np.testing.assert_allclose(actual.detach().numpy(), expected, rtol=RTOL, atol=1e-13)
 
 
-PAIRS = [0, 1, 2, 3, 4, 5, 0, 1, 2, 3, 4, 5]
 CASES = {
     "defaults": {},
     "k=1": {"k": 1},
@@ -341,7 +340,7 @@ BAD_SELECTION = [
         ValueError,
         r"temperature must be a float or a float tensor of one element, got torch.float32 of shape \(2,\)",
     ),
-    ({"temperature": torch.tensor(-1.0)}, ValueError, "temperature must be positive, got -1.0"),
+    ({"temperature": torch.tensor(-1.0)}, ValueError, "temperature must be positive and finite, got -1.0"),
     ({"reduction": "max"}, ValueError, "reduction must be one of mean, sum, none, got 'max'"),
     ({"backend": "gpu"}, ValueError, "backend must be one of auto, reference, cpu, cuda, got 'gpu'"),
     ({"backend": "cuda"}, ValueError, "backend='cuda' needs inputs on a cuda device, got cpu"),
@@ -384,7 +383,7 @@ def test_bad_stage2_and_centroids_get_their_sentences():
         ({"beta": -0.1}, "beta must be non-negative and finite, got -0.1"),
         ({"distill": "l2"}, "distill must be one of relational, feature, got 'l2'"),
         ({"distill": "feature"}, r"guide must be 3 wide as z is, got shape \(6, 2\)"),
-        ({"distill": lt.Distill("relational", -1.0)}, "teacher_temperature must be positive and finite, got -1.0"),
+        ({"distill": lt.Distill("relational", -1.0)}, "distill.teacher_temperature must be positive and finite, got -1.0"),
     ):
         with pytest.raises(ValueError, match=f"^stage2_loss: {sentence}"):
             stage2_loss(**{**GOOD, **change})

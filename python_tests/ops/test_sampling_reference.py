@@ -239,7 +239,7 @@ def test_kmeans_assigns_to_the_nearest_and_repeats_itself():
         ({"n_clusters": 6}, ValueError, "n_clusters must be in [1, 5], got 6"),
         ({"n_clusters": 2.0}, TypeError, "n_clusters must be an int, got float"),
         ({"iterations": 0}, ValueError, "iterations must be at least 1, got 0"),
-        ({"seed": -1}, ValueError, "seed must be at least 0, got -1"),
+        ({"seed": -1}, ValueError, "seed must be in [0, 2147483646], got -1"),
         ({"x": M * NAN}, ValueError, "x must be finite, got NaN or Inf in row 0"),
         ({"x": M.int()}, TypeError, "x must be float64, float32, bfloat16 or float16, got torch.int32"),
     ],

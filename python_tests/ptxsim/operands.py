@@ -9,14 +9,12 @@ from collections.abc import Callable
 import numpy as np
 
 from .errors import SimError
-from .memory import GLOBAL_BASE, LOCAL_WINDOW, PARAM_WINDOW, SHARED_WINDOW
 from .ptx import Kernel, elements
 from .values import CODECS, REGISTER_DTYPES
 
 WARP = 32
 _INTEGER = re.compile(r"-?(?:0[xX][0-9a-fA-F]+|\d+)U?$")
 _ADDRESS = re.compile(r"\[\s*([^\]+]+?)\s*(?:\+\s*(-?\d+))?\s*\]$")
-_MEMORY_SPACES = {"global": GLOBAL_BASE, "shared": SHARED_WINDOW, "local": LOCAL_WINDOW, "param": PARAM_WINDOW}
 
 Reader = Callable  # (block) -> array [threads]
 Writer = Callable  # (block, mask | None, values) -> None

@@ -65,8 +65,5 @@ CODECS["bf16"] = Codec(np.dtype(np.uint16), bf16_to_f32, f32_to_bf16)
 CODECS["f16x2"] = Codec(np.dtype(np.uint32), lambda x: _f16_to_f32(_halves(x)), lambda v: _pair(f32_to_f16(v)))
 CODECS["bf16x2"] = Codec(np.dtype(np.uint32), lambda x: bf16_to_f32(_halves(x)), lambda v: _pair(f32_to_bf16(v)))
 
-INTEGER_TYPES = {
-    name for name, dtype in REGISTER_DTYPES.items() if name[0] in "bus" and dtype.kind in "ui" and "f" not in name
-}
 SIGNED_TYPES = {"s8", "s16", "s32", "s64"}
 FLOAT_TYPES = {"f16", "bf16", "f16x2", "bf16x2", "f32", "f64"}
