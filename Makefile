@@ -105,8 +105,8 @@ gpu-bench: $(READY)
 
 gpu-autotune: $(READY)
 	mkdir -p build $(GPU_RESULTS)
-	$(PY) -m benchmarks autotune > build/hopper_tiles.txt
-	mv build/hopper_tiles.txt $(GPU_RESULTS) && cat $(GPU_RESULTS)/hopper_tiles.txt
+	$(PY) -m benchmarks autotune > build/tile_sizes_sm90.txt
+	mv build/tile_sizes_sm90.txt $(GPU_RESULTS) && cat $(GPU_RESULTS)/tile_sizes_sm90.txt
 
 # The method against its baselines with ResNet-18; METHOD_ARGS says where the images are and how many epochs. Not in
 # gpu-check: it needs data, and a call that is cut off goes on where it stopped.
