@@ -92,6 +92,11 @@ def guided_contrastive(
         alone = (terms == -torch.inf).all(dim=1)  # no term at all: N = 1, or no positive and no force
         lse = terms.masked_fill(alone[:, None], 0).logsumexp(dim=1).masked_fill(alone, -torch.inf)
 
+        if pos_idx is None:  # a cosine that is NaN leaves open who is near
+            others = ~view_mask(len(s), instance_ids, s.device) & ~torch.eye(len(s), dtype=torch.bool, device=s.device)
+            unknown = (cosines.isnan() & others).any(dim=1)
+            lse, attract = lse.masked_fill(unknown, torch.nan), attract.masked_fill(unknown[:, None], torch.nan)
+
         attract = torch.where(positive, attract, 0)
         total_weight = attract.sum(dim=1)
         has_positive = total_weight != 0  # true for NaN, which has to reach the loss
@@ -185,4 +190,4 @@ def stage2_loss(
 def farthest_cluster(centroids: Tensor) -> Tensor:
     """far [K] int64: the other cluster of least centroid cosine, ties to the lower index; [0] when K = 1."""
     c = unit_rows(wide(centroids.detach()))
-    return (c @ c.T).fill_diagonal_(torch.inf).argmin(dim=1)
+    return inner_products(c, c).fill_diagonal_(torch.inf).argmin(dim=1)

@@ -344,7 +344,7 @@ def test_double_backward_is_refused():
     z, guide, clusters, far, _ = problem(8, d=3)
     loss = lt.guided_contrastive(z.requires_grad_(), guide, clusters, far, k=2, backend="cpu")
     (grad,) = torch.autograd.grad(loss, z, create_graph=True)
-    with pytest.raises(RuntimeError, match="guided: double backward is not supported"):
+    with pytest.raises(RuntimeError, match="^guided_contrastive: double backward is not supported$"):
         grad.square().sum().backward()
 
 
@@ -391,12 +391,12 @@ def test_fuzz(n, d, dg, k_clusters, images, neighbors, given_neighbors, weighted
 @pytest.mark.parametrize("weighted", [True, False])
 @pytest.mark.parametrize("value", [math.nan, math.inf])
 def test_a_broken_guide_row_reaches_every_loss(value, weighted):
-    """Every loss that is not finite in the reference is not finite here."""
+    """Who is near is unknown to all rows but the other view of the broken one."""
     z, guide, clusters, far = torch.randn(12, 5), torch.randn(12, 4), torch.arange(12) % 3, torch.tensor([1, 2, 0])
     guide[3, 1] = value
     options = {"k": 2, "weighted": weighted, "reduction": "none"}
     ours, defined = (
         lt.guided_contrastive(z, guide, clusters, far, backend=backend, **options) for backend in ("auto", "reference")
     )
-    assert not ours[~defined.isfinite()].isfinite().any()
-    assert weighted == bool((~defined.isfinite()).any())
+    assert ours.isfinite().equal(defined.isfinite())
+    assert defined.isfinite().sum() == (0 if weighted else 1)

@@ -4,6 +4,7 @@
 // of all pairs come first, both ways at once (in a partial problem with the tiles), positives are added row by row, and
 // the gradient goes back through the normalisation last.
 #include <ATen/ops/empty.h>
+#include <ATen/ops/full_like.h>
 #include <ATen/ops/scalar_tensor.h>
 #include <ATen/ops/zeros.h>
 #include <torch/library.h>
@@ -14,6 +15,7 @@
 
 #include "common/dispatch.h"
 #include "common/row_panels.h"
+#include "common/undefined.h"
 #include "ops/guided/cpu/pairs.h"
 #include "ops/guided/cpu/rows.h"
 
@@ -346,11 +348,23 @@ at::Tensor guided_partial_bwd_cpu(const Arguments& arguments) {
   return dispatch_wide(compute_dtype(in), [&](auto zero) { return partial_bwd<decltype(zero)>(in, states); });
 }
 
+bool is_undefined(const GuidedArguments& in, const GuidedSaved& saved) {
+  const bool contrast = in.clusters.has_value() &&
+                        (reaches_undefined(saved.grad_loss, saved.lse) || reaches_undefined(saved.grad_lse, saved.lse));
+  return contrast || (in.distill && (reaches_undefined(saved.grad_kl, saved.student_lse) ||
+                                     reaches_undefined(saved.grad_kl, saved.teacher_lse) ||
+                                     reaches_undefined(saved.grad_student_lse, saved.student_lse)));
+}
+
 std::tuple<at::Tensor, at::Tensor> guided_bwd_cpu(const Arguments& arguments) {
   GuidedArguments in = guided_arguments(arguments);
   const GuidedSaved saved = guided_saved(arguments);
   in.neighbors = saved.neighbors;
   check_guided_bwd(in, saved);
+  if (is_undefined(in, saved)) {
+    const auto wide = wide_dtype(in.z.scalar_type());
+    return {at::full_like(in.z, NAN), at::scalar_tensor(NAN, in.z.options().dtype(wide))};
+  }
   return dispatch_wide(compute_dtype(in), [&](auto zero) { return backward<decltype(zero)>(in, saved); });
 }
 

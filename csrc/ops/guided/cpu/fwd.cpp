@@ -5,6 +5,7 @@
 #include <ATen/ops/full.h>
 #include <torch/library.h>
 
+#include <algorithm>
 #include <cmath>
 #include <tuple>
 
@@ -157,6 +158,22 @@ void write_distill(const ForwardState<T>& state, T* kl, double* student_lse, dou
   }
 }
 
+// A cosine that is NaN leaves open who is near: the losses of such rows are NaN.
+template <typename T>
+void mark_unknown_neighbors(const GuidedTiles<T>& in, ContrastOutputs<T> out) {
+  const int64_t n = in.order.size();
+  const auto is_broken = [&](int64_t i) { return !std::isfinite(in.e.norms[i]); };
+  int64_t broken = 0;
+  for (int64_t i = 0; i < n; ++i) broken += is_broken(i);
+  for (int64_t i = 0; broken > 0 && i < n; ++i) {
+    const int64_t *views = in.order.views_begin(i), *end = in.order.views_end(i);
+    const int64_t other_rows = n - (end - views), other_broken = broken - std::count_if(views, end, is_broken);
+    if (other_broken == 0 && (!is_broken(i) || other_rows == 0)) continue;
+    const int64_t row = in.order.row_at[i];
+    out.loss[row] = out.weight[row] = out.lse[row] = NAN;
+  }
+}
+
 // The neighbours that the guide names, and the losses of the contrastive part.
 template <typename T>
 void contrast(const GuidedTiles<T>& in, RowOrder& order, int64_t* neighbors, int64_t k, ForwardState<T>& state,
@@ -203,8 +220,10 @@ GuidedOutputs forward(const GuidedArguments& arguments, int64_t k) {
       forward_tile(in, positions, rows, false, scratch, state);
     });
     if (has_contrast) {
-      contrast(in, order, neighbors.mutable_data_ptr<int64_t>(), neighbors.size(1), state,
-               {loss.mutable_data_ptr<T>(), weight.mutable_data_ptr<double>(), lse.mutable_data_ptr<double>()});
+      const ContrastOutputs<T> out{loss.mutable_data_ptr<T>(), weight.mutable_data_ptr<double>(),
+                                   lse.mutable_data_ptr<double>()};
+      contrast(in, order, neighbors.mutable_data_ptr<int64_t>(), neighbors.size(1), state, out);
+      if (search) mark_unknown_neighbors<T>(in, out);
     }
   }
   if (has_distill) {
