@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from ._common import common_dtype, unit_rows
+from ._common import common_dtype, inner_products, unit_rows
 
 
 def cluster_budgets(tailness: Tensor, budget: int, temperature: float = 1.0) -> Tensor:
@@ -47,7 +47,7 @@ def sample_ood(
         indices = torch.randperm(len(candidates), generator=generator, device=device)[:budget].to(centroids.device)
         return indices, torch.full_like(indices, -1)
     dtype = common_dtype(candidates, centroids)
-    cosines = unit_rows(centroids).to(dtype) @ unit_rows(candidates).to(dtype).T
+    cosines = inner_products(unit_rows(centroids).to(dtype), unit_rows(candidates).to(dtype))
     budgets = cluster_budgets(tailness, budget, temperature)
     taken = torch.zeros(len(candidates), dtype=torch.bool, device=centroids.device)
     indices, clusters = [], []

@@ -174,25 +174,35 @@ def _best_candidates(
     """For every centroid (cosines, rows) of its best `keep` candidates, best first; and the number of candidates."""
     device = centroids.device
     none = torch.empty(0, dtype=torch.int64, device=device)
-    best = [(none.to(common_dtype(centroids, centroids)), none) for _ in keep]
+    best = [(none.double(), none) for _ in keep]
     count = 0
     with torch.no_grad(), torch.autocast(device.type, enabled=False):
         for block in _blocks(chunks, rows):
             block = block.to(device)
             dtype = common_dtype(block, centroids)
-            cosines = unit_rows(centroids).to(dtype) @ unit_rows(block).to(dtype).T
-            best = [_merge(*best[p], cosines[p], count, keep[p]) for p in range(len(keep))]
+            c, x = unit_rows(centroids).to(dtype), unit_rows(block).to(dtype)
+            cosines = c @ x.T
+            for p, (ranked, found) in enumerate(best):
+                new = _contenders(cosines[p], ranked, keep[p], x.shape[1])
+                best[p] = _merge(ranked, found, (x[new].double() * c[p].double()).sum(dim=1), count + new, keep[p])
             count += len(block)
     return best, count
 
 
-def _merge(cosines: Tensor, rows: Tensor, block: Tensor, first: int, keep: int) -> tuple[Tensor, Tensor]:
-    """Merge the cosines of a block, whose rows begin at `first`, into the ranked ones; ties go to the lower row."""
-    if len(rows) == keep:
-        (new,) = (block > cosines[-1]).nonzero(as_tuple=True)
-    else:
-        new = torch.arange(len(block), device=block.device)
-    cosines, rows = torch.cat([cosines, block[new]]), torch.cat([rows, first + new])
+def _contenders(cosines: Tensor, ranked: Tensor, keep: int, width: int) -> Tensor:
+    """The rows of a block that may be among the best `keep`, given the ranked cosines of the rows before. The cosines
+    of the block come from a matrix product, which rounds equal rows differently: hence the margin."""
+    worst = ranked[-1] if len(ranked) == keep else -torch.inf
+    if len(cosines) > keep:
+        worst = max(worst, cosines.topk(keep).values[-1])
+    margin = 4 * width * torch.finfo(cosines.dtype).eps
+    return (cosines >= worst - margin).nonzero()[:, 0]
+
+
+def _merge(ranked: Tensor, found: Tensor, cosines: Tensor, rows: Tensor, keep: int) -> tuple[Tensor, Tensor]:
+    """Merge further rows into the ranked ones; ties go to the lower row. Cosines are float64 sums row by row, the same
+    for equal rows wherever they stand."""
+    cosines, rows = torch.cat([ranked, cosines]), torch.cat([found, rows])
     cosines, order = cosines.sort(descending=True, stable=True)
     return cosines[:keep], rows[order[:keep]]
 
@@ -201,11 +211,11 @@ def _merge_ranks(
     ranked: list[tuple[Tensor, Tensor]], keep: list[int], layout: RankLayout
 ) -> list[tuple[Tensor, Tensor]]:
     """Every centroid's best of the bests of all ranks. Ranks follow each other by row number, so a stable sort leaves
-    ties to the lower row. Cosines and rows travel as float64, which holds both exactly."""
+    ties to the lower row. Rows travel as float64, which holds them exactly."""
     merged = []
     for (cosines, rows), most in zip(ranked, keep, strict=True):
         mine = cosines.new_zeros(2, most, dtype=torch.float64)
-        mine[:, : len(rows)] = torch.stack([cosines.double(), (rows + layout.first).double()])
+        mine[:, : len(rows)] = torch.stack([cosines, (rows + layout.first).double()])
         of_ranks = [torch.empty_like(mine) for _ in layout.sizes]
         dist.all_gather(of_ranks, mine, group=layout.group)
         found = torch.cat([best[:, :count] for best, count in zip(of_ranks, layout.sizes, strict=True)], dim=1)
