@@ -85,31 +85,47 @@ def differentiable(op: str) -> None:
         found = gradient.run(ctx, received, needs)
         return tuple(found.get(name) for name in gradient.inputs)
 
-    def refuse(ctx, *_):
-        raise RuntimeError(f"{op.removesuffix('_group')}: double backward is not supported")
+    def keep_name(ctx, inputs, output, keyword_only_inputs=None):
+        ctx.public = (keyword_only_inputs or {}).get("op", op)  # over a process group the call says its name
 
     torch.library.register_autograd(f"ltood_fast::{op}", run_backward, setup_context=setup_context)
-    torch.library.register_autograd(f"ltood_fast::{op}_bwd", refuse)
+    torch.library.register_autograd(f"ltood_fast::{op}_bwd", _refuse_second, setup_context=keep_name)
     _FUNCTIONS[op] = _function(gradient)
+
+
+def _refuse_second(ctx, *_):
+    raise RuntimeError(f"{ctx.public}: double backward is not supported")
+
+
+class _FirstDerivative(torch.autograd.Function):
+    """Gradients of a call that are part of a graph themselves (``create_graph=True``)."""
+
+    @staticmethod
+    def forward(ctx, public, count, *tensors):
+        ctx.public = public
+        return tuple(None if x is None else x.clone() for x in tensors[:count])
+
+    backward = staticmethod(_refuse_second)
 
 
 def _function(gradient: _Gradient) -> type[torch.autograd.Function]:
     """The same gradient without the dispatcher's detour through Python, for eager calls."""
 
-    def forward(ctx, arguments, *_):
+    def forward(ctx, public, arguments, *_):
         with torch._C._AutoDispatchBelowAutograd():
             outputs = gradient.forward(**arguments)
         gradient.save(ctx, arguments, outputs)
+        ctx.public = public
         return outputs
 
     def backward(ctx, *received):
-        needs = dict(zip((name for name, _ in gradient.found), ctx.needs_input_grad[1:], strict=True))
-        if torch.is_grad_enabled():  # a second derivative, which the registered formula refuses
-            found = gradient.run(ctx, received, needs)
-        else:
-            with torch._C._AutoDispatchBelowAutograd():
-                found = gradient.run(ctx, received, needs)
-        return None, *(found.get(name) for name, _ in gradient.found)
+        names = [name for name, _ in gradient.found]
+        with torch._C._AutoDispatchBelowAutograd():
+            by_name = gradient.run(ctx, received, dict(zip(names, ctx.needs_input_grad[2:], strict=True)))
+        found = [by_name.get(name) for name in names]
+        if torch.is_grad_enabled():
+            found = _FirstDerivative.apply(ctx.public, len(found), *found, *received, *ctx.saved_tensors)
+        return None, None, *found
 
     members = {"forward": staticmethod(forward), "backward": staticmethod(backward)}
     return type(f"{gradient.op}_function", (torch.autograd.Function,), members)
@@ -125,19 +141,19 @@ def call(op: str, public: str, /, **arguments: object) -> tuple[Tensor, ...]:
     if torch.compiler.is_compiling():
         return _traced(op, arguments)
     try:
-        return _eager(op, arguments)
+        return _eager(op, public, arguments)
     except ValueError as error:
         if str(error).startswith(f"{op}: "):
             raise ValueError(f"{public}{str(error).removeprefix(op)}") from None
         raise
 
 
-def _eager(op: str, arguments: dict[str, object]) -> tuple[Tensor, ...]:
+def _eager(op: str, public: str, arguments: dict[str, object]) -> tuple[Tensor, ...]:
     if not _is_plain(arguments):
         return overload(op)(**arguments)
     leaves = [arguments.get(name) for name, _ in _GRADIENTS[op].found]
     if torch.is_grad_enabled() and any(x is not None and x.requires_grad for x in leaves):
-        return _FUNCTIONS[op].apply(arguments, *leaves)
+        return _FUNCTIONS[op].apply(public, arguments, *leaves)
     with torch._C._AutoDispatchBelowAutograd():
         return overload(op)(**arguments)
 

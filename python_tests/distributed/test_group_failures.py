@@ -159,7 +159,7 @@ def twice_differentiated(rank: int, world: int) -> str:
 
 
 def test_double_backward_is_refused(groups):
-    assert groups(2).results(twice_differentiated) == ["contrastive: double backward is not supported"] * 2
+    assert groups(2).results(twice_differentiated) == ["nt_xent: double backward is not supported"] * 2
 
 
 def one_that_leaves(rank: int, world: int, dies: bool) -> None:
