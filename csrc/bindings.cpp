@@ -15,7 +15,7 @@
   "Tensor z, Tensor? temperature_tensor=None, Tensor? instance_ids=None, Tensor? labels=None, "    \
   "Tensor? neighbor_weights=None, Tensor? domain=None, Tensor? bank=None, Tensor? bank_ids=None, " \
   "Tensor? bank_domain=None, *, " TEMPERATURE                                                      \
-  ", bool normalize=True, bool views=True, int k=0, "                                              \
+  ", bool normalize=True, bool views=True, bool decoupled=False, int k=0, "                        \
   "float neighbor_weight=1.0"
 
 // Rows [n, D] of one process against columns [M, D] of others; row i and column i + diagonal are the same embedding.
@@ -58,11 +58,13 @@ TORCH_LIBRARY(ltood_fast, m) {
       ") -> (Tensor grad_z, Tensor grad_temperature_tensor)");
   // lse [n] and the k best columns [n, k]; grad_unit [n, D] = (1/tau) (x_weight exp(s - x_lse) + y_weight exp(s -
   // y_lse)) u(y).
-  m.def("contrastive_partial(" PARTIAL_INPUTS ", Tensor? x_domain=None, Tensor? y_domain=None, *, " PARTIAL_OPTIONS
-        ", int k=0) -> (Tensor lse, Tensor cosines, Tensor indices)");
+  m.def("contrastive_partial(" PARTIAL_INPUTS
+        ", Tensor? x_domain=None, Tensor? y_domain=None, Tensor? x_excluded=None, Tensor? y_excluded=None, "
+        "*, " PARTIAL_OPTIONS ", int k=0) -> (Tensor lse, Tensor cosines, Tensor indices)");
   m.def(
       "contrastive_partial_bwd(Tensor x, Tensor y, Tensor x_lse, Tensor x_weight, Tensor? y_lse=None, "
-      "Tensor? y_weight=None, Tensor? temperature_tensor=None, *, " PARTIAL_OPTIONS ") -> Tensor grad_unit");
+      "Tensor? y_weight=None, Tensor? temperature_tensor=None, Tensor? x_excluded=None, Tensor? y_excluded=None, "
+      "*, " PARTIAL_OPTIONS ") -> Tensor grad_unit");
 
   // Stage 2. clusters: the guided contrastive loss; distill: relational distillation. Outputs of a disabled loss are
   // empty.

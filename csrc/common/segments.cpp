@@ -29,4 +29,17 @@ RowSegments pair_views(int64_t n) {
   return segments;
 }
 
+RowSegments without_pairs(const RowSegments& segments) {
+  RowSegments kept;
+  kept.offsets.push_back(0);
+  for (int64_t g = 0; g < segments.count(); ++g) {
+    const auto first = segments.order.begin() + segments.offsets[g],
+               last = segments.order.begin() + segments.offsets[g + 1];
+    if (last - first < 3) continue;
+    kept.order.insert(kept.order.end(), first, last);
+    kept.offsets.push_back(static_cast<int64_t>(kept.order.size()));
+  }
+  return kept;
+}
+
 }  // namespace ltood

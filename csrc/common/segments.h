@@ -14,5 +14,6 @@ struct RowSegments {
 
 RowSegments segment_rows(const int64_t* ids, int64_t n);  // rows of equal id
 RowSegments pair_views(int64_t n);                        // row i and row i + n / 2
+RowSegments without_pairs(const RowSegments& segments);   // those of three rows and more
 
 }  // namespace ltood

@@ -21,8 +21,11 @@ if TYPE_CHECKING:
 class NTXentLoss(Loss):
     """Module of :func:`ltood_fast.nt_xent`."""
 
-    def __init__(self, temperature: float | Tensor = 0.5, **options: Unpack[LossOptions]) -> None:
-        super().__init__(temperature, options)
+    def __init__(
+        self, temperature: float | Tensor = 0.5, *, decoupled: bool = False, **options: Unpack[LossOptions]
+    ) -> None:
+        super().__init__(temperature, options, decoupled=decoupled)
+        check.flag("NTXentLoss", "decoupled", decoupled)
 
     def forward(self, z: Tensor, instance_ids: Tensor | None = None) -> Any:
         return ops.nt_xent(z, self.temperature, instance_ids=instance_ids, **self.hyper_parameters)
@@ -31,8 +34,11 @@ class NTXentLoss(Loss):
 class SupConLoss(Loss):
     """Module of :func:`ltood_fast.supcon`."""
 
-    def __init__(self, temperature: float | Tensor = 0.5, **options: Unpack[LossOptions]) -> None:
-        super().__init__(temperature, options)
+    def __init__(
+        self, temperature: float | Tensor = 0.5, *, decoupled: bool = False, **options: Unpack[LossOptions]
+    ) -> None:
+        super().__init__(temperature, options, decoupled=decoupled)
+        check.flag("SupConLoss", "decoupled", decoupled)
 
     def forward(self, z: Tensor, labels: Tensor) -> Any:
         return ops.supcon(z, labels, self.temperature, **self.hyper_parameters)

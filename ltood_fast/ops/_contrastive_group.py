@@ -8,6 +8,9 @@ is the gradient at u_i of what all ranks' losses send back: w to the log-sum-exp
 (views or class, neighbours). G is symmetric, so with the w, lse, p and q of all rows (a few doubles a row) every rank
 has the gradient of its own rows whole: no N×D reduce-scatter. Both passes read the other ranks' rows from shards that
 pass by: all rows in one (gather; kept for the backward), or one rank's at a time (ring; sent again by the backward).
+
+Sole positives (one other row of the instance or class) leave the passes and are added in float64, so that a small loss
+keeps its digits; all positives leave them where the loss is decoupled. CUDA kernels leave nothing out yet.
 """
 
 from __future__ import annotations
@@ -41,6 +44,11 @@ class Inputs(Arguments):
     def k_batch(self) -> int:
         """Neighbours that are searched for in the batch."""
         return self.k if self.bank is None else 0
+
+    @property
+    def part(self) -> str:
+        """The part of the loss whose positives the passes may leave out."""
+        return PARTS[0] if self.views else PARTS[1]
 
     @property
     def similarity(self) -> Similarity:
@@ -106,6 +114,31 @@ class Segments:
         return slot.where(self.sorted[slot] == keys, -1)
 
 
+class Excluded:
+    """The positives that the passes leave out: ids of the rows of all ranks, -1 = none, and the rows of this rank that
+    have a sole positive."""
+
+    def __init__(self, inputs: Inputs, keys: Tensor, own: slice):
+        self.own, order = own, keys.argsort(stable=True)
+        ranked = keys[order]
+        first = torch.searchsorted(ranked, keys)  # one number for each key
+        pair = occurrences(keys, keys) == 2
+        self.ids = first if inputs.decoupled else first.where(pair, -1)
+        self.sole = pair[own] & (not inputs.decoupled)  # [n]
+        rows, first = torch.arange(len(keys), device=keys.device)[own], first[own]
+        two = [order[(first + member).clamp(max=len(order) - 1)] for member in (0, 1)]
+        self.partner = two[0] + two[1] - rows  # [n], where it is sole: a row of the batch
+
+    @staticmethod
+    def of(inputs: Inputs, columns: Columns) -> Excluded | None:
+        if inputs.use_kernel and inputs.z.device.type == "cuda":
+            return None
+        return Excluded(inputs, columns.keys[inputs.part], columns.own)
+
+    def of_shard(self, columns: slice) -> tuple[Tensor, Tensor]:
+        return self.ids[self.own].contiguous(), self.ids[columns].contiguous()
+
+
 def add_rows(out: Tensor, index: Tensor, similarity: Similarity, x: Tensor, weight: Tensor | None = None) -> None:
     """out[index_j] += weight_j u(x_j) where index_j >= 0, in float64, in the order of j: the same bits every time."""
     cpu = x.device.type == "cpu"
@@ -169,6 +202,7 @@ def _agree(inputs: Inputs) -> RankLayout:
         "normalize": inputs.normalize,
         "exchange": inputs.exchange,
         "k": inputs.k,
+        "decoupled": inputs.decoupled,
         **dict(line.split("=", 1) for line in inputs.must_match.splitlines()),
         **{name: "None" if getattr(inputs, name) is None else "a tensor" for name in optional},
     }
@@ -215,20 +249,28 @@ def _row_loss(lse: Tensor, attraction: Tensor, weight: Tensor) -> Tensor:
     return torch.where(weight > 0, lse - attraction / weight.where(weight > 0, 1), 0)
 
 
+def _sole_loss(rest: Tensor, s: Tensor, attraction: Tensor, weight: Tensor) -> Tensor:
+    """(lse - s) + (s - attraction / weight), whose first term keeps its digits; rest: lse without the positive."""
+    alone = weight == 1
+    return torch.logaddexp(rest - s, torch.zeros_like(s)) + (s - attraction / weight).where(~alone, 0)
+
+
 @operator("contrastive_group", FORWARD)
 def contrastive_group(*args, **kwargs):
     inputs = Inputs("contrastive_group", args, kwargs)
     z, similarity, layout = inputs.z, inputs.similarity, _agree(inputs)
     columns = Columns(inputs, layout)
-    segments = columns.segments(inputs)
+    segments, excluded = columns.segments(inputs), Excluded.of(inputs, columns)
     sums = {name: z.new_zeros(z.shape, dtype=torch.float64) for name in segments}
     n, wide, k = z.shape[0], wide_dtype(z.dtype), inputs.k_batch
     lse = z.new_full((n,), -torch.inf, dtype=torch.float64)
     found = z.new_empty((n, 0), dtype=wide), z.new_empty((n, 0), dtype=torch.int64)
     for first, shard in layout.shards(z, inputs.exchange):
         passing = slice(first, first + len(shard))
+        keys = columns.admissible(passing) if k else {}
+        keys |= {"excluded": excluded.of_shard(passing)} if excluded else {}
         part, cosines, indices = similarity.partial(
-            z, shard, diagonal=layout.first - first, k=min(k, len(shard)), **(columns.admissible(passing) if k else {})
+            z, shard, diagonal=layout.first - first, k=min(k, len(shard)), **keys
         )
         lse = torch.logaddexp(lse, part)
         found = combine_best(found, (cosines, indices.where(indices < 0, indices + first)), k)
@@ -237,12 +279,21 @@ def contrastive_group(*args, **kwargs):
     cosines, indices = found if inputs.bank is None else _search_bank(inputs)
     weights = {name: segment.others.double() for name, segment in segments.items()}
     attraction = {name: _sums_of_similarities(similarity, z, segment, sums[name]) for name, segment in segments.items()}
+    rest, s_sole = lse, attraction[inputs.part]
+    if excluded:
+        lse = torch.logaddexp(rest, s_sole).where(excluded.sole, rest)
+    if inputs.decoupled:  # a row without negatives has no loss
+        weights[inputs.part] = weights[inputs.part].where(lse > -torch.inf, 0)
     if inputs.k:
         near = cosines.double().masked_fill(indices < 0, 0).sum(dim=1)
         weights["instance"] += inputs.lam * (indices >= 0).sum(dim=1)
-        attraction["instance"] += inputs.lam * near / similarity.tau
+        attraction["instance"] = attraction["instance"] + inputs.lam * near / similarity.tau
     none = z.new_empty(0, dtype=torch.float64)
     losses = [_row_loss(lse, attraction[name], weights[name]) if name in segments else none for name in PARTS]
+    if excluded:
+        small = _sole_loss(rest, s_sole, attraction[inputs.part], weights[inputs.part])
+        at = PARTS.index(inputs.part)
+        losses[at] = small.where(excluded.sole, losses[at])
     gathered = shard if inputs.exchange == "gather" else z.new_empty((0, z.shape[1]))
     row_weights = [weights.get(name, none.clone()) for name in PARTS]
     sizes = torch.tensor(layout.sizes)
@@ -299,8 +350,11 @@ class Attraction:
             first,
         )
         self.segments, self.columns = columns.segments(inputs), columns
+        self.excluded, self.part = Excluded.of(inputs, columns), inputs.part
         self.sums, self.grad_sums = ({name: _zeros(z) for name in self.segments} for _ in range(2))
         self.near = _zeros(z) if inputs.k else None
+        # lse, its gradient, and that at a positive of the part, of the rows of all ranks
+        self._of_all = *columns.doubles[:2], columns.doubles[2 + list(positive_grads.parts).index(inputs.part)]
 
     def add(self, first: int, shard: Tensor) -> None:
         """The rows of a shard, as positives of the own rows and as rows that the own ones are positives of."""
@@ -320,8 +374,21 @@ class Attraction:
         total = torch.zeros_like(u)
         for name, segment in self.segments.items():
             own, slot = self.positive_grads.parts[name][rows, None], segment.slot[rows]
-            total += own * (self.sums[name][slot] - 2 * u) + self.grad_sums[name][slot]
+            part = own * (self.sums[name][slot] - 2 * u) + self.grad_sums[name][slot]
+            if self.excluded and name == self.part:
+                part = self._of_sole(rows, u, self.sums[name][slot] - u).where(self.excluded.sole[rows, None], part)
+            total += part
         return total
+
+    def _of_sole(self, rows: Tensor, u: Tensor, partner: Tensor) -> Tensor:
+        """The same of sole positives, together with what their softmax repels: g - w P = -g (P - 1) - (w - g) P."""
+        s = (u * partner).sum(dim=1) / self.similarity.tau
+        partners = self.excluded.partner[rows].where(self.excluded.sole[rows], 0)
+        weight = torch.zeros_like(s)
+        for members in (self.first + rows, partners):  # rows of the batch
+            lse, w, g = (x[members] for x in self._of_all)
+            weight -= g * torch.expm1(s - lse) + (w - g) * torch.exp(s - lse)
+        return weight[:, None] * partner
 
 
 def _zeros(z: Tensor) -> Tensor:
@@ -345,6 +412,7 @@ def contrastive_group_bwd(*args, **kwargs):
             z,
             shard,
             diagonal=layout.first - first,
+            excluded=attraction.excluded and attraction.excluded.of_shard(passing),
             of_rows=(lse, positive_grads.lse),
             of_columns=(columns.doubles[0][passing], columns.doubles[1][passing]),
         )
@@ -354,7 +422,10 @@ def contrastive_group_bwd(*args, **kwargs):
     if inputs.bank is not None and inputs.k:
         for mine in indices.unbind(dim=1):
             add_chosen(attraction.near, mine, similarity, inputs.bank, positive_grads.neighbor)
-    return _epilogue(inputs, grad_unit, attraction)
+    grad_z, grad_temperature = _epilogue(inputs, grad_unit, attraction)
+    all_lse, all_grad_lse = columns.doubles[:2]
+    undefined = ((all_grad_lse != 0) & ~(all_lse < torch.inf)).any()  # a row's softmax, and so all that it reaches
+    return grad_z.masked_fill(undefined, torch.nan), grad_temperature.masked_fill(undefined, torch.nan)
 
 
 def _epilogue(inputs: Inputs, grad_unit: Tensor, attraction: Attraction) -> tuple[Tensor, Tensor]:

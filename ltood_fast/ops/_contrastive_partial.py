@@ -36,6 +36,7 @@ def contrastive_partial(
     k: int = 0,
     instances: Pair | None = None,
     domains: Pair | None = None,
+    excluded: Pair | None = None,
 ) -> ContrastivePartial:
     """Row log-sum-exp over the columns, and the k best columns of every row.
 
@@ -48,8 +49,11 @@ def contrastive_partial(
         k: how many columns to find.
         instances, domains: int64 of the rows ``[n]`` and of the columns ``[M]``; columns of the row's instance, and
             those of another domain, are no candidates.
+        excluded: int64 of the rows and of the columns: columns of the row's id, if it is not -1, leave lse. None on
+            CUDA.
     """
-    (x_instance, y_instance), (x_domain, y_domain) = (pair or (None, None) for pair in (instances, domains))
+    pairs = (pair or (None, None) for pair in (instances, domains, excluded))
+    (x_instance, y_instance), (x_domain, y_domain), (x_excluded, y_excluded) = pairs
     return ContrastivePartial(
         *overload("contrastive_partial")(
             x=x,
@@ -58,6 +62,8 @@ def contrastive_partial(
             y_instance=int64(y_instance),
             x_domain=int64(x_domain),
             y_domain=int64(y_domain),
+            x_excluded=int64(x_excluded),
+            y_excluded=int64(y_excluded),
             normalize=normalize,
             diagonal=diagonal,
             k=k,
@@ -75,16 +81,18 @@ def contrastive_partial_bwd(
     diagonal: int,
     of_rows: Pair,
     of_columns: Pair | None = None,
+    excluded: Pair | None = None,
 ) -> Tensor:
     """Gradient at the (normalised) rows of x of ``sum(weight * lse)`` over the rows of all processes: ``[n, D]``
     float32, float64 of float64.
 
     Args:
-        x, y, temperature, normalize, diagonal: as in `contrastive_partial`.
+        x, y, temperature, normalize, diagonal, excluded: as in `contrastive_partial`.
         of_rows: float64 ``[n]`` each: log-sum-exp of the rows over all columns, and its gradient.
         of_columns: the same of the columns, ``[M]``; None: the columns have no gradient.
     """
     (x_lse, x_weight), (y_lse, y_weight) = of_rows, of_columns or (None, None)
+    x_excluded, y_excluded = excluded or (None, None)
     return overload("contrastive_partial_bwd")(
         x=x,
         y=y,
@@ -92,6 +100,8 @@ def contrastive_partial_bwd(
         x_weight=x_weight,
         y_lse=y_lse,
         y_weight=y_weight,
+        x_excluded=int64(x_excluded),
+        y_excluded=int64(y_excluded),
         normalize=normalize,
         diagonal=diagonal,
         **temperature_arguments(temperature),

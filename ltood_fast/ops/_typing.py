@@ -22,7 +22,11 @@ class SharedOptions(TypedDict, total=False):
     backend: str
 
 
-class NTXentOptions(SharedOptions, total=False):
+class SupConOptions(SharedOptions, total=False):
+    decoupled: bool
+
+
+class NTXentOptions(SupConOptions, total=False):
     instance_ids: Tensor | None
 
 

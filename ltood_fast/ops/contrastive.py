@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from torch.distributed import ProcessGroup
     from typing_extensions import Unpack
 
-    from ._typing import DomainOptions, NTXentOptions, PSDOptions, SharedOptions, Stage1Options
+    from ._typing import DomainOptions, NTXentOptions, PSDOptions, Stage1Options, SupConOptions
 
 __all__ = ["Stage1Result", "domain_loss", "nt_xent", "psd_loss", "stage1_loss", "supcon"]
 
@@ -98,9 +98,13 @@ def _check_neighbors(
     return _check_neighbor_weight(op, neighbor_weight, z)
 
 
-def _kernel(op: str, backend: str, context: GroupContext, *inputs: Tensor | None) -> bool:
+def _kernel(op: str, backend: str, context: GroupContext, *inputs: Tensor | None, decoupled: bool = False) -> bool:
     """Whether the kernel runs: over a process group that of rows against other columns."""
     kernel = use_kernel(op, backend, *inputs)
+    if decoupled and inputs[0].device.type == "cuda":
+        allowed = "False with backend='cuda', whose kernels leave no positives out; use backend='auto' or 'reference'"
+        check.require(backend != "cuda", op, "decoupled", allowed, decoupled)
+        return False
     return kernel and (not context.many or has_kernel("contrastive_partial", inputs[0].device.type))
 
 
@@ -130,6 +134,7 @@ def nt_xent(
     temperature: float | Tensor = 0.5,
     *,
     instance_ids: Tensor | None = None,
+    decoupled: bool = False,
     normalize: bool = True,
     reduction: str = "mean",
     return_lse: bool = False,
@@ -153,11 +158,13 @@ def nt_xent(
         temperature: tau > 0, a number or a 0-d tensor; a tensor that requires grad gets its gradient.
         instance_ids: ``[N]`` integers: rows with one id are views of one image (multi-crop). A row may have no other
             view: it is a negative for the others, its own loss is 0.
+        decoupled: leave the positives out of the denominator: ``lse_i`` is over the negatives alone (DCL
+            [Yeh et al. 2022], without its weights). The loss may be negative; a row without negatives has loss 0.
         normalize: L2-normalise the rows first (eps 1e-12); the gradient goes through it. ``False``: use them as given.
             A float16 row of norm below 1 / 65504 has no finite gradient: it gets 0. Rows as given are refused where
             float64 no longer carries the softmax, at norm^2 / temperature above 3.4e10 (CPU kernels).
         reduction: ``"mean"`` (over the rows that have a positive), ``"sum"``, or ``"none"`` (``[N]``).
-        return_lse: also return ``lse [N]``, differentiable.
+        return_lse: also return ``lse [N]``, differentiable. With ``decoupled``, that of the negatives.
         group: a ``torch.distributed.ProcessGroup`` whose ranks call this together: the batch is the concatenation of
             their rows in the order of the ranks, which may hold different numbers. See docs/many_gpus.md.
         exchange: with a group, ``"gather"`` (all rows at once) or ``"ring"`` (one rank's rows at a time, less memory).
@@ -174,17 +181,15 @@ def nt_xent(
     op = "nt_xent"
     with GroupContext(op, group, reduction, exchange) as context:
         temperature = check_common(op, z, temperature, reduction, normalize)
-        kernel = _kernel(op, backend, context, z)
+        check.flag(op, "decoupled", decoupled)
+        kernel = _kernel(op, backend, context, z, decoupled=decoupled)
         check_views(op, z, instance_ids, kernel and not context.many)
+    options = {"instance_ids": instance_ids, "decoupled": decoupled, "normalize": normalize}
     if kernel or context.many:
-        rows = contrastive(
-            z, temperature, normalize=normalize, instance_ids=instance_ids, context=context, kernel=kernel
-        )
+        rows = contrastive(z, temperature, context=context, kernel=kernel, **options)
         (loss,) = reduce_parts([rows.instance], reduction, context)
         return _with_extras(loss, rows, return_lse)
-    return reference.nt_xent(
-        z, temperature, instance_ids=instance_ids, normalize=normalize, reduction=reduction, return_lse=return_lse
-    )
+    return reference.nt_xent(z, temperature, reduction=reduction, return_lse=return_lse, **options)
 
 
 @overload
@@ -194,7 +199,7 @@ def supcon(
     temperature: float | Tensor = 0.5,
     *,
     return_lse: Literal[False] = False,
-    **options: Unpack[SharedOptions],
+    **options: Unpack[SupConOptions],
 ) -> Tensor: ...
 @overload
 def supcon(
@@ -203,17 +208,18 @@ def supcon(
     temperature: float | Tensor = 0.5,
     *,
     return_lse: Literal[True],
-    **options: Unpack[SharedOptions],
+    **options: Unpack[SupConOptions],
 ) -> tuple[Tensor, Tensor]: ...
 @overload
 def supcon(
-    z: Tensor, labels: Tensor, temperature: float | Tensor = 0.5, *, return_lse: bool, **options: Unpack[SharedOptions]
+    z: Tensor, labels: Tensor, temperature: float | Tensor = 0.5, *, return_lse: bool, **options: Unpack[SupConOptions]
 ) -> Tensor | tuple[Tensor, Tensor]: ...
 def supcon(
     z: Tensor,
     labels: Tensor,
     temperature: float | Tensor = 0.5,
     *,
+    decoupled: bool = False,
     normalize: bool = True,
     reduction: str = "mean",
     return_lse: bool = False,
@@ -237,6 +243,7 @@ def supcon(
         z: ``[N, D]`` float64, float32, bfloat16 or float16: one embedding a row, any N >= 1.
         labels: ``[N]`` integers of any value. A row that is alone in its class has loss 0.
         temperature: tau > 0, a number or a 0-d tensor, which gets its gradient.
+        decoupled: leave the positives out of the denominator, as in :func:`nt_xent`.
         normalize: L2-normalise the rows first (eps 1e-12); the gradient goes through it. ``False``: use them as given.
         reduction: ``"mean"`` (over the rows that have a positive), ``"sum"``, or ``"none"`` (``[N]``).
         return_lse: also return ``lse [N]``, differentiable.
@@ -252,14 +259,14 @@ def supcon(
     with GroupContext(op, group, reduction, exchange) as context:
         temperature = check_common(op, z, temperature, reduction, normalize)
         check.integers(op, "labels", labels, z.shape[0], z, mask=True)
-        kernel = _kernel(op, backend, context, z)
+        check.flag(op, "decoupled", decoupled)
+        kernel = _kernel(op, backend, context, z, decoupled=decoupled)
+    options = {"decoupled": decoupled, "normalize": normalize}
     if kernel or context.many:
-        rows = contrastive(
-            z, temperature, normalize=normalize, views=False, labels=labels, context=context, kernel=kernel
-        )
+        rows = contrastive(z, temperature, views=False, labels=labels, context=context, kernel=kernel, **options)
         (loss,) = reduce_parts([rows.classes], reduction, context)
         return _with_extras(loss, rows, return_lse)
-    return reference.supcon(z, labels, temperature, normalize=normalize, reduction=reduction, return_lse=return_lse)
+    return reference.supcon(z, labels, temperature, reduction=reduction, return_lse=return_lse, **options)
 
 
 @overload

@@ -72,6 +72,13 @@ def _view_term(s: Tensor, instance_ids: Tensor | None) -> tuple[Tensor, Tensor]:
     return s.masked_fill(~views, 0).sum(dim=1), views.sum(dim=1)
 
 
+def _decoupled(s: Tensor, positive: Tensor) -> tuple[Tensor, tuple[Tensor, Tensor]]:
+    """(log-sum-exp over the negatives, row losses of which it is the denominator): a row without negatives has none."""
+    lse = _logsumexp(s, ~positive & ~_diagonal(s))
+    weight = positive.sum(dim=1).where(lse > -torch.inf, 0)
+    return lse, _row_losses(lse, s.masked_fill(~positive, 0).sum(dim=1), weight)
+
+
 def _mask_losses(s: Tensor, lse: Tensor, positive: Tensor) -> tuple[Tensor, Tensor]:
     """Row losses whose positives are those of the mask."""
     attraction, sole = s.masked_fill(~positive, 0).sum(dim=1), _sole(positive)
@@ -79,9 +86,9 @@ def _mask_losses(s: Tensor, lse: Tensor, positive: Tensor) -> tuple[Tensor, Tens
     return _keep_digits(_row_losses(lse, attraction, positive.sum(dim=1)), s, sole, excess)
 
 
-def _class_losses(s: Tensor, lse: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
-    """SupCon's rows: the positives are all other rows of the same label."""
-    return _mask_losses(s, lse, (labels[:, None] == labels[None, :]) & ~_diagonal(s))
+def _same_class(s: Tensor, labels: Tensor) -> Tensor:
+    """[N, N] bool: all other rows of the same label."""
+    return (labels[:, None] == labels[None, :]) & ~_diagonal(s)
 
 
 def _psd_losses(
@@ -143,14 +150,17 @@ def nt_xent(
     temperature: float | Tensor = 0.5,
     *,
     instance_ids: Tensor | None = None,
+    decoupled: bool = False,
     normalize: bool = True,
     reduction: str = "mean",
     return_lse: bool = False,
 ) -> Tensor | tuple[Tensor, Tensor]:
-    """l_i = lse_i - mean of s_iv over the other views v of i (SimCLR, Chen 2020)."""
+    """l_i = lse_i - mean of s_iv over the other views v of i (SimCLR, Chen 2020); decoupled: lse_i without them."""
     with full_precision(z):
         s, lse = _similarities(unit_rows(z, normalize), temperature)
-        loss = reduce_rows(*_mask_losses(s, lse, view_mask(len(s), instance_ids, s.device)), reduction)
+        positive = view_mask(len(s), instance_ids, s.device)
+        lse, losses = _decoupled(s, positive) if decoupled else (lse, _mask_losses(s, lse, positive))
+        loss = reduce_rows(*losses, reduction)
     return (loss, lse) if return_lse else loss
 
 
@@ -159,14 +169,18 @@ def supcon(
     labels: Tensor,
     temperature: float | Tensor = 0.5,
     *,
+    decoupled: bool = False,
     normalize: bool = True,
     reduction: str = "mean",
     return_lse: bool = False,
 ) -> Tensor | tuple[Tensor, Tensor]:
-    """l_i = lse_i - mean of s_ij over the other rows j of i's label (Khosla 2020, "out" form)."""
+    """l_i = lse_i - mean of s_ij over the other rows j of i's label (Khosla 2020, "out" form); decoupled: lse_i without
+    them."""
     with full_precision(z):
         s, lse = _similarities(unit_rows(z, normalize), temperature)
-        loss = reduce_rows(*_class_losses(s, lse, labels), reduction)
+        positive = _same_class(s, labels)
+        lse, losses = _decoupled(s, positive) if decoupled else (lse, _mask_losses(s, lse, positive))
+        loss = reduce_rows(*losses, reduction)
     return (loss, lse) if return_lse else loss
 
 
@@ -261,6 +275,13 @@ def _partial_products(x: Tensor, y: Tensor, normalize: bool, diagonal: int) -> t
     return v, inner_products(u, v), rows[:, None] + diagonal != columns[None, :]
 
 
+def _excluded(ids: tuple[Tensor, Tensor] | None, s: Tensor) -> Tensor:
+    if ids is None:
+        return torch.zeros_like(s, dtype=torch.bool)
+    x, y = ids[0][:, None], ids[1][None, :]
+    return (x == y) & (x >= 0)
+
+
 def contrastive_partial(
     x: Tensor,  # [n, D]
     y: Tensor,  # [M, D]
@@ -271,14 +292,15 @@ def contrastive_partial(
     k: int = 0,
     instances: tuple[Tensor, Tensor] | None = None,  # of the rows, of the columns
     domains: tuple[Tensor, Tensor] | None = None,
+    excluded: tuple[Tensor, Tensor] | None = None,
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Some rows against some columns: (lse [n] float64, cosines [n, k], columns [n, k]). Row i and column i + diagonal
-    are the same embedding; lse is -inf where a row has no other. Neighbours are of another instance, of one domain."""
+    are the same embedding; lse is -inf where a row has no other. Neighbours are of another instance, of one domain;
+    columns of a row's id in `excluded`, if it is not -1, are left out of lse."""
     with torch.no_grad(), full_precision(x):
         _, products, other = _partial_products(x, y, normalize, diagonal)
         s = (products / temperature).double()
-        alone = ~other.any(dim=1)
-        lse = s.masked_fill(~other, -torch.inf).masked_fill(alone[:, None], 0).logsumexp(dim=1)
+        lse = _logsumexp(s, other & ~_excluded(excluded, s))
         if instances is not None:
             other = other & (instances[0][:, None] != instances[1][None, :])
         if domains is not None:
@@ -286,7 +308,7 @@ def contrastive_partial(
         cosines, columns = best_k(products, other, k)
         missing = (0, k - cosines.shape[1])
         cosines, columns = F.pad(cosines, missing, value=-torch.inf), F.pad(columns, missing, value=-1)
-        return lse.masked_fill(alone, -torch.inf), cosines, columns
+        return lse, cosines, columns
 
 
 def contrastive_partial_bwd(
@@ -298,6 +320,7 @@ def contrastive_partial_bwd(
     diagonal: int,
     of_rows: tuple[Tensor, Tensor],  # lse and its gradient w
     of_columns: tuple[Tensor, Tensor],
+    excluded: tuple[Tensor, Tensor] | None = None,
 ) -> Tensor:
     """[n, D]: (1/tau) sum_j G_ij u(y_j) over the other columns, G_ij = w_i exp(s_ij - lse_i) + w_j exp(s_ij - lse_j):
     the gradient of sum w lse, over all rows, at u(x_i)."""
@@ -306,4 +329,4 @@ def contrastive_partial_bwd(
         v, products, other = _partial_products(x, y, normalize, diagonal)
         s = (products / temperature).double()
         g = x_weight[:, None] * (s - x_lse[:, None]).exp() + y_weight[None, :] * (s - y_lse[None, :]).exp()
-        return (g.masked_fill(~other, 0) @ v.double() / temperature).to(v.dtype)
+        return (g.masked_fill(~other | _excluded(excluded, s), 0) @ v.double() / temperature).to(v.dtype)

@@ -24,7 +24,9 @@ SIZES = {
 CASES = {
     "nt_xent": ("nt_xent", {}, ()),
     "nt_xent ids": ("nt_xent", {}, ("instance_ids",)),
+    "nt_xent decoupled": ("nt_xent", {"decoupled": True}, ("instance_ids",)),
     "supcon": ("supcon", {}, ("labels",)),
+    "supcon decoupled": ("supcon", {"decoupled": True}, ("labels",)),
     "domain": ("domain_loss", {}, ("domain",)),
     "psd": ("psd_loss", {"k": 1}, ()),
     "psd domain k3": ("psd_loss", {"k": 3}, ("instance_ids", "domain", "neighbor_weight")),

@@ -6,6 +6,8 @@ import torch.distributed as dist
 
 import ltood_fast
 from python_tests.distributed.group_cases import ALL_CASES, SIZES, Outcome, batch, of_one_process, on_a_rank
+from python_tests.oracle import contrastive as oracle
+from python_tests.oracle.arithmetic import wide
 from python_tests.tolerances import assert_gradient_close, assert_loss_close
 
 SPREAD = [(world, shape) for world, shapes in SIZES.items() for shape in shapes]
@@ -64,6 +66,39 @@ def test_the_reference_where_there_is_no_kernel(groups, exchange):
             "none",
             torch.float64,
         )
+
+
+PAIRS = {"nt_xent": "instance_ids", "supcon": "labels"}
+TAU = 0.05
+
+
+def converged(rank: int, world: int, name: str, sizes: list[int], exchange: str) -> tuple[torch.Tensor, torch.Tensor]:
+    """The row losses of pairs that all but agree, most of them on two ranks, and the gradient of their sum."""
+    own = slice(sum(sizes[:rank]), sum(sizes[: rank + 1]))
+    z = pairs_that_agree()[own].requires_grad_()
+    options = {"temperature": TAU, "reduction": "none", "exchange": exchange, "group": dist.group.WORLD}
+    loss = getattr(ltood_fast, name)(z, **{PAIRS[name]: (torch.arange(20) % 10)[own]}, **options)
+    loss.sum().backward()
+    return loss.detach(), z.grad
+
+
+def pairs_that_agree() -> torch.Tensor:
+    g = torch.Generator().manual_seed(3)
+    return torch.randn(10, 24, generator=g).repeat(2, 1) + 0.1 * torch.randn(20, 24, generator=g)
+
+
+@pytest.mark.parametrize("exchange", ["gather", "ring"])
+@pytest.mark.parametrize("name", PAIRS)
+def test_small_losses_keep_their_digits(groups, name, exchange):
+    results = groups(3).results(converged, name, [7, 9, 4], exchange)
+    loss, gradient = (torch.cat(parts) for parts in zip(*results, strict=True))
+    pairs = {PAIRS[name]: torch.arange(20) % 10}
+    truth = getattr(oracle, name)(z=pairs_that_agree(), temperature=TAU, reduction="sum", **pairs)
+    assert 1e-9 < truth["loss"] < 1e-2
+    assert (loss >= 0).all()
+    assert abs(loss.double().sum().item() - truth["loss"]) < 1e-5 * truth["loss"]
+    error = wide(gradient) - truth["grad z"]
+    assert (error**2).sum() ** 0.5 < 1e-4 * (truth["grad z"] ** 2).sum() ** 0.5
 
 
 def ties(n: int) -> torch.Tensor:

@@ -126,7 +126,7 @@ def true_result(case: dict, z: Tensor, tau: float, tensors: dict, normalize: boo
         losses.append(reference._row_losses(lse, attraction, weight)[0])
     if case["function"] in ("supcon", "domain_loss", "stage1_loss"):
         labels = tensors["labels"] if "labels" in wanted else tensors["domain"]
-        losses.append(reference._class_losses(s, lse, labels)[0])
+        losses.append(reference._mask_losses(s, lse, reference._same_class(s, labels))[0])
     objective(tuple(losses), lse).backward()
     return Result(tuple(losses), lse, None, indices, z.grad, temperature.grad)
 

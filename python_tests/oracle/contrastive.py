@@ -57,6 +57,12 @@ class Batch:
             self.grad_tau -= _masked_sum(g, s_bank).sum() / self.tau
         return reduced
 
+    def decoupled_losses(self, positive: Array, reduction: str) -> Array:
+        """`losses` with a denominator of negatives alone; a row that has none has no loss."""
+        negative = self.others & (positive == 0)
+        self.lse, self.p = log_softmax(self.s, negative, self.noise)
+        return self.losses(np.where(negative.any(1)[:, None], positive, 0), reduction)
+
     def finish(self, truth: Truth, return_lse: bool) -> Truth:
         if return_lse:
             truth["lse"] = self.lse
@@ -82,18 +88,21 @@ def classes(labels: Tensor) -> Array:
 
 
 def nt_xent(
-    z: Tensor, temperature=0.5, *, instance_ids=None, normalize=True, reduction="mean", return_lse=False, noise=EXACT
-) -> Truth:
+    z: Tensor, temperature=0.5, *, instance_ids=None, decoupled=False, normalize=True, reduction="mean",
+    return_lse=False, noise=EXACT,
+) -> Truth:  # fmt: skip
     batch = Batch(z, temperature, normalize, noise)
-    loss = batch.losses(views(len(z), instance_ids), reduction)
+    loss = (batch.decoupled_losses if decoupled else batch.losses)(views(len(z), instance_ids), reduction)
     return batch.finish({"loss": loss}, return_lse)
 
 
 def supcon(
-    z: Tensor, labels: Tensor, temperature=0.5, *, normalize=True, reduction="mean", return_lse=False, noise=EXACT
-) -> Truth:
+    z: Tensor, labels: Tensor, temperature=0.5, *, decoupled=False, normalize=True, reduction="mean",
+    return_lse=False, noise=EXACT,
+) -> Truth:  # fmt: skip
     batch = Batch(z, temperature, normalize, noise)
-    return batch.finish({"loss": batch.losses(classes(labels), reduction)}, return_lse)
+    loss = (batch.decoupled_losses if decoupled else batch.losses)(classes(labels), reduction)
+    return batch.finish({"loss": loss}, return_lse)
 
 
 class Search:

@@ -3,7 +3,8 @@
 //   s_ij = <u_i, u_j> / tau,  lse_i = log sum_{j != i} exp(s_ij)
 //   instance part (`views`):  lse_i - (sum_{V(i)} s_iv + lam_i sum_{M_k(i)} s_im) / (|V(i)| + lam_i |M_k(i)|)
 //   class part (`labels`):    lse_i - mean of s_ij over the other rows of i's label
-// A row without positives has loss 0 and weight 0.
+// A row without positives has loss 0 and weight 0. `decoupled`: lse_i is over the negatives alone, the rows that are
+// no positives of i; a row without negatives has loss 0 and weight 0 too.
 #pragma once
 
 #include <ATen/core/Tensor.h>
@@ -22,6 +23,7 @@ struct ContrastiveInputs {
   Temperature temperature;
   bool normalize = true;
   bool views = true;                // whether there is an instance part
+  bool decoupled = false;           // whether the positives leave the denominator
   OptionalTensor instance_ids;      // [N] int64; none: rows i and i + N/2
   OptionalTensor labels;            // [N] int64; none: no class part
   int64_t k = 0;                    // neighbours of the instance part
@@ -39,6 +41,7 @@ inline ContrastiveInputs contrastive_inputs(const Arguments& arguments) {
   in.temperature = arguments.temperature();
   in.normalize = arguments.flag("normalize");
   in.views = arguments.flag("views");
+  in.decoupled = arguments.flag("decoupled");
   in.instance_ids = arguments.dense("instance_ids");
   in.labels = arguments.dense("labels");
   in.k = arguments.integer("k");
@@ -112,6 +115,8 @@ inline ContrastiveSizes check_contrastive(const ContrastiveInputs& in) {
   const int64_t candidates = in.bank ? sizes.q : n - 1;
   LTOOD_CHECK_VALUE(in.k >= 0 && in.k <= candidates && (in.k == 0 || in.views), "contrastive", "k",
                     c10::str("in [0, ", candidates, "], and 0 without views"), in.k);
+  LTOOD_CHECK_VALUE(!in.decoupled || (in.k == 0 && in.views != in.labels.has_value()), "contrastive", "decoupled",
+                    "false with neighbours, and where there are both views and labels", "true");
   LTOOD_CHECK_VALUE(!in.bank_ids || in.instance_ids, "contrastive", "instance_ids", "given with bank_ids", "none");
   LTOOD_CHECK_VALUE(!in.bank_domain || in.domain, "contrastive", "domain", "given with bank_domain", "none");
   return sizes;
@@ -122,6 +127,8 @@ inline void check_contrastive_bwd(const ContrastiveInputs& in, const Contrastive
   const at::Tensor& z = in.z;
   const int64_t n = check_embeddings(z, in.bank).n;
   check_temperature("contrastive_bwd", in.temperature, z, "z");
+  LTOOD_CHECK_VALUE(!in.decoupled || in.views != in.labels.has_value(), "contrastive_bwd", "decoupled",
+                    "false where there are both views and labels", "true");
   const c10::ScalarType dtype = wide_dtype(z.scalar_type());
   check_rows(saved.grad_instance, "grad_instance_loss", dtype, n, z);
   check_rows(saved.grad_class, "grad_class_loss", dtype, n, z);

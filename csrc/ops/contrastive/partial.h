@@ -2,6 +2,7 @@
 //
 //   s_ij = <u(x_i), u(y_j)> / tau; row i and column i + diagonal are the same embedding, a pair left out of everything
 //   contrastive_partial        lse_i = log sum_j exp(s_ij), and the k best admissible columns of every row
+//   excluded                   ids of rows and columns: columns of the row's id, if it is not -1, leave lse
 //   contrastive_partial_bwd    grad_u_i = (1/tau) sum_j G_ij u(y_j), the gradient at u(x_i) of sum w lse over all rows:
 //                              G_ij = x_weight_i exp(s_ij - x_lse_i) + y_weight_j exp(s_ij - y_lse_j)
 // Partial problems that share no column combine: lse by logaddexp, the best columns by their cosines, lse_bwd by a sum.
@@ -29,6 +30,15 @@ inline PartialInputs partial_inputs(const Arguments& arguments) {
   in.normalize = arguments.flag("normalize");
   in.diagonal = arguments.integer("diagonal");
   return in;
+}
+
+// The pairs that leave the log-sum-exp, though not the search.
+struct PartialExcluded {
+  OptionalTensor x, y;  // [n], [M] int64, -1 = none; both or neither
+};
+
+inline PartialExcluded partial_excluded(const Arguments& arguments) {
+  return {arguments.dense("x_excluded"), arguments.dense("y_excluded")};
 }
 
 struct PartialSearch {
@@ -73,9 +83,18 @@ inline void check_contrastive_partial(const char* op, const PartialInputs& in) {
   check_temperature(op, in.temperature, in.x, "x");
 }
 
-inline void check_contrastive_partial(const PartialInputs& in, const PartialSearch& search) {
+inline void check_excluded(const char* op, const PartialInputs& in, const PartialExcluded& excluded) {
+  check_vector(op, excluded.x, "x_excluded", at::kLong, in.x.size(0), in.x, "x");
+  check_vector(op, excluded.y, "y_excluded", at::kLong, in.y.size(0), in.x, "x");
+  LTOOD_CHECK_VALUE(excluded.x.has_value() == excluded.y.has_value(), op, "y_excluded",
+                    "given when x_excluded is, and only then", excluded.y ? "one" : "none");
+}
+
+inline void check_contrastive_partial(const PartialInputs& in, const PartialExcluded& excluded,
+                                      const PartialSearch& search) {
   const char* op = "contrastive_partial";
   check_contrastive_partial(op, in);
+  check_excluded(op, in, excluded);
   LTOOD_CHECK_VALUE(search.k >= 0, op, "k", "at least 0", search.k);
   check_vector(op, search.x_instance, "x_instance", at::kLong, in.x.size(0), in.x, "x");
   check_vector(op, search.y_instance, "y_instance", at::kLong, in.y.size(0), in.x, "x");
@@ -87,9 +106,11 @@ inline void check_contrastive_partial(const PartialInputs& in, const PartialSear
                     "given when x_domain is, and only then", search.y_domain ? "one" : "none");
 }
 
-inline void check_contrastive_partial_bwd(const PartialInputs& in, const PartialLseGrads& rows) {
+inline void check_contrastive_partial_bwd(const PartialInputs& in, const PartialExcluded& excluded,
+                                          const PartialLseGrads& rows) {
   const char* op = "contrastive_partial_bwd";
   check_contrastive_partial(op, in);
+  check_excluded(op, in, excluded);
   check_vector(op, rows.x_lse, "x_lse", at::kDouble, in.x.size(0), in.x, "x");
   check_vector(op, rows.x_weight, "x_weight", at::kDouble, in.x.size(0), in.x, "x");
   check_vector(op, rows.y_lse, "y_lse", at::kDouble, in.y.size(0), in.x, "x");

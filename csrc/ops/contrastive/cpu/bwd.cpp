@@ -6,6 +6,7 @@
 // tau: s = <u, u> / tau, hence dL/dtau = -(1/tau) sum_ij dL/ds_ij s_ij = -(1/2 tau) sum_i <u_i, dL/du_i>; similarities
 // to a bank count only once in the sum on the right, as its rows get no gradient.
 #include <ATen/ops/arange.h>
+#include <ATen/ops/full_like.h>
 #include <ATen/ops/scalar_tensor.h>
 #include <ATen/ops/zeros.h>
 #include <ATen/ops/zeros_like.h>
@@ -14,6 +15,8 @@
 #include <cmath>
 #include <tuple>
 
+#include "common/undefined.h"
+#include "ops/contrastive/cpu/excluded_columns.h"
 #include "ops/contrastive/cpu/similarities.h"
 #include "ops/contrastive/cpu/sole_positives.h"
 
@@ -26,6 +29,7 @@ struct BackwardInputs : ContrastiveInputs, ContrastiveSaved {};
 // The gradients of each row: at its log-sum-exp, and at the mean over its positives, already divided by their weight.
 struct LossGradients {
   std::vector<double> lse, instance_positive_grad, class_positive_grad;
+  bool undefined = false;  // a row's softmax is, and a gradient arrives at it
   double largest = 0;  // |w_i|, the unit that weights are carried in so that exp(-lse) cannot move them out of range
 };
 
@@ -59,14 +63,64 @@ LossGradients row_gradients(const BackwardInputs& in, int64_t n) {
     rows.largest = std::max(rows.largest, std::abs(rows.lse[i]));
   }
   if (rows.largest == 0) rows.largest = 1;
+  for (int64_t i = 0; i < n; ++i) rows.undefined |= rows.lse[i] != 0 && is_undefined(lse[i]);
   return rows;
 }
+
+// The gradient at the positives of each row, times the weight of its neighbour term.
+std::vector<double> neighbor_positive_grad(const BackwardInputs& in, std::vector<double> positive_grad) {
+  const double* weights = in.neighbor_weights ? in.neighbor_weights->const_data_ptr<double>() : nullptr;
+  for (size_t i = 0; i < positive_grad.size(); ++i) positive_grad[i] *= weights ? weights[i] : in.neighbor_weight;
+  return positive_grad;
+}
+
+// The positives as the backward treats them.
+struct Positives {
+  RowSegments views, classes;
+  SolePairs pairs;
+  ExcludedColumns excluded;
+  std::vector<double> neighbor_grad;  // [N]
+
+  Positives(const BackwardInputs& in, const LossGradients& row, int64_t n) {
+    if (in.grad_instance || (in.decoupled && in.views)) views = view_segments(in.instance_ids, n);
+    if (in.grad_class || (in.decoupled && !in.views)) classes = segment_rows(in.labels->const_data_ptr<int64_t>(), n);
+    if (in.decoupled) {
+      excluded = ExcludedColumns(in.views ? views : classes, n);
+    } else {
+      list_pairs(in, n);
+    }
+    if (in.grad_instance && in.indices.size(1) > 0)
+      neighbor_grad = neighbor_positive_grad(in, row.instance_positive_grad);
+    pairs.list_pairs(n);
+  }
+
+  template <typename T>
+  void exclude(const Tile<T>& tile, int64_t row_start, int64_t col_start) const {
+    pairs.exclude(tile, row_start, col_start);
+    excluded.exclude(tile, row_start, col_start);
+  }
+
+ private:
+  // The segments of two rows become pairs.
+  void list_pairs(const BackwardInputs& in, int64_t n) {
+    if (in.grad_instance) {
+      pairs.instance = sole_members(views, n);
+      const int64_t k = in.indices.size(1);
+      if (k > 0 && !in.bank) pairs.neighbor = sole_neighbors(views, in.indices.const_data_ptr<int64_t>(), n, k);
+      views = without_pairs(views);
+    }
+    if (in.grad_class) {
+      pairs.same_class = sole_members(classes, n);
+      classes = without_pairs(classes);
+    }
+  }
+};
 
 // G u [N, D] over the upper triangle, in units of row.largest / tau. What a tile gives the rows of its columns, G^T
 // u_i, is summed transposed, u_i^T G: both products then read G as it lies.
 template <typename T>
 at::Tensor lse_gradient(const PreparedRows& rows, const LossGradients& row, const at::Tensor& lse,
-                        const SolePairs& pairs) {
+                        const Positives& positives) {
   const RowPanels<T> panels = row_panels<T>(rows);
   const int64_t n = rows.u.size(0), d = rows.u.size(1), panel = panels.panel();
   const bool fixed_shift = rows.exponent_bound <= safe_exponent<T>();
@@ -77,7 +131,7 @@ at::Tensor lse_gradient(const PreparedRows& rows, const LossGradients& row, cons
     const Matrix<T> values = panels.products(i, j);
     const Tile<T> tile = tile_of(values, panels.size(i), panels.size(j), rows);
     const int64_t r = panels.start(i), c = panels.start(j);
-    pairs.exclude(tile, r, c);
+    positives.exclude(tile, r, c);
     weight_tile(tile, fixed_shift, factors.from(r), factors.from(c));
     const Matrix<const T> g{values.data, values.stride};
     multiply(panel, d, panel, g, panels.rows(j), {grad.mutable_data_ptr<T>() + r * d, d}, true);
@@ -156,35 +210,6 @@ double neighbor_positive_bwd(const BackwardInputs& in, const PreparedRows& rows,
   return 0;
 }
 
-// The gradient at the positives of each row, times the weight of its neighbour term.
-std::vector<double> neighbor_positive_grad(const BackwardInputs& in, std::vector<double> positive_grad) {
-  const double* weights = in.neighbor_weights ? in.neighbor_weights->const_data_ptr<double>() : nullptr;
-  for (size_t i = 0; i < positive_grad.size(); ++i) positive_grad[i] *= weights ? weights[i] : in.neighbor_weight;
-  return positive_grad;
-}
-
-// The positives as the backward treats them.
-struct Positives {
-  RowSegments views, classes;
-  SolePairs pairs;
-  std::vector<double> neighbor_grad;  // [N]
-
-  Positives(const BackwardInputs& in, const LossGradients& row, int64_t n) {
-    if (in.grad_instance) {
-      views = view_segments(in.instance_ids, n);
-      pairs.instance = sole_members(views, n);
-      const int64_t k = in.indices.size(1);
-      if (k > 0) neighbor_grad = neighbor_positive_grad(in, row.instance_positive_grad);
-      if (k > 0 && !in.bank) pairs.neighbor = sole_neighbors(views, in.indices.const_data_ptr<int64_t>(), n, k);
-    }
-    if (in.grad_class) {
-      classes = segment_rows(in.labels->const_data_ptr<int64_t>(), n);
-      pairs.same_class = sole_members(classes, n);
-    }
-    pairs.list_pairs(n);
-  }
-};
-
 // grad -= all positives, in units of row.largest / tau. Returns what bank_positive_bwd does.
 template <typename T>
 double positive_bwd(const BackwardInputs& in, const PreparedRows& rows, bool normalize, const LossGradients& row,
@@ -214,10 +239,12 @@ template <typename T>
 std::tuple<at::Tensor, at::Tensor> backward(const BackwardInputs& in, const at::Tensor& z, const PreparedRows& rows,
                                             bool normalize) {
   const int64_t n = z.size(0), d = z.size(1);
+  const at::ScalarType wide = wide_dtype(z.scalar_type());
   const LossGradients row = row_gradients(in, n);
+  if (row.undefined) return {at::full_like(z, NAN), at::scalar_tensor(NAN, z.options().dtype(wide))};
   Positives positives(in, row, n);
   positives.pairs.multiply_pairs(rows.u.const_data_ptr<T>(), d);
-  const at::Tensor grad = lse_gradient<T>(rows, row, in.lse, positives.pairs);
+  const at::Tensor grad = lse_gradient<T>(rows, row, in.lse, positives);
   double u_dot_du = positive_bwd<T>(in, rows, normalize, row, positives, grad);
   std::vector<double> radial(n);
   run_rows(n, [&](int64_t begin, int64_t end) {
@@ -226,7 +253,6 @@ std::tuple<at::Tensor, at::Tensor> backward(const BackwardInputs& in, const at::
                        smallest_invertible_norm(z.scalar_type()), radial.data() + begin);
   });
   for (const double value : radial) u_dot_du += value;
-  const at::ScalarType wide = wide_dtype(z.scalar_type());
   return {grad.to(z.scalar_type()),
           at::scalar_tensor(-0.5 * rows.inv_tau * u_dot_du, z.options().dtype(at::kDouble)).to(wide)};
 }

@@ -11,6 +11,7 @@
 #include <tuple>
 
 #include "common/neighbors.h"
+#include "ops/contrastive/cpu/excluded_columns.h"
 #include "ops/contrastive/cpu/positives.h"
 #include "ops/contrastive/cpu/similarities.h"
 #include "ops/contrastive/cpu/sole_positives.h"
@@ -31,7 +32,7 @@ struct BatchSearch {
 // One pass over the upper triangle: row log-sum-exp (returned) but for the pairs, and the neighbours in the batch.
 template <typename T>
 std::vector<double> similarity_pass(const PreparedRows& rows, const RowPanels<T>& panels, const SolePairs& pairs,
-                                    std::optional<BatchSearch<T>> search) {
+                                    const ExcludedColumns& excluded, std::optional<BatchSearch<T>> search) {
   const int64_t n = rows.u.size(0);
   const bool fixed_shift = rows.exponent_bound <= safe_exponent<T>();
   std::vector<double> sum(n, 0.0);
@@ -45,6 +46,7 @@ std::vector<double> similarity_pass(const PreparedRows& rows, const RowPanels<T>
                       search->neighbors.best(r), i == j ? BestK<T>{} : search->neighbors.best(c));
     }
     pairs.exclude(tile, r, c);
+    excluded.exclude(tile, r, c);
     if (fixed_shift) {
       add_exp_sums(tile, sum.data() + r, col_sum);
     } else {
@@ -151,6 +153,13 @@ void use_products(const SolePairs& pairs, const std::vector<int64_t>& sole, cons
   }
 }
 
+void ignore_rows_without_negatives(const RowSums& sums, const at::Tensor& weight) {
+  double* w = weight.mutable_data_ptr<double>();
+  for (size_t i = 0; i < sums.lse.size(); ++i) {
+    if (std::isinf(sums.lse[i]) && sums.lse[i] < 0) w[i] = 0;
+  }
+}
+
 // The rules of the search, of which there may be none; views are an instance rule too.
 CandidateRows candidates_of(const ContrastiveInputs& in, int64_t n) {
   if (in.k == 0) return {};
@@ -180,8 +189,9 @@ class Forward {
         neighbors_(n_, in.k, rows.u.options()) {
     if (in.views) views_ = view_segments(in.instance_ids, n_);
     if (in.labels) classes_ = segment_rows(in.labels->const_data_ptr<int64_t>(), n_);
-    if (in.views) pairs_.instance = sole_members(views_, n_);
-    if (in.labels) pairs_.same_class = sole_members(classes_, n_);
+    if (in.views) pairs_.instance = sole_positives(views_);
+    if (in.labels) pairs_.same_class = sole_positives(classes_);
+    if (in.decoupled) excluded_ = ExcludedColumns(in.views ? views_ : classes_, n_);
     list_pairs();
   }
 
@@ -189,11 +199,11 @@ class Forward {
     const bool in_batch = in_.k > 0 && !in_.bank;
     std::optional<BatchSearch<T>> search;
     if (in_batch) search.emplace(BatchSearch<T>{candidates_, neighbors_});
-    RowSums sums(similarity_pass<T>(rows_, panels_, pairs_, search), pairs_, rows_.inv_tau);
+    RowSums sums(similarity_pass<T>(rows_, panels_, pairs_, excluded_, search), pairs_, rows_.inv_tau);
     if (in_.k > 0 && in_.bank) search_bank(in_, rows_, panels_, candidates_, neighbors_);
     PartLosses instance = instance_part(sums);
     if (in_batch && exclude_neighbors(instance)) {
-      sums = RowSums(similarity_pass<T>(rows_, panels_, pairs_, std::nullopt), pairs_, rows_.inv_tau);
+      sums = RowSums(similarity_pass<T>(rows_, panels_, pairs_, excluded_, std::nullopt), pairs_, rows_.inv_tau);
       instance = instance_part(sums);
     }
     const PartLosses same_class = class_part(sums);
@@ -208,6 +218,11 @@ class Forward {
   at::TensorOptions doubles() const { return rows_.u.options().dtype(at::kDouble); }
   PartLosses disabled() const { return {at::empty({0}, doubles()), at::empty({0}, doubles())}; }
 
+  // Nothing is left to add in double where the positives are no part of the denominator.
+  std::vector<int64_t> sole_positives(const RowSegments& segments) const {
+    return in_.decoupled ? std::vector<int64_t>(n_, -1) : sole_members(segments, n_);
+  }
+
   void list_pairs() {
     pairs_.list_pairs(n_);
     pairs_.multiply_pairs(rows_.u.template const_data_ptr<T>(), in_.z.size(1));
@@ -217,6 +232,7 @@ class Forward {
     if (!in_.views) return disabled();
     auto [similarity, weight] = segment_terms<T>(views_, rows_.u);
     use_products(pairs_, pairs_.instance, similarity);
+    if (in_.decoupled) ignore_rows_without_negatives(sums, weight);
     if (in_.k > 0) add_neighbors(in_, neighbors_, similarity, weight);
     std::vector<int64_t> sole = pairs_.instance;
     for (size_t i = 0; i < pairs_.neighbor.size(); ++i) sole[i] = sole[i] < 0 ? pairs_.neighbor[i] : sole[i];
@@ -227,6 +243,7 @@ class Forward {
     if (!in_.labels) return disabled();
     const auto [similarity, weight] = segment_terms<T>(classes_, rows_.u);
     use_products(pairs_, pairs_.same_class, similarity);
+    if (in_.decoupled) ignore_rows_without_negatives(sums, weight);
     return {row_losses(sums, pairs_, pairs_.same_class, similarity, weight), weight};
   }
 
@@ -254,6 +271,7 @@ class Forward {
   Neighbors<T> neighbors_;
   RowSegments views_, classes_;
   SolePairs pairs_;
+  ExcludedColumns excluded_;
 };
 
 ContrastiveOutputs contrastive_cpu(const Arguments& arguments) {

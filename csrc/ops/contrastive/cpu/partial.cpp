@@ -14,6 +14,7 @@
 #include <tuple>
 
 #include "common/neighbors.h"
+#include "ops/contrastive/cpu/excluded_columns.h"
 #include "ops/contrastive/cpu/similarities.h"
 
 namespace ltood {
@@ -23,8 +24,12 @@ namespace {
 template <typename T>
 class RowsAndColumns {
  public:
-  RowsAndColumns(const PartialInputs& in, const PreparedRows& x, const PreparedRows& y)
-      : x_(x), rows_(row_panels<T>(x)), cols_(row_panels<T>(y)), diagonal_(bounded_diagonal(in)) {}
+  RowsAndColumns(const PartialInputs& in, const PartialExcluded& excluded, const PreparedRows& x, const PreparedRows& y)
+      : x_(x), rows_(row_panels<T>(x)), cols_(row_panels<T>(y)), diagonal_(bounded_diagonal(in)) {
+    if (!excluded.x) return;
+    excluded_ = {excluded.x->const_data_ptr<int64_t>(), in.x.size(0), excluded.y->const_data_ptr<int64_t>(),
+                 in.y.size(0)};
+  }
 
   const RowPanels<T>& rows() const { return rows_; }
   const RowPanels<T>& cols() const { return cols_; }
@@ -35,19 +40,24 @@ class RowsAndColumns {
     return tile_of(values, rows_.size(i), cols_.size(j), x_);
   }
 
+  void exclude(const Tile<T>& tile, int64_t i, int64_t j) const {
+    excluded_.exclude(tile, rows_.start(i), cols_.start(j));
+  }
+
  private:
   const PreparedRows& x_;
   RowPanels<T> rows_, cols_;
   int64_t diagonal_;
+  ExcludedColumns excluded_;
 };
 
 using PartialOutputs = std::tuple<at::Tensor, at::Tensor, at::Tensor>;
 
 template <typename T>
-PartialOutputs forward(const PartialInputs& in, const PartialSearch& search, const PreparedRows& x,
-                       const PreparedRows& y) {
+PartialOutputs forward(const PartialInputs& in, const PartialExcluded& excluded, const PartialSearch& search,
+                       const PreparedRows& x, const PreparedRows& y) {
   const int64_t n = in.x.size(0);
-  const RowsAndColumns<T> pair(in, x, y);
+  const RowsAndColumns<T> pair(in, excluded, x, y);
   const bool fixed_shift = x.exponent_bound <= safe_exponent<T>();
   const CandidateRows candidates =
       search.k > 0 ? CandidateRows(search.x_instance, search.y_instance, search.x_domain, search.y_domain)
@@ -61,14 +71,16 @@ PartialOutputs forward(const PartialInputs& in, const PartialSearch& search, con
     const int64_t r = pair.rows().start(i);
     for (int64_t j = 0; j < pair.cols().count(); ++j) {
       const Tile<T> tile = pair.tile(i, j);
+      if (search.k > 0) {
+        const int64_t c = pair.cols().start(j);
+        offer_neighbors(tile, r, c, candidates.of_rows(r), candidates.of_columns(c), neighbors.best(r), BestK<T>{});
+      }
+      pair.exclude(tile, i, j);
       if (fixed_shift) {
         add_exp_sums(tile, sum.data() + r, nullptr);
       } else {
         add_exp_sums_online(tile, largest.data() + r, sum.data() + r, nullptr, nullptr);
       }
-      if (search.k == 0) continue;
-      const int64_t c = pair.cols().start(j);
-      offer_neighbors(tile, r, c, candidates.of_rows(r), candidates.of_columns(c), neighbors.best(r), BestK<T>{});
     }
     for (int64_t row = r; row < r + pair.rows().size(i); ++row) {
       out[row] = log_sum_exp(sum[row], largest[row], x.inv_tau);
@@ -79,11 +91,12 @@ PartialOutputs forward(const PartialInputs& in, const PartialSearch& search, con
 
 PartialOutputs contrastive_partial_cpu(const Arguments& arguments) {
   const PartialInputs in = partial_inputs(arguments);
+  const PartialExcluded excluded = partial_excluded(arguments);
   const PartialSearch search = partial_search(arguments);
-  check_contrastive_partial(in, search);
+  check_contrastive_partial(in, excluded, search);
   const auto [rows, cols] = prepare_rows(in.x, in.y, in.normalize, in.temperature.value());
   return dispatch_wide(rows.u.scalar_type(), [&, &rows = rows, &cols = cols](auto type) {
-    return forward<decltype(type)>(in, search, rows, cols);
+    return forward<decltype(type)>(in, excluded, search, rows, cols);
   });
 }
 
@@ -114,21 +127,22 @@ bool has_fixed_shift(const PreparedRows& x, const LseWeights& row, const LseWeig
 }
 
 template <typename T>
-at::Tensor lse_bwd(const PartialInputs& in, const PartialLseGrads& weights, const PreparedRows& x,
-                   const PreparedRows& y) {
+at::Tensor lse_bwd(const PartialInputs& in, const PartialExcluded& excluded, const PartialLseGrads& weights,
+                   const PreparedRows& x, const PreparedRows& y) {
   const int64_t n = in.x.size(0), m = in.y.size(0), d = in.x.size(1);
   const LseWeights row(weights.x_weight, weights.x_lse, n), col(weights.y_weight, weights.y_lse, m);
   const double largest = std::max(row.largest, col.largest), unit = largest > 0 ? largest : 1;
   const bool fixed_shift = has_fixed_shift<T>(x, row, col);
   const SoftmaxFactors<T> of_rows(row.weight.data(), row.lse.data(), n, unit, fixed_shift);
   const SoftmaxFactors<T> of_cols(col.weight.data(), col.lse.data(), m, unit, fixed_shift);
-  const RowsAndColumns<T> pair(in, x, y);
+  const RowsAndColumns<T> pair(in, excluded, x, y);
   const RowPanels<T>&rows = pair.rows(), &cols = pair.cols();
   const at::Tensor out = at::zeros_like(x.padded);
   run_parallel(rows.count(), [&](int64_t i) {
     T* panel = out.mutable_data_ptr<T>() + rows.start(i) * d;
     for (int64_t j = 0; j < cols.count(); ++j) {
       const Tile<T> tile = pair.tile(i, j);
+      pair.exclude(tile, i, j);
       weight_tile(tile, fixed_shift, of_rows.from(rows.start(i)), of_cols.from(cols.start(j)));
       const Matrix<const T> g{tile.values, tile.stride};
       multiply(rows.panel(), d, cols.panel(), g, cols.rows(j), {panel, d}, true);
@@ -139,11 +153,12 @@ at::Tensor lse_bwd(const PartialInputs& in, const PartialLseGrads& weights, cons
 
 at::Tensor contrastive_partial_bwd_cpu(const Arguments& arguments) {
   const PartialInputs in = partial_inputs(arguments);
+  const PartialExcluded excluded = partial_excluded(arguments);
   const PartialLseGrads weights = partial_lse_grads(arguments);
-  check_contrastive_partial_bwd(in, weights);
+  check_contrastive_partial_bwd(in, excluded, weights);
   const auto [rows, cols] = prepare_rows(in.x, in.y, in.normalize, in.temperature.value());
   return dispatch_wide(rows.u.scalar_type(), [&, &rows = rows, &cols = cols](auto type) {
-    return lse_bwd<decltype(type)>(in, weights, rows, cols);
+    return lse_bwd<decltype(type)>(in, excluded, weights, rows, cols);
   });
 }
 

@@ -39,7 +39,7 @@ LTOOD_INLINE void gradients(const RowSegments& segments, int64_t begin, int64_t 
   double* __restrict grad_sum = scratch + d;  // sum of positive_grad_j u_j
   for (int64_t g = begin; g < end; ++g) {
     const int64_t first = segments.offsets[g], last = segments.offsets[g + 1];
-    if (last - first < 3) continue;
+    if (last - first < 2) continue;
     std::fill(scratch, scratch + 2 * d, 0.0);
     for (int64_t at = first; at < last; ++at) {
       const int64_t row = segments.order[at];

@@ -19,7 +19,7 @@ void segment_similarities(const RowSegments& segments, int64_t begin, int64_t en
                           double* similarity, double* others);
 
 // grad_i -= scale * sum over the other rows j of i's segment of (positive_grad_i + positive_grad_j) u_j; segments
-// [begin, end). Segments of two rows are left to sole_positive_bwd.
+// [begin, end).
 void segment_gradients(const RowSegments& segments, int64_t begin, int64_t end, const float* u, int64_t d,
                        const double* positive_grad, double scale, float* grad);
 void segment_gradients(const RowSegments& segments, int64_t begin, int64_t end, const double* u, int64_t d,

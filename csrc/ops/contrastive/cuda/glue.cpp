@@ -196,6 +196,7 @@ ContrastiveOutputs forward(const ContrastiveInputs& in) {
 ContrastiveOutputs contrastive_cuda(const Arguments& arguments) {
   const ContrastiveInputs in = contrastive_inputs(arguments);
   check_contrastive(in);
+  LTOOD_CHECK_VALUE(!in.decoupled, kOp, "decoupled", "false on CUDA", "true");
   return forward(in);
 }
 
@@ -346,11 +347,16 @@ void launch_partial_search(const PartialOperands& operands, const PartialSearch&
   launch_topk("contrastive_partial", params, operands.x.scale);
 }
 
+void check_partial_without_exclusion(const char* op, const Arguments& arguments) {
+  LTOOD_CHECK_VALUE(!partial_excluded(arguments).x, op, "x_excluded", "none on CUDA", "one");
+}
+
 std::tuple<at::Tensor, at::Tensor, at::Tensor> contrastive_partial_cuda(const Arguments& arguments) {
   const char* op = "contrastive_partial";
   const PartialInputs in = partial_inputs(arguments);
   const PartialSearch search = partial_search(arguments);
-  check_contrastive_partial(in, search);
+  check_partial_without_exclusion(op, arguments);
+  check_contrastive_partial(in, {}, search);
   const PartialOperands operands(op, in);
   const int64_t n = in.x.size(0), k = search.k;
   const auto floats = operands.x.scale.options();
@@ -371,7 +377,8 @@ at::Tensor contrastive_partial_bwd_cuda(const Arguments& arguments) {
   const char* op = "contrastive_partial_bwd";
   const PartialInputs in = partial_inputs(arguments);
   const PartialLseGrads weights = partial_lse_grads(arguments);
-  check_contrastive_partial_bwd(in, weights);
+  check_partial_without_exclusion(op, arguments);
+  check_contrastive_partial_bwd(in, {}, weights);
   const PartialOperands operands(op, in);
   const Exponents& exponents = operands.tau.exponents;
   const at::Tensor of_rows = weights.x_weight->to(at::kFloat);
