@@ -271,3 +271,37 @@ def test_every_op_has_its_reference(name):
 def test_the_reference_is_the_definition(z):
     assert torch.equal(lt.reference.nt_xent(z, 0.2), lt.nt_xent(z, 0.2, backend="reference"))
     assert torch.equal(lt.reference.knn(z, 2)[1], lt.knn(z, 2)[1])
+
+
+WRONG_TYPES = {
+    "nt_xent: normalize must be True or False, got int": lambda z: lt.nt_xent(z, normalize=1),
+    "nt_xent: decoupled must be True or False, got str": lambda z: lt.nt_xent(z, decoupled="yes"),
+    "stage1_loss: same_domain must be True or False, got int": lambda z: lt.stage1_loss(z, z[:, 0] > 0, same_domain=1),
+    "NTXentLoss: decoupled must be True or False, got int": lambda z: lt.nn.NTXentLoss(decoupled=1),
+    "sample_ood: generator must be a torch.Generator or None, got int": lambda z: lt.sample_ood(
+        z, z, torch.rand(N), 3, generator=3
+    ),
+    "cluster_tailness: density must be a float tensor, as knn_density returns, got list": lambda z: lt.cluster_tailness(
+        z, torch.zeros(N).long(), 2, density=[1.0]
+    ),
+}
+WRONG_VALUES = {
+    "nt_xent: temperature must be positive and finite, got nan": lambda z: lt.nt_xent(z, torch.tensor(torch.nan)),
+    "cluster_tailness: density must be of shape [8], got shape (7,)": lambda z: lt.cluster_tailness(
+        z, torch.zeros(N).long(), 2, density=torch.rand(7)
+    ),
+    "Stage1Loss: alpha must be non-negative and finite, got -1": lambda z: lt.nn.Stage1Loss(alpha=-1),
+    "ClusterKL: nu must be positive and finite, got -1": lambda z: lt.nn.ClusterKL(z, nu=-1),
+}
+
+
+@pytest.mark.parametrize("sentence", WRONG_TYPES)
+def test_a_wrong_type_gets_its_sentence(sentence, z):
+    with refused(TypeError, sentence):
+        WRONG_TYPES[sentence](z)
+
+
+@pytest.mark.parametrize("sentence", WRONG_VALUES)
+def test_a_wrong_value_gets_its_sentence(sentence, z):
+    with refused(ValueError, sentence):
+        WRONG_VALUES[sentence](z)
