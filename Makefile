@@ -1,11 +1,11 @@
-# make demo | test | faults | ptx-test | lint | format | fuzz | sanitize | sanitize-fuzz | bench | rivals | gpu-check | clean
+# make demo | test | docs | faults | ptx-test | lint | format | fuzz | sanitize | sanitize-fuzz | bench | rivals | gpu-check | clean
 # TORCH picks another torch:    make test TORCH="torch torchvision"
 # PYTHON, VENV pick the interpreter and the environment; VENV= (empty) uses PYTHON as it is and installs nothing.
 PYTHON ?= python3
 VENV ?= .venv
 # torchvision's wheels import only beside the CUDA build of torch, which also runs without a GPU: one environment for both.
 TORCH ?= torch==2.14.1 torchvision==0.29.1
-EXTRAS ?= train,dev
+EXTRAS ?= train,dev,docs
 RUN_DIR ?= runs/demo
 TEST_JOBS ?= 2
 
@@ -22,7 +22,7 @@ CXX_FILES := $(shell find csrc -name '*.h' -o -name '*.cpp' -o -name '*.cu' -o -
 TEST_CXX_FILES := $(shell find python_tests benchmarks -name '*.h' -o -name '*.cpp' -o -name '*.cu' -o -name '*.cuh')
 SOURCES := $(CXX_FILES) csrc/sources.txt setup.py pyproject.toml
 
-.PHONY: demo test faults ptx-test lint format fuzz sanitize sanitize-build sanitize-fuzz gpu-check gpu-build gpu-test gpu-sanitize gpu-conformance gpu-bench gpu-autotune gpu-method bench rivals clean
+.PHONY: demo test docs faults ptx-test lint format fuzz sanitize sanitize-build sanitize-fuzz gpu-check gpu-build gpu-test gpu-sanitize gpu-conformance gpu-bench gpu-autotune gpu-method bench rivals clean
 
 demo: $(READY)
 	$(PY) -m ltood_fast train --config demo --run-dir $(RUN_DIR) $(DEMO_ARGS)
@@ -30,6 +30,10 @@ demo: $(READY)
 # Files are shared out among processes: most of the time goes into simulated kernels, which use one core each.
 test: $(READY)
 	$(PY) -m pytest -n $(TEST_JOBS) --dist loadfile --cov --cov-report=term $(PYTEST_ARGS)
+
+# The site, into build/site: a broken link or a page outside the navigation is an error.
+docs: $(READY)
+	NO_MKDOCS_2_WARNING=1 $(PY) -m mkdocs build --quiet --site-dir build/site
 
 # Every operation of every write of a run fails once, and the process ends once at each: 3 minutes. `make test` takes the
 # operations of one stage.
