@@ -27,7 +27,7 @@ def command_lines() -> list:
         for page in PAGES
         for block in blocks(page)
         if not block.language
-        for i, line in enumerate(block.text.splitlines())
+        for i, line in enumerate(block.text.replace("\\\n", "").splitlines())
         if line.startswith(COMMANDS)
     ]
 
