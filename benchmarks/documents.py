@@ -144,12 +144,18 @@ def accuracies(experiments: dict[str, dict]) -> str:
 def differences(experiments: dict[str, dict]) -> str:
     lines = [
         [name, f"{difference['better']} − {difference['worse']}", difference["measure"], str(difference["n"]),
-         f"{100 * difference['mean']:+.2f} ± {100 * difference['standard_error']:.2f}", difference["decision"]]
+         f"{100 * difference['mean']:+.2f} {_spread(difference)}", difference["decision"]]
         for name, result in experiments.items()
         for difference in result["comparisons"]
     ]  # fmt: skip
-    header = ["experiment", "difference", "of", "seeds", "points, ± standard error", "the first is better"]
-    return Table(header, lines).markdown()
+    return Table(["experiment", "difference", "of", "seeds", "points", "the first is better"], lines).markdown()
+
+
+def _spread(difference: dict) -> str:
+    """The interval that the verdict uses, or the standard error where the results have none."""
+    if "low" in difference:
+        return f"[{100 * difference['low']:+.2f}, {100 * difference['high']:+.2f}]"
+    return f"± {100 * difference['standard_error']:.2f}"
 
 
 def load() -> dict[str, Any]:
