@@ -17,7 +17,7 @@ from typing import Any
 
 from PIL import Image
 
-from . import experiments_picture, plots, results_file, scaling, tables
+from . import experiments_picture, plots, results_file, sampler_picture, scaling, tables
 from .machine import ROOT
 from .picture_style import SOURCE, look
 from .tables import Table, number
@@ -208,10 +208,15 @@ def digest(*files: Path) -> str:
 
 
 def sources() -> dict[str, str]:
-    """Picture -> the digest of the results that it shows."""
+    """Picture -> the digest of the results that it shows (of the sampler: of its code)."""
     run, experiments = digest(RUN), digest(*sorted((RESULTS / "experiments").glob("*/results.json")))
     names = ("hero", "sizes", "ratios", "roofline", "training")
-    return {**dict.fromkeys(names, run), "scaling": digest(SCALING), "experiments": experiments}
+    return {
+        **dict.fromkeys(names, run),
+        "scaling": digest(SCALING),
+        "experiments": experiments,
+        "sampler": digest(Path(sampler_picture.__file__)),
+    }
 
 
 def drawn(data: dict[str, Any]) -> dict[str, bytes]:
@@ -221,6 +226,7 @@ def drawn(data: dict[str, Any]) -> dict[str, bytes]:
         **{picture.name: picture.png for picture in pictures},
         "scaling": scaling.draw(data["scaling"], of["scaling"]),
         "experiments": experiments_picture.draw(data["experiments"], of["experiments"]),
+        "sampler": sampler_picture.draw(of["sampler"]),
     }
 
 

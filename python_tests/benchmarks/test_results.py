@@ -157,7 +157,7 @@ def test_tables_name_the_best_other_and_what_was_not_timed(result):
     ]
     text = tables.text(result, short=False)
     assert "98.0 %" in text
-    assert "10.0 %" in text
+    assert "| 10 % |" in text
 
 
 @pytest.mark.parametrize(("value", "shown"), [(0.01234, "0.012"), (1.2345, "1.23"), (1234.5, "1,234"), (None, "")])
