@@ -18,7 +18,11 @@ COMMANDS = ("ltood ", "make ", "python ", "torchrun ", "pytest ")
 
 
 def with_language(language: str) -> list:
-    return [page for page in PAGES if any(block.language == language for block in blocks(page))]
+    """Pages with such blocks, except those that a test of their own runs, with the files that they need."""
+    tests = "".join(test.read_text() for test in (ROOT / "python_tests/train").glob("test_*_pages.py"))
+    elsewhere = re.findall(r'run_page\("(\w+\.md)"\)', tests)
+    found = [page for page in PAGES if any(block.language == language for block in blocks(page))]
+    return [page for page in found if page.name not in elsewhere]
 
 
 def command_lines() -> list:
