@@ -100,7 +100,7 @@ def sizes(result: dict[str, Any], source: str) -> Picture | None:
     finding = _least_from([row for rows in series.values() for row in rows])
     headline(figure, finding, setting(result, "one call, medians"))
     caption = "Median time and peak extra memory of one call against the number of embeddings. Dotted: the floor."
-    return Picture("sizes", finding, caption, png(figure, source))
+    return Picture("sizes", "Time and memory against N", caption, png(figure, source))
 
 
 def _least_from(rows: list[dict]) -> str:
@@ -153,7 +153,7 @@ def ratios(result: dict[str, Any], source: str) -> Picture | None:
     finding = f"ltood_fast is faster than the best other in {faster} of {len(bars)} cases"
     headline(figure, finding, setting(result, "forward + backward unless said"))
     caption = "How many times as fast ltood_fast is: over the best other, who is named, and (grey) over eager PyTorch."
-    return Picture("ratios", finding, caption, png(figure, source))
+    return Picture("ratios", "ltood_fast against the others", caption, png(figure, source))
 
 
 def roofline(result: dict[str, Any], source: str) -> Picture | None:
@@ -177,7 +177,7 @@ def roofline(result: dict[str, Any], source: str) -> Picture | None:
         "The arithmetic that the best known scheme needs, a second, against the measured rates of products and "
         "copies. Right: ltood_fast in bars, the best other as a blue stroke."
     )
-    return Picture("roofline", finding, caption, png(figure, source))
+    return Picture("roofline", "Share of the limit", caption, png(figure, source))
 
 
 def _roof(axes: Axes, points: list[tuple[str, dict, dict | None]], top: float, slope: float) -> None:
@@ -248,4 +248,4 @@ def training(result: dict[str, Any], source: str) -> Picture | None:
     finding = f"The network takes almost the whole step: the loss of {name} at most {most:.2g} %"
     headline(figure, finding, setting(result, "loss, forward and backward, in a training step"))
     caption = "Loss, forward and backward, as part of a training step: network forward and backward, optimizer, loss."
-    return Picture("training", finding, caption, png(figure, source))
+    return Picture("training", "Share of a training step", caption, png(figure, source))
