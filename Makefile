@@ -34,7 +34,7 @@ test: $(READY)
 # The site, into build/site: a broken link or a page outside the navigation is an error.
 .PHONY: docs
 docs: $(READY)
-	NO_MKDOCS_2_WARNING=1 $(PY) -m mkdocs build --quiet --site-dir build/site
+	NO_MKDOCS_2_WARNING=1 $(PY) -m mkdocs build --strict --site-dir build/site
 
 # Every operation of every write of a run fails once, and the process ends once at each: 3 minutes. `make test` takes the
 # operations of one stage.
