@@ -18,9 +18,10 @@ COMMANDS = ("ltood ", "make ", "python ", "torchrun ", "pytest ")
 
 
 def with_language(language: str) -> list:
-    """Pages with such blocks, except those that a test of their own runs, with the files that they need."""
-    tests = "".join(test.read_text() for test in (ROOT / "python_tests/train").glob("test_*_pages.py"))
-    elsewhere = re.findall(r'run_page\("(\w+\.md)"\)', tests)
+    """Pages with such blocks, except those that a test_..._page.py runs with the files and libraries that they need."""
+    elsewhere = re.findall(
+        r"\w+\.md", "".join(test.read_text() for test in (ROOT / "python_tests").rglob("test_*_page*.py"))
+    )
     found = [page for page in PAGES if any(block.language == language for block in blocks(page))]
     return [page for page in found if page.name not in elsewhere]
 
