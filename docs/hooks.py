@@ -47,10 +47,13 @@ def _with_code(match):
 
 def on_page_content(html, **_):
     """Roles and literal blocks of docstrings as HTML; cells with numbers, marked."""
-    html = re.sub(r":(?:func|class|mod|meth):<code>(ltood_fast\.)?(\w+)</code>", _reference, html)
+    headings = sorted(set(re.findall(r'id="(ltood_fast\.[\w.]+)"', html)))
+
+    def reference(match):
+        name = next((heading for heading in headings if heading.endswith(f".{match[1]}")), None)
+        return f'<a href="#{name}"><code>{match[1]}</code></a>' if name else f"<code>{match[1]}</code>"
+
+    html = re.sub(r":(?:func|class|mod|meth):<code>(?:ltood_fast\.)?(\w+)</code>", reference, html)
+    html = re.sub(r"(?<![/\w`>])docs/(\w+)\.md", r'<a href="\1.html">\1</a>', html)
     html = re.sub(r"<td>(?=[^<]*\d)([^<]{1,60})</td>", r'<td class="n">\1</td>', html)  # numbers stay on one line
     return re.sub(r"::</p>(\s*<(?:pre|div))", r":</p>\1", html)
-
-
-def _reference(match):
-    return f"<code>{match[2]}</code>"
