@@ -57,7 +57,8 @@ def _lines(rows: list[dict], names: list[str], time: Axes, memory: Axes) -> None
             mine = sorted((row for row in rows if row["implementation"] == name), key=lambda row: row["N"])
             x, y, style = [row["N"] for row in mine], [max(row[value], 0.1) for row in mine], look(name)
             axes.plot(x, y, color=style.color, marker=style.marker, markersize=5, linewidth=style.width)
-            ends.append((x[-1], y[-1], style.label, style.color))
+            label = style.label if "compile" in names else style.label.split(",")[0]  # of the two, one alone is drawn
+            ends.append((x[-1], y[-1], label, style.color))
         log_sizes(axes, n, room=9 if len(names) > len(HERO) else 5.5)
         label_ends(axes, ends, gap=0.055 if len(names) > len(HERO) else 0.075)
         axes.set_xlabel("batch of N embeddings")
