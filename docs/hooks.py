@@ -35,6 +35,7 @@ def on_files(files, config):
 def on_page_markdown(markdown, page, **_):
     for source, name in PAGES.items():
         markdown = markdown.replace(f"](../{source})", f"]({name})")
+    markdown = re.sub(r"\[([^\]`]+)\]\(\.\./([^)]+)\)", r"\1 (`\2`)", markdown)  # files that the site does not have
     return re.sub(r"\[`(examples/\w+\.py)`\]\(\.\./examples/\w+\.py\)(.*?)\n\n", _with_code, markdown, flags=re.DOTALL)
 
 
