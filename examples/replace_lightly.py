@@ -42,7 +42,7 @@ def main() -> None:
         loss.backward()
         optimizer.step()
         if step % 5 == 4:
-            print(f"step {step + 1:2d}: lightly {before.item():.4f}, ltood_fast {loss.item():.4f}")
+            print(f"step {step + 1:2d}: before {before.item():.4f}, after {loss.item():.4f}")
 
 
 if __name__ == "__main__":
