@@ -5,7 +5,7 @@ PYTHON ?= python3
 VENV ?= .venv
 # torchvision's wheels import only beside the CUDA build of torch, which also runs without a GPU: one environment for both.
 TORCH ?= torch==2.14.1 torchvision==0.29.1
-EXTRAS ?= train,dev
+EXTRAS ?= train,dev,docs
 RUN_DIR ?= runs/demo
 TEST_JOBS ?= 2
 
@@ -30,6 +30,11 @@ demo: $(READY)
 # Files are shared out among processes: most of the time goes into simulated kernels, which use one core each.
 test: $(READY)
 	$(PY) -m pytest -n $(TEST_JOBS) --dist loadfile --cov --cov-report=term $(PYTEST_ARGS)
+
+# The site, into build/site: a broken link or a page outside the navigation is an error.
+.PHONY: docs
+docs: $(READY)
+	NO_MKDOCS_2_WARNING=1 $(PY) -m mkdocs build --strict --site-dir build/site
 
 # Every operation of every write of a run fails once, and the process ends once at each: 3 minutes. `make test` takes the
 # operations of one stage.

@@ -25,14 +25,18 @@ from dataclasses import asdict, dataclass
 from datetime import timedelta
 from pathlib import Path
 
+import matplotlib as mpl
 import numpy as np
 import torch
 import torch.distributed as dist
+from matplotlib.axes import Axes
 
 import ltood_fast
 from ltood_fast._memory import peak_mib_cpu, status_mib
+from ltood_fast.eval.plots import STYLE
 
 from .machine import machine, provenance
+from .picture_style import figure_of, headline, label_ends, log_sizes, png
 
 RESULTS = Path(__file__).resolve().parent / "results"
 WIDTH = 128
@@ -307,35 +311,77 @@ def text(result: dict) -> str:
     ])  # fmt: skip
 
 
-def draw(result: dict, path: Path) -> None:
-    """Bytes and time of a step over the number of ranks: lines are the model, points what was measured."""
-    from matplotlib.figure import Figure
+EXCHANGE_LOOKS = {"gather": ("#0072B2", "o", "-"), "ring": ("#D55E00", "s", "--")}
 
-    figure = Figure(figsize=(10, 4), dpi=90, layout="constrained")
-    bytes_axis, time_axis = figure.subplots(1, 2)
-    gpu = Machine(**result["assumptions"])
-    ranks = sorted({*RANKS, *GPUS})
-    for kind, marker, color in (("strong", "o", "tab:blue"), ("weak", "s", "tab:orange")):
-        for exchange, style in zip(EXCHANGES, ("-", "--"), strict=True):
-            several = [row for row in result["measured"] if row["exchange"] == exchange and row["ranks"] > 1]
-            points = [row for row in several if row["rows_a_rank"] == rows_a_rank(kind, row["ranks"])]
-            measured = [point["ranks"] for point in points]
-            line = [exchanged_bytes(r, rows_a_rank(kind, r), 4, exchange) / 2**20 for r in ranks[1:]]
-            bytes_axis.plot(ranks[1:], line, style, color=color, label=f"{kind}, {exchange}")
-            bytes_axis.plot(measured, [p["sent_bytes"] / 2**20 for p in points], marker, color=color)
+
+def draw(result: dict, source: str = "") -> bytes:
+    """Bytes of a step over the number of ranks, by formula (lines) and measured (points); the predicted time."""
+    machine = result["machine"]
+    with mpl.rc_context(STYLE):
+        figure = figure_of(9.5, 4.2)
+        bytes_axes, time_axes = figure.subplots(1, 2)
+        _draw_bytes(bytes_axes, result["measured"])
+        _draw_prediction(time_axes, Machine(**result["assumptions"]))
+        most = max(abs(row["sent_bytes"] / row["formula_bytes"] - 1) for row in result["measured"] if row["ranks"] > 1)
+        headline(
+            figure,
+            f"Bytes sent match the formula to {100 * most:.1f} %; times on GPUs are a prediction",
+            f"nt_xent forward + backward, D = {WIDTH}; points: gloo on {result['cores']} cores of an "
+            f"{machine['device']}, commit {result['commit'][:7]}",
+        )
+        return png(figure, source)
+
+
+def _draw_bytes(axes: Axes, measured: list[dict]) -> None:
+    ends = []
+    for kind in ROWS:
+        for exchange, (color, marker, style) in EXCHANGE_LOOKS.items():
+            line = [exchanged_bytes(r, rows_a_rank(kind, r), 4, exchange) / 2**20 for r in GPUS]
+            axes.plot(GPUS, line, style, color=color)
+            ends.append(
+                (
+                    GPUS[-1],
+                    line[-1],
+                    f"{exchange}, {ROWS[kind]:,} rows {'in all' if kind == 'strong' else 'each'}",
+                    color,
+                )
+            )
+            points = [
+                (row["ranks"], row["sent_bytes"] / 2**20)
+                for row in measured
+                if row["exchange"] == exchange
+                and row["ranks"] > 1
+                and row["rows_a_rank"] == rows_a_rank(kind, row["ranks"])
+            ]
+            low = [exchanged_bytes(r, rows_a_rank(kind, r), 4, exchange) / 2**20 for r in (2, 4, 8)]
+            axes.plot((2, 4, 8), low, style, color=color)
+            axes.plot(*zip(*points, strict=True), marker, color=color)
+    log_sizes(axes, [2, 4, *GPUS], room=60)
+    label_ends(axes, ends)
+    axes.set_xlabel("ranks")
+    axes.tick_params(axis="x", labelrotation=45)
+    axes.set_title("sent by a rank in a step, MiB", loc="left")
+
+
+def _draw_prediction(axes: Axes, gpu: Machine) -> None:
+    ends = []
+    for kind in GPU_ROWS:
+        for exchange, (color, _, style) in EXCHANGE_LOOKS.items():
             line = [1e3 * sum(step_seconds(gpu, r, rows_a_rank(kind, r, GPU_ROWS), exchange)) for r in GPUS]
-            time_axis.plot(GPUS, line, style, color=color, label=f"{kind}, {exchange}")
-            time_axis.plot(measured, [p["model_ms"] for p in points], style, color=color, alpha=0.5)
-            time_axis.plot(measured, [p["ms"] for p in points], marker, color=color)
-    bytes_axis.set(title="sent by a rank in a step", ylabel="MiB (points: measured, CPU and gloo)")
-    time_axis.set(title="a step: this CPU, and the assumed GPUs", ylabel="ms (points: measured, lines: model)")
-    for axis in (bytes_axis, time_axis):
-        axis.set(xscale="log", yscale="log", xlabel="ranks")
-        axis.set_xticks(ranks, [f"{r:,}" for r in ranks])
-        axis.minorticks_off()
-        axis.grid(alpha=0.3)
-        axis.legend(fontsize=7)
-    figure.savefig(path)
+            axes.plot(GPUS, line, style, color=color)
+            ends.append(
+                (
+                    GPUS[-1],
+                    line[-1],
+                    f"{exchange}, {GPU_ROWS[kind]:,} rows {'in all' if kind == 'strong' else 'each'}",
+                    color,
+                )
+            )
+    log_sizes(axes, list(GPUS), room=40)
+    label_ends(axes, ends)
+    axes.set_xlabel("ranks")
+    axes.tick_params(axis="x", labelrotation=45)
+    axes.set_title("a step on assumed GPUs, predicted, ms", loc="left")
 
 
 def run(results: Path) -> dict:
@@ -354,7 +400,7 @@ def run(results: Path) -> dict:
     }  # fmt: skip
     results.mkdir(parents=True, exist_ok=True)
     (results / "scaling.json").write_text(json.dumps(result, indent=1) + "\n")
-    draw(result, results / "scaling.png")
+    (results / "scaling.png").write_bytes(draw(result))
     return result
 
 

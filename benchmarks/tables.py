@@ -47,12 +47,17 @@ def per_cent(value: float | None) -> str:
     return "" if value is None else f"{100 * value:.0f} %"
 
 
+def shown(name: str) -> str:
+    """An implementation's name in the tables."""
+    return "ltood_fast" if name == "ours" else name
+
+
 def cells(row: dict) -> list[str]:
     """One row of a case's table."""
     if row["status"] != OK:
-        return [row["implementation"], f"{row['status']}: {row['message']}", *[""] * 6]
+        return [shown(row["implementation"]), f"{row['status']}: {row['message']}", *[""] * 6]
     return [
-        row["implementation"],
+        shown(row["implementation"]),
         number(row["median_ms"]),
         f"{number(row['p10_ms'])} – {number(row['p90_ms'])}",
         number(row["peak_mib"], digits=2),
@@ -73,7 +78,7 @@ def full(result: dict[str, Any]) -> dict[str, Table]:
 
 
 def summary(result: dict[str, Any]) -> Table:
-    """A line a case: eager, the two best others, ours."""
+    """A line a case: ltood_fast, eager, the two best others."""
 
     def time(row: dict | None, name: bool = False) -> str:
         if row is None:
@@ -86,9 +91,9 @@ def summary(result: dict[str, Any]) -> Table:
         ours = timed(rows, "ours")
         others = ", ".join(time(row, name=True) for row in best_others(rows)[:2]) or "–"
         ratio, part = (number(ours.get("vs_best_rival"), "x"), per_cent(ours.get("of_floor"))) if ours else ("–", "–")
-        lines.append([case, time(timed(rows, "eager")), others, time(ours), ratio, part])
+        lines.append([case, time(ours), ratio, part, time(timed(rows, "eager")), others])
     return Table(
-        ["case", "eager: ms (MiB)", "two best others: ms (MiB)", "ours: ms (MiB)", "best other / ours", "of floor"],
+        ["case", "ltood_fast: ms (MiB)", "times as fast", "of floor", "eager: ms (MiB)", "two best others: ms (MiB)"],
         lines,
     )
 
@@ -118,10 +123,10 @@ def training(result: dict[str, Any]) -> tuple[Table, list[str]] | None:
             lines.append([*network[:2], _failed(row), "", "", ""])
             continue
         loss = number(row["loss_ms"]) if "loss_ms" in row else _failed(row)
-        share = f"{100 * row['share']:.1f} %" if "share" in row else ""
-        lines.append([*network, f"{row['op']}, {row['implementation']}", loss, share])
+        share = number(100 * row["share"], " %", digits=2) if "share" in row else ""
+        lines.append([*network, f"{row['op']}, {shown(row['implementation'])}", loss, share])
     largest = [
-        f"{row['op']}, {row['implementation']}: N = {row['N']:,} fits in {row['limit_gib']:g} GiB "
+        f"{row['op']}, {shown(row['implementation'])}: N = {row['N']:,} fits in {row['limit_gib']:g} GiB "
         f"(peak {number(row['peak_mib'])} MiB), {row['beyond']}"
         for row in part["largest"]
     ]
