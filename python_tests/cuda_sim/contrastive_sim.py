@@ -17,6 +17,14 @@ class NeighborRules(C.Structure):
     _fields_ = [("views", C.c_int), ("instance", pointer), ("domain", pointer)]
 
 
+class SolePairs(C.Structure):
+    _fields_ = [("half", C.c_int), ("partner", pointer)]
+
+
+class SegmentPairs(C.Structure):
+    _fields_ = [("n", C.c_int), ("ids", pointer), ("sorted", pointer), ("order", pointer), ("partner", pointer)]
+
+
 class TrianglePlan(C.Structure):
     _names = "tiles row_tiles col_tiles strips chunks work_tiles blocks resident shared_bytes stages"
     _fields_ = [(name, C.c_int) for name in _names.split()]
@@ -24,7 +32,7 @@ class TrianglePlan(C.Structure):
 
 class ContrastiveForward(C.Structure):
     _fields_ = [
-        ("u", Operand), ("exponents", Exponents), ("rules", NeighborRules), ("nearest", C.c_int),
+        ("u", Operand), ("exponents", Exponents), ("rules", NeighborRules), ("pairs", SolePairs), ("nearest", C.c_int),
         ("plan", TrianglePlan), ("row_sums", pointer), ("col_sums", pointer), ("row_maxima", pointer),
         ("col_maxima", pointer), ("row_nearest", pointer), ("col_nearest", pointer),
     ]  # fmt: skip
@@ -57,8 +65,8 @@ class RowGradients(C.Structure):
 
 class ContrastiveFactors(C.Structure):
     _fields_ = [
-        ("u", Operand), ("exponents", Exponents), ("lse", pointer), ("weight", pointer), ("largest", pointer),
-        ("factors", pointer),
+        ("u", Operand), ("exponents", Exponents), ("pairs", SolePairs), ("lse", pointer), ("weight", pointer),
+        ("largest", pointer), ("factors", pointer),
     ]  # fmt: skip
 
 
@@ -85,7 +93,7 @@ class ContrastivePartialSums(C.Structure):
 class ContrastiveBackward(C.Structure):
     _fields_ = [
         ("u", Operand), ("d", C.c_int), ("exponents", Exponents), ("rows", RowGradients), ("largest", pointer),
-        ("lse_bwd", ContrastiveLseBwd),
+        ("lse_bwd", ContrastiveLseBwd), ("pairs", SolePairs),
         ("instances", SegmentView), ("classes", SegmentView), ("has_views", C.c_int), ("k", C.c_int),
         ("indices", pointer), ("cosines", pointer), ("chosen_sum", pointer), ("bank", Operand), ("type", C.c_int),
         ("normalize", C.c_int), ("inv_norm", pointer), ("grad_z", pointer), ("u_dot_du", pointer),
@@ -109,12 +117,12 @@ def launch_lse_bwd(dev, lse_bwd, row_factors, col_factors, **plan):
     return out
 
 
-def launch_factors(dev, operand, exponents, lse, weight, largest):
+def launch_factors(dev, operand, exponents, lse, weight, largest, pairs=None):
     factors = dev.empty((operand.rows, 4), np.float32)
     run(
         dev,
         "ltood_launch_contrastive_factors",
-        ContrastiveFactors(operand, exponents, lse, weight, largest, factors.ptr),
+        ContrastiveFactors(operand, exponents, pairs or SolePairs(), lse, weight, largest, factors.ptr),
     )
     return factors
 
@@ -168,8 +176,19 @@ class Simulated:
         grad_sums = self.segment_sums(ids[order], order, 1, positive_grad).ptr if positive_grad else None
         return SegmentView(self.put(ids, np.int64), self.put(ids[order], np.int64), sums.ptr, grad_sums)
 
+    def pairs(self, ids):
+        """The sole positives: of the rows i and i + N / 2, or of the segments of two rows."""
+        if ids is None:
+            return SolePairs(self.n // 2)
+        _, ids = np.unique(np.asarray(ids), return_inverse=True)
+        order = np.argsort(ids, kind="stable")
+        partner = self.empty(self.n, np.int32)
+        arrays = (self.put(x, np.int64) for x in (ids, ids[order], order))
+        run(self.dev, "ltood_launch_contrastive_pairs", SegmentPairs(self.n, *arrays, partner.ptr))
+        return SolePairs(0, partner.ptr)
+
     def plan_only(self):
-        tiles = ContrastiveForward(self.u, self.exponents, NeighborRules(), self.options.get("k", 0))
+        tiles = ContrastiveForward(self.u, self.exponents, NeighborRules(), SolePairs(), self.options.get("k", 0))
         assert self.dev.call("ltood_plan_contrastive", tiles) == 0, self.dev.complaint
         return tiles
 
@@ -180,7 +199,8 @@ class Simulated:
         self.k, self.views = o.get("k", 0), o.get("views", True)
         rules = NeighborRules(0 if ids is not None else n // 2, self.put(ids, np.int64), self.put(domain, np.int64))
         found = o.get("neighbors")  # (cosines, indices) of another search; else the tiles find the nearest row
-        tiles = ContrastiveForward(self.u, self.exponents, rules, self.k if found is None else 0)
+        pairs = self.pairs(ids if self.views else labels)
+        tiles = ContrastiveForward(self.u, self.exponents, rules, pairs, self.k if found is None else 0)
         assert dev.call("ltood_plan_contrastive", tiles) == 0, dev.complaint
         for name, value in o.get("plan", {}).items():
             setattr(tiles.plan, name, value)
@@ -225,7 +245,9 @@ class Simulated:
         p = ContrastiveBackward(self.u, self.d, self.exponents, self.rows)
         if self.u.is_half:
             p.largest = self.put(np.abs(dev.get(outputs[0])).max(keepdims=True))
-        factors = launch_factors(dev, self.u, self.exponents, self.lse.ptr, outputs[0].ptr, p.largest)
+        if grad_instance is not None or grad_class is not None:
+            p.pairs = self.pairs(ids if grad_instance is not None else labels)
+        factors = launch_factors(dev, self.u, self.exponents, self.lse.ptr, outputs[0].ptr, p.largest, p.pairs)
         p.lse_bwd = ContrastiveLseBwd(self.u, self.u, self.exponents)
         self.kept += [factors, launch_lse_bwd(dev, p.lse_bwd, factors, factors, **o.get("bwd_plan", {}))]
         p.has_views = grad_instance is not None

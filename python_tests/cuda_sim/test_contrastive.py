@@ -84,6 +84,25 @@ def test_nt_xent(device, kind, n, d):
     check(Simulated(device(), rows(rng, n, d), TAU, kind), rng)
 
 
+def pairs_that_agree(rng, n, d):
+    return (np.tile(rng.standard_normal((n // 2, d)), (2, 1)) + 0.1 * rng.standard_normal((n, d))).astype(np.float32)
+
+
+PAIRS = {  # views by default, by ids, classes; running maxima
+    "views": {},
+    "ids": {"instance_ids": np.arange(270) % 135},
+    "classes": {"views": False, "labels": np.arange(270) % 135},
+    "online": {"online": True},
+}
+
+
+@pytest.mark.parametrize("options", PAIRS.values(), ids=PAIRS)
+def test_small_losses_keep_their_digits(device, options):
+    """True losses of some 1e-3, differences of a log-sum-exp and a similarity of 19."""
+    rng = np.random.default_rng(3)
+    check(Simulated(device(), pairs_that_agree(rng, 270, 40), 0.05, "float32", **options), rng)
+
+
 @pytest.mark.parametrize(
     ("kind", "d", "options"),
     [

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 from cuda_sim.contrastive_sim import Simulated
-from cuda_sim.test_contrastive import SOURCES, TAU, check, expected, rows
+from cuda_sim.test_contrastive import PAIRS, SOURCES, TAU, check, expected, pairs_that_agree, rows
 from tolerances import LOSS, relative_error
 
 
@@ -45,6 +45,12 @@ def test_nt_xent(device, kind, n, d):
     dev = device()
     check(Simulated(dev, rows(rng, n, d), TAU, kind), rng)
     assert len(kernels(dev)) == 2, dev.launches
+
+
+@pytest.mark.parametrize("name", ["views", "ids", "classes"])
+def test_small_losses_keep_their_digits(device, name):
+    rng = np.random.default_rng(3)
+    check(Simulated(device(), pairs_that_agree(rng, 270, 40), 0.05, "float32", **PAIRS[name]), rng)
 
 
 @pytest.mark.parametrize(("kind", "d"), [("bfloat16", 40), ("float32", 40)])

@@ -11,6 +11,7 @@
 #include <ATen/ops/zeros.h>
 #include <torch/library.h>
 
+#include <optional>
 #include <tuple>
 
 #include "cuda/operand_torch.h"
@@ -69,11 +70,12 @@ at::Tensor segment_sums(const OperandTensors& u, const at::Tensor& keys, const a
 // Rows by segment, segments numbered from 0 in the order of their ids; sums of u and, in the backward, of positive_grad
 // * u.
 struct SegmentTensors {
-  at::Tensor ids, sorted, sums, grad_sums;
+  at::Tensor ids, sorted, order, sums, grad_sums;
 
   SegmentTensors() = default;
   SegmentTensors(const at::Tensor& labels, const OperandTensors& u, int64_t d, const at::Tensor& positive_grad = {}) {
-    const auto [values, order] = at::sort(labels, /*stable=*/true, /*dim=*/0, /*descending=*/false);
+    at::Tensor values;
+    std::tie(values, order) = at::sort(labels, /*stable=*/true, /*dim=*/0, /*descending=*/false);
     const at::Tensor starts = at::ne(values.slice(0, 1), values.slice(0, 0, -1)).to(at::kLong);
     sorted = at::cat({at::zeros({1}, values.options()), at::cumsum(starts, 0)});
     ids = at::scatter(at::empty_like(sorted), 0, order, sorted);
@@ -85,6 +87,25 @@ struct SegmentTensors {
     if (!ids.defined()) return {};
     return {ids.const_data_ptr<int64_t>(), sorted.const_data_ptr<int64_t>(), sums.const_data_ptr<float>(),
             grad_sums.defined() ? grad_sums.const_data_ptr<float>() : nullptr};
+  }
+};
+
+// The sole positives of a part of the loss; the tensor that holds them.
+struct PairTensors {
+  at::Tensor partner;
+  SolePairs view{};
+
+  PairTensors(const SegmentTensors& segments, const at::Tensor& z) {
+    const int n = static_cast<int>(z.size(0));
+    if (!segments.ids.defined()) {
+      view.half = n / 2;
+      return;
+    }
+    partner = at::empty({n}, z.options().dtype(at::kInt));
+    const SegmentPairs params{n, segments.ids.const_data_ptr<int64_t>(), segments.sorted.const_data_ptr<int64_t>(),
+                              segments.order.const_data_ptr<int64_t>(), partner.mutable_data_ptr<int>()};
+    check_launch(kOp, ltood_launch_contrastive_pairs(&params, current_stream(z)));
+    view.partner = partner.const_data_ptr<int>();
   }
 };
 
@@ -160,13 +181,15 @@ ContrastiveOutputs forward(const ContrastiveInputs& in) {
   tiles.u = u.view;
   tiles.exponents = tau.exponents;
   tiles.rules = rules;
+  SegmentTensors instances, classes;
+  if (in.views && in.instance_ids) instances = SegmentTensors(*in.instance_ids, u, d);
+  if (in.labels) classes = SegmentTensors(*in.labels, u, d);
+  const PairTensors pairs(in.views ? instances : classes, in.z);
+  tiles.pairs = pairs.view;
   tiles.nearest = in.k == 1 && !in.bank;
   const Slots slots = launch_tiles(tiles, u.scale, stream);
   if (in.k > 0 && !tiles.nearest) launch_search(in, u, rules, cosines, indices);
 
-  SegmentTensors instances, classes;
-  if (in.views && in.instance_ids) instances = SegmentTensors(*in.instance_ids, u, d);
-  if (in.labels) classes = SegmentTensors(*in.labels, u, d);
   const int64_t n_instance = in.views ? n : 0, n_class = in.labels ? n : 0;
   const at::Tensor lse = at::empty({n}, doubles);
   const at::Tensor instance_loss = at::empty({n_instance}, floats), class_loss = at::empty({n_class}, floats);
@@ -203,6 +226,8 @@ ContrastiveOutputs contrastive_cuda(const Arguments& arguments) {
 // The arguments of the backward, and the tensors that its launches share.
 struct BackwardCall : ContrastiveInputs, ContrastiveSaved {
   OperandTensors u;
+  SegmentTensors instances, classes;
+  std::optional<PairTensors> pairs;
   ContrastiveBackward p{};
   at::Tensor rows;     // [4, N]: the outputs of RowGradients
   at::Tensor largest;  // 0-d, of float16 only
@@ -234,11 +259,11 @@ void launch_row_gradients(BackwardCall& b) {
 
 // Factors of rows [n, 4] from their log-sum-exp and the gradient that arrives at it.
 at::Tensor launch_factors(const OperandTensors& u, const Exponents& exponents, const double* lse, const float* weight,
-                          const float* largest) {
+                          const float* largest, const SolePairs& pairs = {}) {
   const at::Tensor factors = at::empty({u.view.rows, 4}, u.scale.options());
   static_assert(sizeof(RowFactors) == 4 * sizeof(float));
-  const ContrastiveFactors params{u.view, exponents, lse,
-                                  weight, largest,   reinterpret_cast<RowFactors*>(factors.mutable_data_ptr<float>())};
+  const ContrastiveFactors params{
+      u.view, exponents, pairs, lse, weight, largest, reinterpret_cast<RowFactors*>(factors.mutable_data_ptr<float>())};
   check_launch(kOp, ltood_launch_contrastive_factors(&params, current_stream(u.scale)));
   return factors;
 }
@@ -255,6 +280,15 @@ at::Tensor launch_lse_bwd(ContrastiveLseBwd& lse_bwd, const at::Tensor& row_fact
   return out;
 }
 
+void find_positives(BackwardCall& b) {
+  const int64_t d = b.z.size(1);
+  if (b.grad_instance && b.instance_ids) b.instances = SegmentTensors(*b.instance_ids, b.u, d, b.row(1));
+  if (b.grad_class) b.classes = SegmentTensors(*b.labels, b.u, d, b.row(3));
+  if (!b.grad_instance && !b.grad_class) return;
+  b.pairs.emplace(b.grad_instance ? b.instances : b.classes, b.z);
+  b.p.pairs = b.pairs->view;
+}
+
 // The rows against themselves.
 at::Tensor launch_square_lse_bwd(BackwardCall& b) {
   if (b.u.view.is_half) {
@@ -262,16 +296,14 @@ at::Tensor launch_square_lse_bwd(BackwardCall& b) {
     b.p.largest = b.largest.const_data_ptr<float>();
   }
   b.p.lse_bwd = {b.u.view, b.u.view, b.p.exponents};
-  const at::Tensor factors = launch_factors(b.u, b.p.exponents, b.p.rows.lse, b.p.rows.lse_grad, b.p.largest);
+  const at::Tensor factors =
+      launch_factors(b.u, b.p.exponents, b.p.rows.lse, b.p.rows.lse_grad, b.p.largest, b.p.pairs);
   return launch_lse_bwd(b.p.lse_bwd, factors, factors);
 }
 
 // The positives and the normalisation; returns (grad_z, the sum of <u_i, dL/du_i>).
 std::tuple<at::Tensor, at::Tensor> launch_epilogue(BackwardCall& b) {
   const int64_t n = b.u.view.rows, d = b.z.size(1);
-  SegmentTensors instances, classes;
-  if (b.grad_instance && b.instance_ids) instances = SegmentTensors(*b.instance_ids, b.u, d, b.row(1));
-  if (b.grad_class) classes = SegmentTensors(*b.labels, b.u, d, b.row(3));
   at::Tensor chosen_sum;
   OperandTensors bank;
   b.p.k = b.grad_instance ? static_cast<int>(b.indices.size(1)) : 0;
@@ -284,8 +316,8 @@ std::tuple<at::Tensor, at::Tensor> launch_epilogue(BackwardCall& b) {
     b.p.chosen_sum = chosen_sum.const_data_ptr<float>();
   }
   const at::Tensor grad_z = at::empty({n, d}, b.z.options()), u_dot_du = at::empty({n}, b.u.scale.options());
-  b.p.instances = instances.view();
-  b.p.classes = classes.view();
+  b.p.instances = b.instances.view();
+  b.p.classes = b.classes.view();
   b.p.has_views = b.grad_instance.has_value();
   b.p.indices = b.indices.const_data_ptr<int64_t>();
   b.p.cosines = b.cosines.const_data_ptr<float>();
@@ -308,6 +340,7 @@ std::tuple<at::Tensor, at::Tensor> contrastive_bwd_cuda(const Arguments& argumen
   b.p.d = static_cast<int>(b.z.size(1));
   b.p.exponents = tau.exponents;
   launch_row_gradients(b);
+  find_positives(b);
   const at::Tensor lse_bwd = launch_square_lse_bwd(b);
   const auto [grad_z, u_dot_du] = launch_epilogue(b);
   const OptionalTensor& learned = b.temperature.tensor;

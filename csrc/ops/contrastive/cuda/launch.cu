@@ -109,6 +109,11 @@ int ltood_launch_contrastive_tiles(const ContrastiveForward* params, void* strea
   return cuda::launch(tiles_kernel(p), p.plan.blocks, contrastive::kThreads, p.plan.shared_bytes, p, stream);
 }
 
+int ltood_launch_contrastive_pairs(const SegmentPairs* params, void* stream) {
+  const auto kernel = contrastive::contrastive_pairs_kernel;
+  return cuda::launch(kernel, ceil_div(params->n, kRowThreads), kRowThreads, 0, *params, stream);
+}
+
 int ltood_launch_contrastive_rows(const ContrastiveRows* params, void* stream) {
   const auto kernel = params->u.is_half ? contrastive::contrastive_rows_kernel<__half>
                                         : contrastive::contrastive_rows_kernel<__nv_bfloat16>;

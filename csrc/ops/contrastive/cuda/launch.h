@@ -22,6 +22,13 @@ struct NeighborRules {
   const int64_t* domain;    // or null: only rows of equal id
 };
 
+// The sole positive of a row, which the tiles leave out and the row kernels add in double: the loss of a row with one
+// positive may be a small difference of two large numbers (ops/contrastive/cpu/sole_positives.h).
+struct SolePairs {
+  int half;            // > 0: row i's is row i + half or i - half
+  const int* partner;  // or null; wins over `half`; -1 = none
+};
+
 // How the upper triangle of tiles of 128 × 128 is cut into work tiles of row_tiles × col_tiles. A work tile leaves the
 // sums of its rows in slot [its place in the row] and those of its columns in slot [its strip of tile rows].
 struct TrianglePlan {
@@ -44,6 +51,7 @@ struct ContrastiveForward {
   Operand u;
   Exponents exponents;
   NeighborRules rules;
+  SolePairs pairs;
   int nearest;  // also the nearest admissible row of every row
   TrianglePlan plan;
   float* row_sums;    // [chunks, N]
@@ -82,6 +90,15 @@ struct ContrastiveRows {
   double* class_weight;
 };
 
+// The sole positives of rows by segment: ids and sorted as in SegmentView, order the rows by id.
+struct SegmentPairs {
+  int n;
+  const int64_t* ids;
+  const int64_t* sorted;
+  const int64_t* order;
+  int* partner;  // output
+};
+
 // The gradients at the log-sum-exp of each row, and at the mean over its positives divided by their weight.
 struct RowGradients {
   int n;
@@ -104,12 +121,13 @@ struct RowFactors {
   float scale;   // of the operand
   float weight;  // a = w 2^(shift - lse2), or w
   float lse2;    // lse in units of log2
-  float unused;
+  int partner;   // the column of a sole positive, where G is 0; -1 = none
 };
 
 struct ContrastiveFactors {
   Operand u;
   Exponents exponents;
+  SolePairs pairs;       // of rows that are their own columns
   const double* lse;     // null: no weights: columns without a gradient
   const float* weight;   // the gradient that arrives at lse
   const float* largest;  // 0-d: the largest |weight| of rows and columns, for float16; null: 1
@@ -137,6 +155,7 @@ struct ContrastiveBackward {
   RowGradients rows;          // its outputs
   const float* largest;       // as in ContrastiveFactors
   ContrastiveLseBwd lse_bwd;  // of the rows against themselves
+  SolePairs pairs;            // of the instance part, or of the class part without it
   SegmentView instances, classes;
   int has_views;
   int k;
@@ -179,6 +198,7 @@ extern "C" {
 // (k_tiles that are streamed, online, 100 KiB), which leaves the search to the top-k kernel.
 int ltood_plan_contrastive(ContrastiveForward* params);
 int ltood_launch_contrastive_tiles(const ContrastiveForward* params, void* stream);
+int ltood_launch_contrastive_pairs(const SegmentPairs* params, void* stream);
 int ltood_launch_contrastive_rows(const ContrastiveRows* params, void* stream);
 int ltood_launch_contrastive_row_gradients(const RowGradients* params, void* stream);
 int ltood_launch_contrastive_factors(const ContrastiveFactors* params, void* stream);

@@ -82,12 +82,20 @@ __device__ __forceinline__ void weight_tile(float (&c)[kMI][kNI][4], const Contr
             weight = (row[i][h].y + column.y) * prim::exp2_fast(t - scale);
           }
           value = weight * column.x;
-          const int same = first_row + fragment_row(i, 2 * h) + p.diagonal;
-          if (kEdge && (col >= p.cols.rows || col == same)) value = 0;
+          const int same = first_row + fragment_row(i, 2 * h) + p.diagonal, partner = __float_as_int(row[i][h].w);
+          if (kEdge && (col >= p.cols.rows || col == same || col == partner)) value = 0;
         }
       }
     }
   }
+}
+
+// Whether a sole positive of one of the warp's rows is among the columns.
+template <int kRows>
+__device__ __forceinline__ bool holds_pair(const ContrastiveLseBwd& p, int first_row, int first_col, int cols) {
+  const int row = first_row + threadIdx.x % kRows;
+  const int partner = row < p.rows.rows ? __ldg(&p.row_factors[row].partner) : -1;
+  return __any_sync(prim::kFullWarp, partner >= first_col && partner < first_col + cols);
 }
 
 template <typename half_t, int kSplits, int kOut, bool kOnline>
@@ -148,7 +156,8 @@ __global__ void __launch_bounds__(LseBwdTiles<kSplits, kOut>::kThreads)
       tiles::multiply_k_tile<half_t>(c, p.resident ? resident : at + kColKTileBytes, at, warp_row, 0);
     }
     const int row0 = first_row + warp_row, col0 = tile * kTileN, same = row0 + p.diagonal;
-    if (col0 + kTileN > m || (col0 < same + 16 * kMI && same < col0 + kTileN)) {
+    const bool diagonal = col0 < same + 16 * kMI && same < col0 + kTileN;
+    if (col0 + kTileN > m || diagonal || holds_pair<16 * kMI>(p, row0, col0, kTileN)) {
       weight_tile<true, kOnline>(c, p, row0, col0, scale);
     } else {
       weight_tile<false, kOnline>(c, p, row0, col0, scale);

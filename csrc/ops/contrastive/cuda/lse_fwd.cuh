@@ -52,6 +52,12 @@ __device__ inline bool admissible(const NeighborRules& rules, int i, int j) {
   return !rules.domain || rules.domain[i] == rules.domain[j];
 }
 
+__device__ inline int sole_partner(const SolePairs& pairs, int row) {
+  if (pairs.partner) return __ldg(pairs.partner + row);
+  if (pairs.half == 0) return -1;
+  return row < pairs.half ? row + pairs.half : row - pairs.half;
+}
+
 // (max, sum of 2^(t - max)) of two sets of exponents; -inf and 0 is the empty set. NaN and Inf end in the sum.
 __device__ inline void combine_sums(float& max, float& sum, float other_max, float other_sum) {
   const float top = fmaxf(max, other_max);
@@ -96,6 +102,34 @@ __device__ __forceinline__ void scale_tile(float (&c)[kMI][kNI][4], const RowSta
           value = fmaf(value * col_scale, rows.factor[i][h], -shift);
           const int row = first_row + fragment_row(i, 2 * h);
           if (kEdge && (row == col || row >= u.rows || col >= u.rows)) value = minus_infinity();
+        }
+      }
+    }
+  }
+}
+
+// Sole positives become -inf. Hardly a tile holds one: a warp looks at its 64 rows first.
+__device__ __forceinline__ void exclude_pairs(float (&c)[kMI][kNI][4], const SolePairs& pairs, int n, int first_row,
+                                              int first_col) {
+  if (!pairs.partner && pairs.half == 0) return;
+  constexpr int kRows = kTile / kWarpsM, kCols = kTile / kWarpsN;
+  bool any = false;
+  for (int row = first_row + threadIdx.x % 32; row < min(first_row + kRows, n); row += 32) {
+    const int col = sole_partner(pairs, row) - first_col;
+    any |= col >= 0 && col < kCols;
+  }
+  if (!__any_sync(prim::kFullWarp, any)) return;
+#pragma unroll
+  for (int i = 0; i < kMI; ++i) {
+#pragma unroll
+    for (int h = 0; h < 2; ++h) {
+      const int row = first_row + fragment_row(i, 2 * h);
+      const int partner = row < n ? sole_partner(pairs, row) : -1;
+#pragma unroll
+      for (int j = 0; j < kNI; ++j) {
+#pragma unroll
+        for (int e = 0; e < 2; ++e) {
+          if (first_col + fragment_col(j, e) == partner) c[i][j][2 * h + e] = minus_infinity();
         }
       }
     }
@@ -370,6 +404,7 @@ __device__ void mainloop(const ContrastiveForward& p, const ColumnSlots& cols, u
     } else {
       scale_tile<false>(c, rows, p.u, row0, col0, shift);
     }
+    exclude_pairs(c, p.pairs, p.u.rows, row0, col0);
     if (kNearest) {
       offer_rows(c, rows, p.rules, row0, col0);
       if (!diagonal) offer_columns(c, cols, p.rules, row0, col0, at_col);

@@ -10,28 +10,46 @@ namespace ltood::contrastive {
 
 constexpr int kRowWarps = 4;
 
+// The first of n ascending ids that is no less than `id`.
+__device__ inline int lower_bound(const int64_t* sorted, int n, int64_t id) {
+  int low = 0, high = n;
+  while (low < high) {
+    const int middle = (low + high) / 2;
+    if (sorted[middle] < id) {
+      low = middle + 1;
+    } else {
+      high = middle;
+    }
+  }
+  return low;
+}
+
 // How many rows are in row i's segment: a range of the sorted ids.
 __device__ inline int segment_size(const SegmentView& segments, int n, int64_t id) {
-  int bounds[2];
-  for (int side = 0; side < 2; ++side) {
-    int low = 0, high = n;
-    while (low < high) {
-      const int middle = (low + high) / 2;
-      if (segments.sorted[middle] < id + side) {
-        low = middle + 1;
-      } else {
-        high = middle;
-      }
-    }
-    bounds[side] = low;
-  }
-  return bounds[1] - bounds[0];
+  return lower_bound(segments.sorted, n, id + 1) - lower_bound(segments.sorted, n, id);
+}
+
+// One thread a row. The other row of a segment of two.
+__global__ void contrastive_pairs_kernel(const SegmentPairs p) {
+  const int row = blockIdx.x * blockDim.x + threadIdx.x;
+  if (row >= p.n) return;
+  const int64_t id = p.ids[row];
+  const int low = lower_bound(p.sorted, p.n, id);
+  const bool two = low + 1 < p.n && p.sorted[low + 1] == id && (low + 2 == p.n || p.sorted[low + 2] != id);
+  p.partner[row] = two ? static_cast<int>(p.order[low] + p.order[low + 1]) - row : -1;
 }
 
 struct Positives {
   float similarity;  // sum of <u_i, u_j>, not divided by tau
   double weight;
 };
+
+template <typename half_t>
+__device__ float dot_rows(const Operand& u, int d, int row, int other) {
+  float dot = 0;
+  for (int j = threadIdx.x % 32; j < d; j += 32) dot += element<half_t>(u, row, j) * element<half_t>(u, other, j);
+  return prim::warp_sum(dot);
+}
 
 // Row i's other views: row i + N / 2, or its segment without itself, <u_i, sum - u_i>.
 template <typename half_t>
@@ -40,8 +58,7 @@ __device__ Positives segment_positives(const Operand& u, int d, const SegmentVie
   float dot = 0;
   if (!segments.ids) {
     const int half = u.rows / 2, other = row < half ? row + half : row - half;
-    for (int j = lane; j < d; j += 32) dot += element<half_t>(u, row, j) * element<half_t>(u, other, j);
-    return {prim::warp_sum(dot), 1.0};
+    return {dot_rows<half_t>(u, d, row, other), 1.0};
   }
   const int64_t id = segments.ids[row];
   for (int j = lane; j < d; j += 32) {
@@ -97,9 +114,35 @@ __device__ inline Nearest row_nearest(const ContrastiveForward& p, int row) {
   return warp_nearest<32, 1>(best);
 }
 
-// lse - similarity / (tau weight), 0 for rows without positives.
-__device__ inline float row_loss(double lse, Positives positives, double inv_tau) {
-  return positives.weight > 0 ? static_cast<float>(lse - positives.similarity * inv_tau / positives.weight) : 0.f;
+// log(e^a + e^b).
+__device__ inline double log_add(double a, double b) {
+  const double high = fmax(a, b), low = fmin(a, b);
+  if (isnan(a) || isnan(b)) return a + b;
+  return isinf(low) || isinf(high) ? high : high + log1p(exp(low - high));
+}
+
+// A row's log-sum-exp, and its sole positive p: lse - s_p = log(1 + exp(rest - s_p)) keeps the digits of a small loss.
+struct RowLse {
+  double lse, rest;  // over all other rows; over those of the tiles
+  double sole;       // s_p
+  bool has_sole;
+
+  // lse - similarity / (tau weight), 0 for rows without positives. `part`: whether p is a positive of this part.
+  __device__ float loss(Positives positives, double inv_tau, bool part) const {
+    if (!(positives.weight > 0)) return 0.f;
+    const double mean = positives.similarity * inv_tau / positives.weight;
+    if (!has_sole || !part) return static_cast<float>(lse - mean);
+    const double gap = rest - sole, above = fmax(gap, 0.0) + log1p(exp(-fabs(gap)));
+    return static_cast<float>(above + (positives.weight == 1 ? 0.0 : sole - mean));
+  }
+};
+
+template <typename half_t>
+__device__ RowLse add_sole_positive(const ContrastiveRows& p, double rest, int row, double inv_tau) {
+  const int partner = sole_partner(p.tiles.pairs, row);
+  if (partner < 0) return {rest, rest, 0, false};
+  const double s = dot_rows<half_t>(p.u, p.d, row, partner) * inv_tau;
+  return {log_add(rest, s), rest, s, true};
 }
 
 template <typename half_t>
@@ -108,8 +151,8 @@ __global__ void __launch_bounds__(32 * kRowWarps) contrastive_rows_kernel(const 
   if (row >= p.u.rows) return;
   const bool first = threadIdx.x % 32 == 0;
   const double inv_tau = p.exponents.temperature ? 1.0 / *p.exponents.temperature : double(p.exponents.inv_tau);
-  const double lse = row_lse(p.tiles, row);
-  if (first) p.lse[row] = lse;
+  const RowLse lse = add_sole_positive<half_t>(p, row_lse(p.tiles, row), row, inv_tau);
+  if (first) p.lse[row] = lse.lse;
   if (p.has_views) {
     Positives positives = segment_positives<half_t>(p.u, p.d, p.instances, row);
     if (p.tiles.nearest) {
@@ -124,12 +167,12 @@ __global__ void __launch_bounds__(32 * kRowWarps) contrastive_rows_kernel(const 
       positives.similarity += static_cast<float>(lam) * p.cosines[at];
       positives.weight += lam;
     }
-    if (first) p.instance_loss[row] = row_loss(lse, positives, inv_tau);
+    if (first) p.instance_loss[row] = lse.loss(positives, inv_tau, /*part=*/true);
     if (first) p.instance_weight[row] = positives.weight;
   }
   if (p.classes.ids) {
     const Positives positives = segment_positives<half_t>(p.u, p.d, p.classes, row);
-    if (first) p.class_loss[row] = row_loss(lse, positives, inv_tau);
+    if (first) p.class_loss[row] = lse.loss(positives, inv_tau, /*part=*/!p.has_views);
     if (first) p.class_weight[row] = positives.weight;
   }
 }
@@ -168,7 +211,7 @@ __global__ void contrastive_factors_kernel(const ContrastiveFactors p) {
   const float weight = alone ? 0.f : p.weight[row] / weight_unit(p.largest);
   const float shifted = alone ? 0.f : weight * static_cast<float>(exp2(double(scale) - lse2));
   const float lse2_float = alone ? 0.f : static_cast<float>(lse2);
-  p.factors[row] = {p.u.scale[row], p.exponents.online ? weight : shifted, lse2_float, 0.f};
+  p.factors[row] = {p.u.scale[row], p.exponents.online ? weight : shifted, lse2_float, sole_partner(p.pairs, row)};
 }
 
 // Element j of grad_u_i, summed over the k_splits.
@@ -214,6 +257,20 @@ __device__ __forceinline__ float neighbor_positive_grad(const ContrastiveBackwar
   return p.rows.neighbor_positive_grad[row] * sum + (p.chosen_sum ? p.chosen_sum[size_t(row) * p.d + j] : 0.f);
 }
 
+// -(dL/ds_ip + dL/ds_pi) of a row and its sole positive p: dL/ds_ip = w P_ip - g = g (P_ip - 1) + (w - g) P_ip.
+template <typename half_t>
+__device__ float sole_attraction(const ContrastiveBackward& p, int row, int partner, double inv_tau) {
+  const double s = dot_rows<half_t>(p.u, p.d, row, partner) * inv_tau;
+  const float* positive_grad = p.has_views ? p.rows.instance_positive_grad : p.rows.class_positive_grad;
+  double attraction = 0;
+  const int members[] = {row, partner};
+  for (const int i : members) {
+    const double log_share = s - p.rows.lse[i], g = positive_grad[i], w = p.rows.lse_grad[i];
+    attraction -= g * expm1(log_share) + (w - g) * exp(log_share);
+  }
+  return static_cast<float>(attraction);
+}
+
 // grad_u = (lse_bwd - grad_sums) / tau, summed over the k_splits, then through the normalisation:
 //   grad_z = (grad_u - u <u, grad_u>) / |z|;   unnormalised rows, or rows shorter than eps: grad_z = grad_u * inv_norm.
 template <typename half_t, typename out_t>
@@ -223,13 +280,17 @@ __global__ void __launch_bounds__(32 * kRowWarps) contrastive_epilogue_kernel(co
   const float inv_tau = p.exponents.temperature ? 1.f / *p.exponents.temperature : p.exponents.inv_tau;
   const float unit = weight_unit(p.largest);
   float* line = p.lse_bwd.out + row * size_t(kKTile) * p.u.k_tiles;
+  const int partner = sole_partner(p.pairs, row);
+  const float attraction = partner < 0 ? 0.f : sole_attraction<half_t>(p, row, partner, inv_tau);
+  const bool views = p.has_views && partner < 0, classes = p.classes.ids && (partner < 0 || p.has_views);
   float radial = 0;
   for (int j = lane; j < p.d; j += 32) {
     float grad = unit * summed_lse_bwd(p.lse_bwd, row, j);
     const float u = element<half_t>(p.u, row, j);
-    if (p.has_views) grad -= segment_positive_grad<half_t>(p, p.instances, p.rows.instance_positive_grad, row, u, j);
+    if (partner >= 0) grad -= attraction * element<half_t>(p.u, partner, j);
+    if (views) grad -= segment_positive_grad<half_t>(p, p.instances, p.rows.instance_positive_grad, row, u, j);
     if (p.k > 0) grad -= neighbor_positive_grad<half_t>(p, row, j);
-    if (p.classes.ids) grad -= segment_positive_grad<half_t>(p, p.classes, p.rows.class_positive_grad, row, u, j);
+    if (classes) grad -= segment_positive_grad<half_t>(p, p.classes, p.rows.class_positive_grad, row, u, j);
     grad *= inv_tau;
     line[j] = grad;
     radial += u * grad;

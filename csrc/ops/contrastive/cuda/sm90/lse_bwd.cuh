@@ -1,6 +1,7 @@
 // Backward of the contrastive losses on Hopper: what cuda/lse_bwd.cuh computes with the fixed shift.
 //
-//   grad_u_i = sum_j G_ij u_j,   G_ij = (a_i + a_j) 2^(t_ij - shift),   a = w 2^(shift - lse2),   G_ii = 0
+//   grad_u_i = sum_j G_ij u_j,   G_ij = (a_i + a_j) 2^(t_ij - shift),   a = w 2^(shift - lse2),   G_ii = 0, and so is
+//   that of a row and its sole positive
 //
 // tile      128 rows, 64 of a consumer warpgroup, × 128 columns (one split, D <= 128) or 64; a block owns 128 rows, up
 //           to 256 features of the output, a range of columns
@@ -99,8 +100,9 @@ __device__ __forceinline__ void produce_columns(const LseBwd& f, const warpgroup
 
 // S becomes G_ij scale_j: the columns' operand lacks its scale. Column `same` is the thread's first row itself.
 template <bool kEdge, int kSize>
-__device__ __forceinline__ void weight_scores(float (&s)[kSize], const float2 (&of_row)[2], const RowFactors* factors,
-                                              float scale, int n_cols, int same, int first_col) {
+__device__ __forceinline__ void weight_scores(float (&s)[kSize], const float2 (&of_row)[2], const int (&partner)[2],
+                                              const RowFactors* factors, float scale, int n_cols, int same,
+                                              int first_col) {
 #pragma unroll
   for (int j = 0; j < kSize / 4; ++j) {
 #pragma unroll
@@ -115,7 +117,7 @@ __device__ __forceinline__ void weight_scores(float (&s)[kSize], const float2 (&
         const float x =
             kEdge ? prim::exp2_fast(t) : prim::exp2_shared<tile_sizes::kPolynomialEighths>(t, 4 * j + 2 * r + h);
         value = (of_row[r].y + of_col.y) * x * of_col.x;
-        if (kEdge && (!inside || col == same + 8 * r)) value = 0;
+        if (kEdge && (!inside || col == same + 8 * r || col == partner[r])) value = 0;
       }
     }
   }
@@ -139,9 +141,11 @@ class LseBwdConsumer {
     const float scale = tiles::exponent_scale(p_.exponents.inv_tau, p_.exponents.temperature);
     const int first_same = blockIdx.x * kLseBwdRows + p_.diagonal;  // the block's first row among the columns
     float2 of_row[2];
+    int partner[2];
 #pragma unroll
     for (int r = 0; r < 2; ++r) {
       const int row = row_ + 8 * r;
+      partner[r] = row < p_.rows.rows ? __ldg(&p_.row_factors[row].partner) : -1;
       of_row[r] = row < p_.rows.rows ? __ldg(reinterpret_cast<const float2*>(p_.row_factors + row)) : float2{};
       of_row[r].x *= scale;
     }
@@ -156,10 +160,10 @@ class LseBwdConsumer {
       const int first_col = tile * P::kTileN;
       const bool diagonal = first_col < first_same + kLseBwdRows && first_same < first_col + P::kTileN;
       const int n_cols = p_.cols.rows, same = row_ + p_.diagonal;
-      if (diagonal || first_col + P::kTileN > n_cols) {
-        weight_scores<true>(s_, of_row, p_.col_factors, scale, n_cols, same, first_col);
+      if (diagonal || first_col + P::kTileN > n_cols || holds_pair(partner, first_col)) {
+        weight_scores<true>(s_, of_row, partner, p_.col_factors, scale, n_cols, same, first_col);
       } else {
-        weight_scores<false>(s_, of_row, p_.col_factors, scale, n_cols, same, first_col);
+        weight_scores<false>(s_, of_row, partner, p_.col_factors, scale, n_cols, same, first_col);
       }
       pack_scores();
       if (turns) warpgroups::wait_for_turn();
@@ -173,6 +177,13 @@ class LseBwdConsumer {
   }
 
  private:
+  __device__ __forceinline__ static bool holds_pair(const int (&partner)[2], int first_col) {
+    bool any = false;
+#pragma unroll
+    for (int r = 0; r < 2; ++r) any |= partner[r] >= first_col && partner[r] < first_col + P::kTileN;
+    return __any_sync(prim::kFullWarp, any);
+  }
+
   // S of the ring's next stages: low × high and high × low before high × high, so that small terms are added first.
   __device__ __forceinline__ void multiply_scores() {
     for (int chunk = 0; chunk < plan_.chunks; ++chunk) {

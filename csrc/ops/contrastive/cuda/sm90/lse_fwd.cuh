@@ -144,13 +144,14 @@ template <int kHalves, bool kNearest>
 struct ColumnState {
   float factor[kHalves][2];
   float sum[kHalves][2];
+  int partner[kHalves][2];  // the row of a sole positive
   Nearest nearest[kNearest ? kHalves : 1][2];
   int64_t instance[kNearest ? kHalves : 1][2], domain[kNearest ? kHalves : 1][2];
 };
 
 // Exponentials of a tile, added to the sums of its rows and of its columns; and offered as neighbours: columns pass in
 // ascending order, and so do the rows of a tile, so that the lower index keeps a tie. Views are never neighbours:
-// they count as edge.
+// they count as edge, as do sole positives.
 template <bool kEdge, int kHalves, bool kNearest>
 __device__ __forceinline__ void add_exponentials(const float (&c)[kHalves][kTile / 2], ThreadRows<kNearest>& rows,
                                                  ColumnState<kHalves, kNearest>& cols, const Epilogue& epilogue,
@@ -168,7 +169,7 @@ __device__ __forceinline__ void add_exponentials(const float (&c)[kHalves][kTile
         const int at = j * 8 + quad + e % 2, i_row = 2 * j + e % 2, r = e / 2;
         const int row = first_row + at, col = first_col + half * 64 + r * 8;
         float t = fmaf(c[half][4 * j + e] * (e % 2 ? factors.y : factors.x), cols.factor[half][r], -shift);
-        if (kEdge && (row == col || row >= n || col >= n)) t = minus_infinity();
+        if (kEdge && (row == col || row >= n || col >= n || row == cols.partner[half][r])) t = minus_infinity();
         // The fixed shift keeps t within [-126, 0] but for what is masked.
         const float x = kEdge ? prim::exp2_fast(t) : prim::exp2_shared<tile_sizes::kPolynomialEighths>(t, 4 * j + e);
         rows.sum[i_row] += x;
@@ -302,7 +303,7 @@ class TileConsumer {
       });
       if (tile < row_tile) continue;  // the second row tile's share of the diagonal's left neighbour
       const float* factors = epilogue_.factors + own() * kTile;
-      if (is_edge(tile, row_tile)) {
+      if (is_edge(tile, row_tile) || holds_pair(cols, first_row)) {
         add_exponentials<true>(c, rows, cols, epilogue_, factors, p_.rules, scale_, n_, first_row, first_col);
       } else {
         add_exponentials<false>(c, rows, cols, epilogue_, factors, p_.rules, scale_, n_, first_row, first_col);
@@ -319,6 +320,16 @@ class TileConsumer {
     return tile == row_tile || (tile + 1) * kTile > n_ || views;
   }
 
+  __device__ __forceinline__ static bool holds_pair(const Columns& cols, int first_row) {
+    bool any = false;
+#pragma unroll
+    for (int i = 0; i < 2 * kHalves; ++i) {
+      const int row = cols.partner[i / 2][i % 2] - first_row;
+      any |= row >= 0 && row < kTile;
+    }
+    return __any_sync(prim::kFullWarp, any);
+  }
+
   __device__ __forceinline__ void prepare_columns(Columns& cols, int first_col) {
 #pragma unroll
     for (int half = 0; half < kHalves; ++half) {
@@ -327,6 +338,7 @@ class TileConsumer {
         const int col = first_col + half * 64 + r * 8;
         cols.factor[half][r] = col < n_ ? __ldg(p_.u.scale + col) : 0.f;
         cols.sum[half][r] = 0;
+        cols.partner[half][r] = col < n_ ? sole_partner(p_.pairs, col) : -1;
         if (!kNearest) continue;
         cols.nearest[half][r] = {minus_infinity(), -1};
         if (p_.rules.instance) cols.instance[half][r] = col < n_ ? p_.rules.instance[col] : 0;
