@@ -12,13 +12,16 @@ from .ops.guided import (
     relational_distill,
     stage2_loss,
 )
+from .ops.info_nce import info_nce
 from .ops.knn import cluster_tailness, knn, knn_density
-from .reference.options import Bank, Distill
+from .reference.options import Bank, Denominator, Distill, Exclude
 from .sampling.ood import sample_ood
 
 __all__ = [
     "Bank",
+    "Denominator",
     "Distill",
+    "Exclude",
     "Stage1Result",
     "Stage2Result",
     "build_info",
@@ -28,6 +31,7 @@ __all__ = [
     "farthest_cluster",
     "feature_distill",
     "guided_contrastive",
+    "info_nce",
     "knn",
     "knn_density",
     "nn",

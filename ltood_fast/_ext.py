@@ -45,6 +45,7 @@ OP_OF_FUNCTION = {
     "knn": "knn",
     "knn_density": "knn",
     "cluster_tailness": "knn",
+    "info_nce": "info_nce",
 }
 
 # Ops without a public function of their own: what the losses over a process group are made of.

@@ -8,6 +8,7 @@ from .contrastive import domain_loss, nt_xent, psd_loss, stage1_loss, supcon
 from .guided import farthest_cluster, feature_distill, guided_contrastive, relational_distill, stage2_loss
 from .neighbors import cluster_tailness, knn, knn_density
 from .sampling import sample_ood
+from .two_sets import info_nce
 
 __all__ = [
     "cluster_kl",
@@ -16,6 +17,7 @@ __all__ = [
     "farthest_cluster",
     "feature_distill",
     "guided_contrastive",
+    "info_nce",
     "knn",
     "knn_density",
     "nt_xent",
