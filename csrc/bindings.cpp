@@ -40,6 +40,9 @@
 #define INFO_NCE_OPTIONS \
   TEMPERATURE ", bool normalize=True, bool symmetric=False, bool decoupled=False, float label_smoothing=0.0"
 
+#define SIGMOID_INPUTS \
+  "Tensor image_features, Tensor text_features, Tensor logit_scale, Tensor logit_bias, Tensor? target=None"
+
 TORCH_LIBRARY(ltood_fast, m) {
   // Similarities [N, k] and columns [N, k], best first; without y the rows search themselves, each except its own.
   m.def("knn(Tensor x, Tensor? y=None, *, int k, bool normalize=True) -> (Tensor cosines, Tensor indices)");
@@ -83,6 +86,11 @@ TORCH_LIBRARY(ltood_fast, m) {
       ", bool need_query=True, bool need_positive_key=True, bool need_negative_keys=True, "
       "bool need_temperature_tensor=True) -> (Tensor grad_query, Tensor grad_positive_key, "
       "Tensor grad_negative_keys, Tensor grad_temperature_tensor)");
+  // Row losses [N] of the sigmoid loss of all pairs; logit_scale and logit_bias 0-d.
+  m.def("sigmoid_loss(" SIGMOID_INPUTS ", *, bool normalize=False) -> (Tensor loss)");
+  m.def("sigmoid_loss_bwd(Tensor grad_loss, " SIGMOID_INPUTS
+        ", *, bool normalize=False, bool need_image_features=True, bool need_text_features=True) -> "
+        "(Tensor grad_image_features, Tensor grad_text_features, Tensor grad_logit_scale, Tensor grad_logit_bias)");
 
   // Stage 2. clusters: the guided contrastive loss; distill: relational distillation. Outputs of a disabled loss are
   // empty.

@@ -14,6 +14,7 @@ from .ops.guided import (
 )
 from .ops.info_nce import info_nce
 from .ops.knn import cluster_tailness, knn, knn_density
+from .ops.two_towers import clip_loss, sigmoid_loss
 from .reference.options import Bank, Denominator, Distill, Exclude
 from .sampling.ood import sample_ood
 
@@ -25,6 +26,7 @@ __all__ = [
     "Stage1Result",
     "Stage2Result",
     "build_info",
+    "clip_loss",
     "cluster_kl",
     "cluster_tailness",
     "domain_loss",
@@ -41,6 +43,7 @@ __all__ = [
     "refine_centroids",
     "relational_distill",
     "sample_ood",
+    "sigmoid_loss",
     "stage1_loss",
     "stage2_loss",
     "supcon",

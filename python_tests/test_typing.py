@@ -38,6 +38,8 @@ assert_type(lt.stage2_loss(z, guide, labels, far, return_lse=True), tuple[lt.Sta
 assert_type(lt.info_nce(z, z), Tensor)
 assert_type(lt.info_nce(z, z, return_lse=True), tuple[Tensor, Tensor])
 assert_type(lt.info_nce(z, z, exclude=lt.Exclude(labels, labels), denominator=lt.Denominator(True)), Tensor)
+assert_type(lt.clip_loss(z, z, 10.0), Tensor)
+assert_type(lt.sigmoid_loss(z, z, torch.tensor(10.0), -10.0), Tensor)
 assert_type(lt.cluster_kl(z, guide, nu=2.0), Tensor)
 assert_type(lt.cluster_kl(z, guide, return_q=True), tuple[Tensor, Tensor])
 assert_type(lt.refine_centroids(z, guide), tuple[Tensor, Tensor])

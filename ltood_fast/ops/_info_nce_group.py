@@ -80,15 +80,25 @@ def gathered_directions(
 
 
 def _gather(x: Tensor, context: GroupContext, options: Options, symmetric: bool) -> tuple[Tensor, Tensor]:
-    tau = options.temperature
-    value = tau if not isinstance(tau, Tensor) else tau.item() if tau.device.type == "cpu" and not tau.is_meta else None
     named = {
-        "temperature": value,
+        "temperature": options.temperature,
         "label_smoothing": options.label_smoothing,
         "denominator.decoupled": options.decoupled,
         "normalize": options.normalize,
         "symmetric": symmetric,
         "reduction": context.reduction,
     }
-    must_match = "\n".join(f"{name}={value}" for name, value in named.items())
+    return gather_with(x, context, named)
+
+
+def gather_with(x: Tensor, context: GroupContext, named: dict[str, object]) -> tuple[Tensor, Tensor]:
+    """(The rows of all ranks, the number of this rank's row 0), where all ranks agree on the named values. A number on
+    a GPU is not read: it is not compared."""
+
+    def value(given: object) -> object:
+        if not isinstance(given, Tensor):
+            return given
+        return given.item() if given.device.type == "cpu" and not torch.compiler.is_compiling() else None
+
+    must_match = "\n".join(f"{name}={value(given)}" for name, given in named.items())
     return torch.ops.ltood_fast.gather_rows(x, context.op, must_match, context.name)

@@ -69,6 +69,17 @@ def info_nce_directions(
     ]
 
 
+def sigmoid_rows(
+    kernel: bool, image: Tensor, text: Tensor, logit: tuple[Tensor, Tensor], *, target: Tensor | None, normalize: bool
+) -> Tensor:
+    """Row losses [N] of the sigmoid loss; logit: scale and bias."""
+    if not kernel:
+        with full_precision(image):
+            return reference.sigmoid_rows(image, text, *logit, target=target, normalize=normalize)
+    named = {"image_features": image, "text_features": text, "logit_scale": logit[0], "logit_bias": logit[1]}
+    return call("sigmoid_loss", "sigmoid_loss", **named, target=target, normalize=normalize)
+
+
 def _fake(*args, **kwargs):
     given = Arguments("info_nce", args, kwargs)
     n, sides = given.query.shape[0], 2 if given.symmetric else 1
@@ -97,7 +108,28 @@ def _fake_bwd(*args, **kwargs):
     )
 
 
+def _fake_sigmoid(*args, **kwargs):
+    given = Arguments("sigmoid_loss", args, kwargs)
+    image = given.image_features
+    return image.new_empty(image.shape[0], dtype=wide_dtype_of(image, given.text_features))
+
+
+def _fake_sigmoid_bwd(*args, **kwargs):
+    given = Arguments("sigmoid_loss_bwd", args, kwargs)
+    image, text = given.image_features, given.text_features
+    number = image.new_empty((), dtype=wide_dtype_of(image, text))
+    return (
+        image.new_empty(image.shape[0] if given.need_image_features else 0, image.shape[1]),
+        text.new_empty(text.shape[0] if given.need_text_features else 0, text.shape[1]),
+        number,
+        torch.empty_like(number),
+    )
+
+
 if has_kernel("info_nce", "cpu"):
+    torch.library.register_fake("ltood_fast::sigmoid_loss", _fake_sigmoid)
+    torch.library.register_fake("ltood_fast::sigmoid_loss_bwd", _fake_sigmoid_bwd)
+    differentiable("sigmoid_loss")
     torch.library.register_fake("ltood_fast::info_nce", _fake)
     torch.library.register_fake("ltood_fast::info_nce_bwd", _fake_bwd)
     differentiable("info_nce")

@@ -84,7 +84,7 @@ def _check_weight(op: str, weight: Tensor | None, query: Tensor) -> None:
         check.row_weights(op, "weight", weight, query.shape[0], query)
 
 
-def _reduce(sides: list[Direction], weight: Tensor | None, reduction: str, context: GroupContext) -> Tensor:
+def reduce_over_ranks(sides: list[Direction], weight: Tensor | None, reduction: str, context: GroupContext) -> Tensor:
     """As the reference reduces, over the rows of all ranks."""
     rows, counted = weighted_rows(sides, weight)
     if reduction == "none":
@@ -204,7 +204,7 @@ def info_nce(
     who = {"target": target, "ids": (exclude.query_ids, exclude.key_ids) if exclude else (None, None)}
     rows = gathered_directions if context.many else info_nce_directions
     sides = rows(context if context.many else op, kernel, query, keys, options, symmetric=symmetric, **who)
-    loss = _reduce(sides, weight, reduction, context)
+    loss = reduce_over_ranks(sides, weight, reduction, context)
     if not return_lse:
         return loss
     return loss, torch.stack([side.lse for side in sides]) if symmetric else sides[0].lse

@@ -8,9 +8,10 @@ from .contrastive import domain_loss, nt_xent, psd_loss, stage1_loss, supcon
 from .guided import farthest_cluster, feature_distill, guided_contrastive, relational_distill, stage2_loss
 from .neighbors import cluster_tailness, knn, knn_density
 from .sampling import sample_ood
-from .two_sets import info_nce
+from .two_sets import clip_loss, info_nce, sigmoid_loss
 
 __all__ = [
+    "clip_loss",
     "cluster_kl",
     "cluster_tailness",
     "domain_loss",
@@ -25,6 +26,7 @@ __all__ = [
     "refine_centroids",
     "relational_distill",
     "sample_ood",
+    "sigmoid_loss",
     "stage1_loss",
     "stage2_loss",
     "supcon",

@@ -137,3 +137,52 @@ def info_nce(
     if not return_lse:
         return loss
     return loss, torch.stack([side.lse for side in sides]) if symmetric else sides[0].lse
+
+
+def clip_loss(
+    image_features: Tensor,
+    text_features: Tensor,
+    logit_scale: float | Tensor,
+    logit_bias: float | Tensor | None = None,
+    *,
+    normalize: bool = False,
+    reduction: str = "mean",
+) -> Tensor:
+    """`info_nce` in both directions at the temperature 1 / logit_scale (CLIP, Radford 2021); the bias cancels."""
+    options = {"normalize": normalize, "reduction": reduction, "symmetric": True}
+    loss = info_nce(image_features, text_features, temperature=1 / logit_scale, **options)
+    return loss if logit_bias is None else loss + 0 * logit_bias
+
+
+def sigmoid_rows(
+    image_features: Tensor,
+    text_features: Tensor,
+    logit_scale: float | Tensor,
+    logit_bias: float | Tensor,
+    *,
+    target: Tensor | None,
+    normalize: bool,
+) -> Tensor:
+    """Each image over all texts, target its own: -sum_j log sigmoid(t_ij (scale <x_i, y_j> + bias))."""
+    dtype = wide_dtype_of(image_features, text_features)
+    x, y = (unit_rows(rows, normalize).to(dtype) for rows in (image_features, text_features))
+    target = torch.arange(len(x), device=x.device) if target is None else target
+    logits = logit_scale * (x @ y.T) + logit_bias
+    own = torch.arange(len(y), device=x.device)[None, :] == target[:, None]
+    return torch.logaddexp(torch.where(own, -logits, logits), torch.zeros_like(logits)).sum(dim=1).to(dtype)
+
+
+def sigmoid_loss(
+    image_features: Tensor,
+    text_features: Tensor,
+    logit_scale: float | Tensor,
+    logit_bias: float | Tensor,
+    *,
+    normalize: bool = False,
+    reduction: str = "mean",
+) -> Tensor:
+    """-(1/N) sum_ij log sigmoid(t_ij (scale <x_i, y_j> + bias)), t = 1 for j = i, else -1 (Zhai 2023)."""
+    with full_precision(image_features):
+        pair = image_features, text_features
+        rows = sigmoid_rows(*pair, logit_scale, logit_bias, target=None, normalize=normalize)
+        return reduce_directions([Direction(rows, rows, torch.ones_like(rows, dtype=torch.bool))], None, reduction)

@@ -57,6 +57,8 @@ OPS = {
         lambda z, guide, **kw: lt.feature_distill(z[:, :GUIDE_D], guide, **kw), _guide, temperature=False
     ),
     "info_nce": Call(lt.info_nce, _keys),
+    "clip_loss": Call(lambda *a, **kw: lt.clip_loss(*a, 2.0, **kw), _keys, temperature=False),
+    "sigmoid_loss": Call(lambda *a, **kw: lt.sigmoid_loss(*a, 2.0, -1.0, **kw), _keys, temperature=False),
     "cluster_kl": Call(lt.cluster_kl, _centroids, temperature=False),
     "knn": Call(lambda z, **kw: lt.knn(z, 2, **kw)[0], _none, learned=False, temperature=False),
     "knn_density": Call(lambda z, **kw: lt.knn_density(z, 2, **kw), _none, learned=False, temperature=False),

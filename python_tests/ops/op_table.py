@@ -69,6 +69,7 @@ _GUIDED_VARIANTS = (
     Variant("forces of 1", ("instance_ids",), {"k": 1, "weighted": False}),
 )
 _PAIR = ("query", "positive_key", "temperature")
+_TOWERS = ("image_features", "text_features")
 _IDS = ("query_ids", "key_ids")
 _TWO_SETS = (
     Variant("more keys than queries"),
@@ -151,6 +152,13 @@ OPS = {
             "info_nce decoupled", two_sets.info_nce, _DECOUPLED, _PAIR, ("query", "positive_key", "negative_keys"),
             (*_PAIR, "negative_keys"), lse=True, bounded=False,
         ),
+        *(
+            Op(
+                name, oracle, (Variant("defaults"),), (*_TOWERS, "logit_scale", "logit_bias"), _TOWERS,
+                (*_TOWERS, "logit_scale", "logit_bias"), normalize=False,
+            )
+            for name, oracle in (("clip_loss", two_sets.clip_loss), ("sigmoid_loss", two_sets.sigmoid_loss))
+        ),
         Op(
             "cluster_kl", clusters.cluster_kl,
             (Variant("with the assignment", (), {"return_q": True}), Variant("heavy tails", (), {"nu": 0.3})),
@@ -224,6 +232,8 @@ def sample(op: Op, variant: Variant, n: int, d: int, dtype: torch.dtype, seed: i
         "z": lambda: normal(n, d), "guide": lambda: normal(n, d), "x": lambda: normal(n, d),
         "bank": lambda: normal(Q, d), "y": lambda: normal(Q, d), "candidates": lambda: normal(2 * n, d),
         "query": lambda: normal(n, d), "positive_key": lambda: normal(m, d), "negative_keys": lambda: normal(Q, d),
+        "image_features": lambda: normal(n, d), "text_features": lambda: normal(n, d),
+        "logit_scale": lambda: torch.tensor(3.0, dtype=torch.float64), "logit_bias": lambda: normal(1)[0] - 2,
         "target": lambda: integers(0, m, n), "query_ids": lambda: integers(0, n // 2 + 1, n),
         "key_ids": lambda: integers(0, n // 2 + 1, columns), "row_weight": lambda: weights(),
         "centroids": lambda: normal(K, d), "many_centroids": lambda: normal(n, d), "weight": lambda: normal(d),
@@ -382,10 +392,13 @@ def _wrong_value(op: Op, sample: Sample, name: str, found: Tensor, truths: list[
 
 
 def _logits_overflow(op: Op, sample: Sample) -> bool:
-    if "temperature" not in op.tensors or sample.options.get("normalize", True):
+    if not {"temperature", "logit_scale"} & {*op.tensors} or sample.options.get("normalize", op.normalize):
         return False
     rows = [sample.tensors[name] for name in op.rows if name in sample.tensors]
-    longest = max((wide(x) ** 2).sum(1).max(initial=0) for x in rows) / wide(sample.tensors["temperature"])
+    scale = (
+        wide(sample.tensors["logit_scale"]) if "logit_scale" in op.tensors else 1 / wide(sample.tensors["temperature"])
+    )
+    longest = max((wide(x) ** 2).sum(1).max(initial=0) for x in rows) * scale
     carrier = torch.float64 if rows[0].dtype == torch.float64 else torch.float32
     return bool(longest * HEADROOM > torch.finfo(carrier).max)
 

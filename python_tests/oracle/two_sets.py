@@ -112,3 +112,44 @@ def info_nce(
     if return_lse:
         truth["lse"] = np.stack([side.lse for side in sides]) if symmetric else sides[0].lse
     return {**truth, **pairs.gradients()}
+
+
+def clip_loss(
+    image_features: Tensor, text_features: Tensor, logit_scale, logit_bias, *, normalize=False, reduction="mean",
+    noise=EXACT,
+) -> Truth:  # fmt: skip
+    """The temperature is 1 / logit_scale, whose slope is -1 / logit_scale^2."""
+    tau = 1 / wide(logit_scale)
+    options = {"symmetric": True, "normalize": normalize, "reduction": reduction, "noise": noise}
+    truth = info_nce(image_features, text_features, None, tau, **options)
+    return {
+        "loss": truth["loss"],
+        "grad image_features": truth["grad query"],
+        "grad text_features": truth["grad positive_key"],
+        "grad logit_scale": -truth["grad temperature"] * tau**2,
+        "grad logit_bias": wide(0.0),
+    }
+
+
+def sigmoid_loss(
+    image_features: Tensor, text_features: Tensor, logit_scale, logit_bias, *, normalize=False, reduction="mean",
+    noise=EXACT,
+) -> Truth:  # fmt: skip
+    x, y = (Rows.of(rows, normalize, noise) for rows in (image_features, text_features))
+    scale, n = wide(logit_scale), len(x.given)
+    v = products(x, y)
+    sign = 2 * np.eye(n, dtype=np.longdouble) - 1
+    logits = -sign * noise.near(noise.near(scale * v) + wide(logit_bias))
+    losses = noise.near(np.logaddexp(wide(0.0), logits)).sum(1)
+    w = np.full(n, wide(1.0) / (n if reduction == "mean" else 1))
+    loss = (w * losses).sum() if reduction != "none" else losses
+    if reduction == "none":
+        w = w * row_weights(n)
+    g = -sign * w[:, None] * noise.near(np.exp(-np.logaddexp(wide(0.0), -logits)))
+    return {
+        "loss": loss,
+        "grad image_features": x.back(_product(g, y.unit) * scale),
+        "grad text_features": y.back(_product(g.T, x.unit) * scale),
+        "grad logit_scale": (g * v).sum(),
+        "grad logit_bias": g.sum(),
+    }

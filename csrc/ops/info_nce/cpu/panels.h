@@ -7,6 +7,7 @@
 
 #include <algorithm>
 #include <cstdint>
+#include <limits>
 #include <vector>
 
 #include "common/row_panels.h"
@@ -19,11 +20,13 @@ namespace ltood {
 template <typename T>
 class Panels {
  public:
+  // broken: Inf becomes NaN, so that it reaches every sum that it is in. stream: a panel is made when a thread meets
+  // it, so that a long queue is not copied; else all at once.
   struct Layout {
     int64_t panel;
     bool transposed;  // products read the panels as columns too
-    bool stream =
-        false;  // a panel is made when a thread meets it, so that a long queue is not copied; else all at once
+    bool broken;
+    bool stream = false;
   };
 
   // norms: of the rows [n], which are then normalised; null: rows as given. Kept by reference.
@@ -34,11 +37,13 @@ class Panels {
         d_(x.size(1)),
         panel_(layout.panel),
         count_(count_panels(n_, panel_)),
-        stream_(layout.stream) {
+        stream_(layout.stream),
+        broken_(layout.broken) {
     const auto options = x_.options().dtype(c10::CppTypeToScalarType<T>::value);
     const int64_t places = stream_ ? at::get_num_threads() : count_;
     if (stream_) held_.assign(places, -1);
-    const bool as_given = !stream_ && !norms && n_ % panel_ == 0 && x_.is_contiguous() && x_.dtype() == options.dtype();
+    const bool as_given =
+        !stream_ && !norms && !broken_ && n_ % panel_ == 0 && x_.is_contiguous() && x_.dtype() == options.dtype();
     rows_ = as_given ? x_ : at::empty({places * panel_, d_}, options);
     if (layout.transposed) transposed_ = at::empty({places, d_, panel_}, options);
     if (stream_) return;
@@ -77,6 +82,7 @@ class Panels {
     const at::Tensor all = rows_.narrow(0, to * panel_, panel_), filled = all.narrow(0, 0, count);
     if (count < panel_) all.narrow(0, count, panel_ - count).zero_();
     filled.copy_(x_.narrow(0, start(b), count));
+    if (broken_) filled.masked_fill_(filled.isinf(), std::numeric_limits<double>::quiet_NaN());
     if (norms_) normalize_rows(filled.mutable_data_ptr<T>(), count, d_, norms_->data() + start(b));
   }
 
@@ -85,7 +91,7 @@ class Panels {
   at::Tensor x_;
   const std::vector<double>* norms_;
   int64_t n_, d_, panel_, count_;
-  bool stream_;
+  bool stream_, broken_;
   at::Tensor rows_;                    // [places * panel, D]
   at::Tensor transposed_;              // [places, D, panel]
   mutable std::vector<int64_t> held_;  // the panel that each thread holds

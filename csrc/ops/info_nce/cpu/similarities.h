@@ -17,29 +17,40 @@ namespace ltood {
 // Norms and scale, the same in forward and backward.
 struct PairScale {
   std::vector<double> query, positive, negative;  // norms of the rows
-  double inv_tau, exponent_bound;                 // no |s| is larger; NaN or infinite when a row is
+  double inv_tau, exponent_bound;                 // no |s| of finite rows is larger
   c10::ScalarType dtype;                          // of the tiles
+  bool broken = false;                            // rows as given that hold NaN or Inf
 
   explicit PairScale(const InfoNceInputs& in) : inv_tau(1 / in.temperature.value()) {
     query = norms_in_chunks(in.query);
     positive = norms_in_chunks(in.positive_key);
     if (in.negative_keys) negative = norms_in_chunks(*in.negative_keys);
-    const double longest_key = longer(longest_norm(positive, in.normalize), longest_norm(negative, in.normalize));
-    exponent_bound = longest_norm(query, in.normalize) * longest_key * inv_tau;
+    const double longest_key = std::max(longest(positive, in.normalize), longest(negative, in.normalize));
+    exponent_bound = longest(query, in.normalize) * longest_key * inv_tau;
     LTOOD_CHECK_VALUE(
-        exponent_bound <= kMaxExponent || !is_finite(in), "info_nce", "query, positive_key and negative_keys",
+        exponent_bound <= kMaxExponent && (!broken || !is_finite(in)), "info_nce",
+        "query, positive_key and negative_keys",
         "of rows with |query_i| |key_j| / temperature up to 3.4e10, where float64 still carries a softmax",
-        exponent_bound, " (normalise the rows, scale them down, or raise the temperature)");
+        broken ? std::numeric_limits<double>::infinity() : exponent_bound,
+        " (normalise the rows, scale them down, or raise the temperature)");
     dtype = exponent_bound > kMaxFloatExponent ? at::kDouble : in.wide();
   }
 
   template <typename T>
   bool fixed_shift() const {
-    return exponent_bound <= safe_exponent<T>();
+    return !broken && exponent_bound <= safe_exponent<T>();
   }
 
  private:
-  static double longer(double a, double b) { return a > b || std::isnan(a) ? a : b; }
+  // The largest finite norm; 1 of unit rows.
+  double longest(const std::vector<double>& norms, bool normalize) {
+    double longest = normalize ? 1 : 0;
+    for (size_t i = 0; i < norms.size() && !normalize; ++i) {
+      broken |= !std::isfinite(norms[i]);
+      if (norms[i] > longest && std::isfinite(norms[i])) longest = norms[i];
+    }
+    return longest;
+  }
 
   static bool is_finite(const InfoNceInputs& in) {
     const auto finite = [](const at::Tensor& x) { return x.isfinite().all().item<bool>(); };
@@ -68,14 +79,15 @@ class PairSimilarities {
       : in_(in),
         scale_(scale),
         stream_(in.negative_keys && in.negative_keys->size(0) >= kLongQueue * in.query.size(0)),
-        queries_(in.query, in.normalize ? &scale.query : nullptr, {query_panel(in.query.size(0)), key_gradient}),
+        queries_(in.query, in.normalize ? &scale.query : nullptr,
+                 {query_panel(in.query.size(0)), key_gradient, scale.broken}),
         keys_(in.columns(), column_norms(in, scale),
-              {tile_rows(std::max<int64_t>(in.columns().size(0), 1)), true, stream_}),
+              {tile_rows(std::max<int64_t>(in.columns().size(0), 1)), true, scale.broken, stream_}),
         schedule_(queries_.count(), keys_.count(), stream_) {
     if (in.negative_keys) {
       const int64_t panel = tile_rows(in.positive_key.size(0));
       positives_.emplace(in.positive_key, in.normalize ? &scale.positive : nullptr,
-                         typename Panels<T>::Layout{panel, false});
+                         typename Panels<T>::Layout{panel, false, scale.broken});
     }
     scratch_ = at::empty({at::get_num_threads(), queries_.panel(), kMaxPanel}, in.query.options().dtype(scale.dtype));
   }
