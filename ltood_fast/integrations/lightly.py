@@ -11,7 +11,6 @@ from torch import Tensor
 
 from ..ops.contrastive import nt_xent
 from ..ops.info_nce import info_nce
-from ..reference.options import Denominator, Exclude
 from ._calls import CountsCalls, unusual
 
 
@@ -45,10 +44,8 @@ class DCLLoss(CountsCalls, PeerDCL):
         if not self.count(_unserved(self, out0, out1) or ("one image" if len(out0) < 2 else "")):
             return super().forward(out0, out1)
         view0, view1 = F.normalize(out0, dim=1), F.normalize(out1, dim=1)
-        rows, others = torch.cat([view0, view1]), torch.cat([view1, view0])
-        ids = torch.arange(len(out0), device=out0.device).repeat(2)  # neither view of an image is its negative
-        options = {"exclude": Exclude(ids, ids), "denominator": Denominator(decoupled=True), "normalize": False}
-        loss, lse = info_nce(rows, others, temperature=float(self.temperature), return_lse=True, **options)
+        options = {"decoupled": True, "normalize": False, "return_lse": True}
+        loss, lse = nt_xent(torch.cat([view0, view1]), float(self.temperature), **options)
         if not self.weight_fn:
             return loss.to(out0.dtype)
         similarity = (view0 * view1).sum(dim=1) / self.temperature
