@@ -6,8 +6,10 @@
 #include <ATen/ops/empty.h>
 
 #include <algorithm>
+#include <atomic>
 #include <cstdint>
 #include <limits>
+#include <thread>
 #include <vector>
 
 #include "common/row_panels.h"
@@ -99,8 +101,9 @@ class Panels {
 
 // Which tile runs when. Tiles that run at one time share neither an accumulator of rows nor one of columns, and every
 // accumulator meets its tiles in an order that the number of threads does not change: in round r panel a of the side
-// with fewer panels meets panel a + r of the other. Where that leaves threads without work, the longer side is cut into
-// splits, each with accumulators of its own for the shorter side: no more memory than the longer side takes.
+// with fewer panels meets panel a + r of the other. A tile waits for the last one of its row and of its column alone,
+// not for the end of a round. Where that leaves threads without work, the longer side is cut into splits, each with
+// accumulators of its own for the shorter side: no more memory than the longer side takes.
 class PairSchedule {
  public:
   // `by_column`: a task takes all row panels against one column panel, which is then made once.
@@ -121,22 +124,45 @@ class PairSchedule {
   // body(i, j, slot of rows, slot of columns) once for every pair of panels.
   template <typename Body>
   void run(const Body& body) const {
-    for (int64_t round = 0; round < length_; ++round) {
-      run_parallel(short_ * splits_, [&](int64_t task) {
-        const int64_t a = task % short_, split = task / short_, b = split * length_ + (a + round) % length_;
-        if (b >= long_) return;
-        if (by_column_) {
-          for (int64_t i = 0; i < rows_; ++i) body(i, b, split, 0);
-        } else if (short_is_rows_) {
-          body(a, b, split, 0);
-        } else {
-          body(b, a, 0, split);
-        }
-      });
-    }
+    const int64_t lanes = short_ * splits_;
+    std::vector<std::atomic<int64_t>> done(lanes);  // rounds of each lane, a panel of the shorter side in a split
+    // Tiles start in the order of the rounds: those that one waits for have started, which rules out a deadlock.
+    run_parallel(length_ * lanes, [&](int64_t tile) {
+      const int64_t round = tile / lanes, lane = tile % lanes, a = lane % short_, split = lane / short_;
+      const auto wait_for = [&](int64_t other, int64_t rounds) {
+        while (done[other].load(std::memory_order_acquire) < rounds) std::this_thread::yield();
+      };
+      const Finished finished{done[lane], round + 1};
+      wait_for(lane, round);
+      if (a + 1 < short_) {
+        wait_for(lane + 1, round);  // its column was that panel's in the round before
+      } else {
+        wait_for(lane - a, round - (length_ - short_));  // it was the first panel's, before the others had it
+      }
+      const int64_t b = split * length_ + (a + round) % length_;
+      if (b < long_) run_tile(body, a, b, split);
+    });
   }
 
  private:
+  // Also when a tile throws: others wait for it.
+  struct Finished {
+    std::atomic<int64_t>& done;
+    int64_t rounds;
+    ~Finished() { done.store(rounds, std::memory_order_release); }
+  };
+
+  template <typename Body>
+  void run_tile(const Body& body, int64_t a, int64_t b, int64_t split) const {
+    if (by_column_) {
+      for (int64_t i = 0; i < rows_; ++i) body(i, b, split, 0);
+    } else if (short_is_rows_) {
+      body(a, b, split, 0);
+    } else {
+      body(b, a, 0, split);
+    }
+  }
+
   int64_t rows_, short_, long_, length_ = 0, splits_ = 1;
   bool by_column_, short_is_rows_;
 };
