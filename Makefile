@@ -1,4 +1,4 @@
-# make demo | test | faults | ptx-test | lint | format | fuzz | sanitize | sanitize-fuzz | bench | rivals | gpu-check | clean
+# make demo | test | faults | ptx-test | lint | format | fuzz | sanitize | sanitize-fuzz | bench | rivals | conformance | gpu-check | clean
 # TORCH picks another torch:    make test TORCH="torch torchvision"
 # PYTHON, VENV pick the interpreter and the environment; VENV= (empty) uses PYTHON as it is and installs nothing.
 PYTHON ?= python3
@@ -22,7 +22,7 @@ CXX_FILES := $(shell find csrc -name '*.h' -o -name '*.cpp' -o -name '*.cu' -o -
 TEST_CXX_FILES := $(shell find python_tests benchmarks -name '*.h' -o -name '*.cpp' -o -name '*.cu' -o -name '*.cuh')
 SOURCES := $(CXX_FILES) csrc/sources.txt setup.py pyproject.toml
 
-.PHONY: demo test faults ptx-test lint format fuzz sanitize sanitize-build sanitize-fuzz gpu-check gpu-build gpu-test gpu-sanitize gpu-conformance gpu-bench gpu-autotune gpu-method bench rivals clean
+.PHONY: demo test faults ptx-test lint format fuzz sanitize sanitize-build sanitize-fuzz gpu-check gpu-build gpu-test gpu-sanitize gpu-conformance gpu-bench gpu-autotune gpu-method bench rivals conformance clean
 
 demo: $(READY)
 	$(PY) -m ltood_fast train --config demo --run-dir $(RUN_DIR) $(DEMO_ARGS)
@@ -126,6 +126,11 @@ bench: $(READY)
 RIVALS_DIR := build/rivals
 rivals: $(READY)
 	$(PY) -m pip install -q --no-deps --upgrade --target $(RIVALS_DIR) -r benchmarks/rivals.txt
+
+# Needs a network, once: ltood_fast.integrations against the classes of the libraries that they replace.
+conformance: $(READY)
+	$(PY) -m pip install -q --no-build-isolation -e '.[conformance]'
+	$(PY) -m pytest -q python_tests/integrations
 
 $(VENV)/.torch:
 	$(PYTHON) -m venv $(VENV)

@@ -33,6 +33,16 @@
   ", Tensor? x_clusters=None, Tensor? y_clusters=None, " \
   "Tensor? far=None"
 
+// Queries [N, D], their positives among the rows of positive_key [M, D], and a queue of negatives [Q, D].
+#define INFO_NCE_INPUTS                                                                              \
+  "Tensor query, Tensor positive_key, Tensor? negative_keys=None, Tensor? temperature_tensor=None, " \
+  "Tensor? target=None, Tensor? query_ids=None, Tensor? key_ids=None"
+#define INFO_NCE_OPTIONS \
+  TEMPERATURE ", bool normalize=True, bool symmetric=False, bool decoupled=False, float label_smoothing=0.0"
+
+#define SIGMOID_INPUTS \
+  "Tensor image_features, Tensor text_features, Tensor logit_scale, Tensor logit_bias, Tensor? target=None"
+
 TORCH_LIBRARY(ltood_fast, m) {
   // Similarities [N, k] and columns [N, k], best first; without y the rows search themselves, each except its own.
   m.def("knn(Tensor x, Tensor? y=None, *, int k, bool normalize=True) -> (Tensor cosines, Tensor indices)");
@@ -65,6 +75,22 @@ TORCH_LIBRARY(ltood_fast, m) {
       "contrastive_partial_bwd(Tensor x, Tensor y, Tensor x_lse, Tensor x_weight, Tensor? y_lse=None, "
       "Tensor? y_weight=None, Tensor? temperature_tensor=None, Tensor? x_excluded=None, Tensor? y_excluded=None, "
       "*, " PARTIAL_OPTIONS ") -> Tensor grad_unit");
+
+  // Row losses [N] and log-sum-exp [N] (float64) of the queries over the keys, and of the keys over the queries (empty
+  // unless symmetric); stats [3 or 6, N] float64.
+  m.def("info_nce(" INFO_NCE_INPUTS ", *, " INFO_NCE_OPTIONS
+        ") -> (Tensor loss, Tensor key_loss, Tensor lse, Tensor key_lse, Tensor stats)");
+  m.def(
+      "info_nce_bwd(Tensor? grad_loss, Tensor? grad_key_loss, Tensor? grad_lse, Tensor? grad_key_lse, Tensor "
+      "stats, " INFO_NCE_INPUTS ", *, " INFO_NCE_OPTIONS
+      ", bool need_query=True, bool need_positive_key=True, bool need_negative_keys=True, "
+      "bool need_temperature_tensor=True) -> (Tensor grad_query, Tensor grad_positive_key, "
+      "Tensor grad_negative_keys, Tensor grad_temperature_tensor)");
+  // Row losses [N] of the sigmoid loss of all pairs; logit_scale and logit_bias 0-d.
+  m.def("sigmoid_loss(" SIGMOID_INPUTS ", *, bool normalize=False) -> (Tensor loss)");
+  m.def("sigmoid_loss_bwd(Tensor grad_loss, " SIGMOID_INPUTS
+        ", *, bool normalize=False, bool need_image_features=True, bool need_text_features=True) -> "
+        "(Tensor grad_image_features, Tensor grad_text_features, Tensor grad_logit_scale, Tensor grad_logit_bias)");
 
   // Stage 2. clusters: the guided contrastive loss; distill: relational distillation. Outputs of a disabled loss are
   // empty.

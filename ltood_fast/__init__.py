@@ -12,22 +12,28 @@ from .ops.guided import (
     relational_distill,
     stage2_loss,
 )
+from .ops.info_nce import info_nce
 from .ops.knn import cluster_tailness, knn, knn_density
-from .reference.options import Bank, Distill
+from .ops.two_towers import clip_loss, sigmoid_loss
+from .reference.options import Bank, Denominator, Distill, Exclude
 from .sampling.ood import sample_ood
 
 __all__ = [
     "Bank",
+    "Denominator",
     "Distill",
+    "Exclude",
     "Stage1Result",
     "Stage2Result",
     "build_info",
+    "clip_loss",
     "cluster_kl",
     "cluster_tailness",
     "domain_loss",
     "farthest_cluster",
     "feature_distill",
     "guided_contrastive",
+    "info_nce",
     "knn",
     "knn_density",
     "nn",
@@ -37,6 +43,7 @@ __all__ = [
     "refine_centroids",
     "relational_distill",
     "sample_ood",
+    "sigmoid_loss",
     "stage1_loss",
     "stage2_loss",
     "supcon",

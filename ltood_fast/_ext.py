@@ -45,6 +45,9 @@ OP_OF_FUNCTION = {
     "knn": "knn",
     "knn_density": "knn",
     "cluster_tailness": "knn",
+    "info_nce": "info_nce",
+    "clip_loss": "info_nce",
+    "sigmoid_loss": "sigmoid_loss",
 }
 
 # Ops without a public function of their own: what the losses over a process group are made of.

@@ -35,6 +35,11 @@ assert_type(lt.relational_distill(z, guide, teacher_temperature=0.1), Tensor)
 assert_type(lt.feature_distill(z, guide), Tensor)
 assert_type(lt.stage2_loss(z, guide, labels, far, distill=lt.Distill("feature")), lt.Stage2Result)
 assert_type(lt.stage2_loss(z, guide, labels, far, return_lse=True), tuple[lt.Stage2Result, Tensor])
+assert_type(lt.info_nce(z, z), Tensor)
+assert_type(lt.info_nce(z, z, return_lse=True), tuple[Tensor, Tensor])
+assert_type(lt.info_nce(z, z, exclude=lt.Exclude(labels, labels), denominator=lt.Denominator(True)), Tensor)
+assert_type(lt.clip_loss(z, z, 10.0), Tensor)
+assert_type(lt.sigmoid_loss(z, z, torch.tensor(10.0), -10.0), Tensor)
 assert_type(lt.cluster_kl(z, guide, nu=2.0), Tensor)
 assert_type(lt.cluster_kl(z, guide, return_q=True), tuple[Tensor, Tensor])
 assert_type(lt.refine_centroids(z, guide), tuple[Tensor, Tensor])
@@ -55,6 +60,7 @@ losses: list[Tensor] = [
     lt.nn.GuidedContrastiveLoss(k=2)(z, guide, labels, far),
     lt.nn.RelationalDistillLoss()(z, guide),
     lt.nn.Stage2Loss(distill="feature")(z, guide, labels, far).total,
+    lt.nn.InfoNCELoss(symmetric=True)(z, z, weight=z[:, 0]),
     lt.nn.ClusterKL(z)(z),
 ]
 """

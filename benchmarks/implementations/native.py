@@ -74,6 +74,10 @@ def _ours(op: str, path: str = "sm80") -> Callable:
     return getattr(ltood_fast, op)
 
 
+def _our_clip() -> Callable:
+    return lambda x, y, temperature: ltood_fast.info_nce(x, y, temperature=temperature, symmetric=True)
+
+
 def _each(ops: tuple[str, ...], load: Callable[[str], Callable]) -> dict[str, Callable[[], Callable]]:
     return {op: partial(load, op) for op in ops}
 
@@ -152,8 +156,8 @@ IMPLEMENTATIONS = (
     ),
     Implementation(
         "ours",
-        _each(OURS, _ours),
-        "ltood_fast, backend='auto', as it is",
+        {**_each(OURS, _ours), "clip": _our_clip},
+        "ltood_fast, backend='auto', as it is; clip is info_nce(symmetric=True), on CUDA its reference",
         kind="ours",
         package="ltood_fast",
     ),

@@ -9,7 +9,7 @@ from torch import Tensor
 if TYPE_CHECKING:
     from torch.distributed import ProcessGroup
 
-    from ..reference.options import Bank, Distill
+    from ..reference.options import Bank, Denominator, Distill, Exclude
 
 
 class SharedOptions(TypedDict, total=False):
@@ -74,3 +74,12 @@ class RelationalOptions(SharedOptions, total=False):
 class Stage2Options(GuidedOptions, total=False):
     beta: float
     distill: Distill | str
+
+
+class InfoNCEOptions(SharedOptions, total=False):
+    target: Tensor | None
+    symmetric: bool
+    exclude: Exclude | None
+    denominator: Denominator | None
+    label_smoothing: float
+    weight: Tensor | None

@@ -8,14 +8,17 @@ from .contrastive import domain_loss, nt_xent, psd_loss, stage1_loss, supcon
 from .guided import farthest_cluster, feature_distill, guided_contrastive, relational_distill, stage2_loss
 from .neighbors import cluster_tailness, knn, knn_density
 from .sampling import sample_ood
+from .two_sets import clip_loss, info_nce, sigmoid_loss
 
 __all__ = [
+    "clip_loss",
     "cluster_kl",
     "cluster_tailness",
     "domain_loss",
     "farthest_cluster",
     "feature_distill",
     "guided_contrastive",
+    "info_nce",
     "knn",
     "knn_density",
     "nt_xent",
@@ -23,6 +26,7 @@ __all__ = [
     "refine_centroids",
     "relational_distill",
     "sample_ood",
+    "sigmoid_loss",
     "stage1_loss",
     "stage2_loss",
     "supcon",

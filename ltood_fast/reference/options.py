@@ -44,3 +44,28 @@ class Distill:
     @staticmethod
     def of(distill: Distill | str) -> Distill:
         return distill if isinstance(distill, Distill) else Distill(distill)
+
+
+@dataclass(frozen=True, eq=False)
+class Exclude:
+    """Who is no negative of a row of :func:`ltood_fast.info_nce`, in addition to its positive.
+
+    Args:
+        query_ids, key_ids: ``[N]`` and one integer for each row of ``positive_key``, or of ``negative_keys`` where they
+            are given: keys with the row's id are left out (duplicates, rows of a cross-batch memory). Both or neither.
+    """
+
+    query_ids: Tensor | None = None
+    key_ids: Tensor | None = None
+
+
+@dataclass(frozen=True)
+class Denominator:
+    """The sum that a positive is compared with in :func:`ltood_fast.info_nce`.
+
+    Args:
+        decoupled: leave the positive out of it (DCL, Yeh et al. 2022). Losses can then be negative, and a row without
+            negatives has loss 0 and does not count.
+    """
+
+    decoupled: bool = False

@@ -32,6 +32,10 @@ def _guide(n: int, device: torch.device) -> tuple[Tensor, ...]:
     return (torch.linspace(-1, 1, n * GUIDE_D, device=device).cos().view(n, GUIDE_D),)
 
 
+def _keys(n: int, device: torch.device) -> tuple[Tensor, ...]:
+    return (torch.linspace(-1, 2, n * D, device=device).sin().view(n, D),)
+
+
 def _clusters(n: int, device: torch.device) -> tuple[Tensor, ...]:
     return *_guide(n, device), torch.arange(n, device=device) % K, torch.tensor([1, 2, 0], device=device)
 
@@ -52,6 +56,9 @@ OPS = {
     "feature_distill": Call(
         lambda z, guide, **kw: lt.feature_distill(z[:, :GUIDE_D], guide, **kw), _guide, temperature=False
     ),
+    "info_nce": Call(lt.info_nce, _keys),
+    "clip_loss": Call(lambda *a, **kw: lt.clip_loss(*a, 2.0, **kw), _keys, temperature=False),
+    "sigmoid_loss": Call(lambda *a, **kw: lt.sigmoid_loss(*a, 2.0, -1.0, **kw), _keys, temperature=False),
     "cluster_kl": Call(lt.cluster_kl, _centroids, temperature=False),
     "knn": Call(lambda z, **kw: lt.knn(z, 2, **kw)[0], _none, learned=False, temperature=False),
     "knn_density": Call(lambda z, **kw: lt.knn_density(z, 2, **kw), _none, learned=False, temperature=False),
@@ -78,6 +85,7 @@ MODULES = {
     "GuidedContrastiveLoss": (lambda **kw: lt.nn.GuidedContrastiveLoss(k=2, **kw), _clusters),
     "RelationalDistillLoss": (lt.nn.RelationalDistillLoss, _guide),
     "Stage2Loss": (lambda **kw: lt.nn.Stage2Loss(k=2, **kw), _clusters),
+    "InfoNCELoss": (lambda **kw: lt.nn.InfoNCELoss(symmetric=True, **kw), _keys),
     "ClusterKL": (ClusterKL, _none),
 }
 

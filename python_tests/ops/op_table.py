@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 import ltood_fast
-from python_tests.oracle import clusters, contrastive, guided
+from python_tests.oracle import clusters, contrastive, guided, two_sets
 from python_tests.oracle.arithmetic import EXACT, Exact, Rounded, Rows, lse_weights, row_weights, wide
 from python_tests.oracle.judge import DISTURBED, HEADROOM, compare, row_unit, without_degenerate_rows, wrong_choice
 from python_tests.tolerances import GRADIENT, LOSS
@@ -67,6 +67,23 @@ _GUIDED_VARIANTS = (
     Variant("several views, forces squared", ("instance_ids",), {"k": 3, "gamma": 2.0}),
     Variant("neighbours given, some of them none", ("pos_idx",), {"k": 1}),
     Variant("forces of 1", ("instance_ids",), {"k": 1, "weighted": False}),
+)
+_PAIR = ("query", "positive_key", "temperature")
+_TOWERS = ("image_features", "text_features")
+_IDS = ("query_ids", "key_ids")
+_TWO_SETS = (
+    Variant("more keys than queries"),
+    Variant("both directions", (), {"symmetric": True}),
+    Variant("a queue", ("negative_keys",)),
+    Variant("few targets", ("target",), {"keys": 3}),
+    Variant("ids, both directions", _IDS, {"symmetric": True}),
+    Variant("ids of a queue, targets", ("negative_keys", "target", *_IDS)),
+    Variant("smoothed, weighted, both directions", ("row_weight",), {"symmetric": True, "label_smoothing": 0.1}),
+    Variant("smoothed, weighted, ids of a queue", ("negative_keys", "row_weight", *_IDS), {"label_smoothing": 0.3}),
+)
+_DECOUPLED = (
+    Variant("both directions", _IDS, {"symmetric": True, "decoupled": True}),
+    Variant("a queue, weighted", ("negative_keys", "row_weight"), {"decoupled": True}),
 )
 OPS = {
     op.name: op
@@ -128,6 +145,21 @@ OPS = {
             _GUIDED, ("z", "guide"), views=True, lse=True,
         ),
         Op(
+            "info_nce", two_sets.info_nce, _TWO_SETS, _PAIR, ("query", "positive_key", "negative_keys"),
+            (*_PAIR, "negative_keys"), lse=True,
+        ),
+        Op(
+            "info_nce decoupled", two_sets.info_nce, _DECOUPLED, _PAIR, ("query", "positive_key", "negative_keys"),
+            (*_PAIR, "negative_keys"), lse=True, bounded=False,
+        ),
+        *(
+            Op(
+                name, oracle, (Variant("defaults"),), (*_TOWERS, "logit_scale", "logit_bias"), _TOWERS,
+                (*_TOWERS, "logit_scale", "logit_bias"), normalize=False,
+            )
+            for name, oracle in (("clip_loss", two_sets.clip_loss), ("sigmoid_loss", two_sets.sigmoid_loss))
+        ),
+        Op(
             "cluster_kl", clusters.cluster_kl,
             (Variant("with the assignment", (), {"return_q": True}), Variant("heavy tails", (), {"nu": 0.3})),
             ("z", "centroids"), ("z", "centroids"), ("z", "centroids"), normalize=False,
@@ -161,7 +193,19 @@ OPS = {
     )
 }  # fmt: skip
 
-EMBEDDINGS = {"z", "guide", "bank", "x", "y", "candidates", "centroids", "many_centroids"}
+EMBEDDINGS = {
+    "query",
+    "positive_key",
+    "negative_keys",
+    "z",
+    "guide",
+    "bank",
+    "x",
+    "y",
+    "candidates",
+    "centroids",
+    "many_centroids",
+}
 
 
 def sample(op: Op, variant: Variant, n: int, d: int, dtype: torch.dtype, seed: int, **options: Any) -> Sample:
@@ -178,10 +222,20 @@ def sample(op: Op, variant: Variant, n: int, d: int, dtype: torch.dtype, seed: i
     def integers(low: int, high: int, *shape: int) -> Tensor:
         return torch.randint(low, high, shape, generator=g)
 
+    def weights() -> Tensor:
+        return torch.rand(n, dtype=torch.float64, generator=g).mul(1.3).sub(0.3).clamp(min=0)
+
     tau = options.pop("tau", 0.3)
+    m = n if options.get("symmetric") else options.pop("keys", n + 3)  # rows of positive_key
+    columns = Q if "negative_keys" in names else m
     make = {
         "z": lambda: normal(n, d), "guide": lambda: normal(n, d), "x": lambda: normal(n, d),
         "bank": lambda: normal(Q, d), "y": lambda: normal(Q, d), "candidates": lambda: normal(2 * n, d),
+        "query": lambda: normal(n, d), "positive_key": lambda: normal(m, d), "negative_keys": lambda: normal(Q, d),
+        "image_features": lambda: normal(n, d), "text_features": lambda: normal(n, d),
+        "logit_scale": lambda: torch.tensor(3.0, dtype=torch.float64), "logit_bias": lambda: normal(1)[0] - 2,
+        "target": lambda: integers(0, m, n), "query_ids": lambda: integers(0, n // 2 + 1, n),
+        "key_ids": lambda: integers(0, n // 2 + 1, columns), "row_weight": lambda: weights(),
         "centroids": lambda: normal(K, d), "many_centroids": lambda: normal(n, d), "weight": lambda: normal(d),
         "bias": lambda: normal(1)[0], "temperature": lambda: torch.tensor(tau, dtype=torch.float64),
         "labels": lambda: integers(-2, 3, n), "domain": lambda: integers(0, 2, n),
@@ -189,7 +243,7 @@ def sample(op: Op, variant: Variant, n: int, d: int, dtype: torch.dtype, seed: i
         "bank_ids": lambda: integers(0, n // 2 + 1, Q), "clusters": lambda: integers(0, K, n),
         "assignments": lambda: integers(0, K, n), "far": lambda: integers(0, K, K),
         "pos_idx": lambda: integers(-1, n, n, 2), "tailness": lambda: normal(K),
-        "neighbor_weight": lambda: torch.rand(n, dtype=torch.float64, generator=g).mul(1.3).sub(0.3).clamp(min=0),
+        "neighbor_weight": lambda: weights(),
     }  # fmt: skip
     tensors = {name: make[name]() for name in sorted(names)}
     tensors = {name: x.to(dtype) if name in EMBEDDINGS else x for name, x in tensors.items()}
@@ -222,6 +276,12 @@ def call(op: Op, sample: Sample, **options: Any) -> Any:
         given["bank"] = ltood_fast.Bank(given["bank"], given.pop("bank_ids", None), given.pop("bank_domain", None))
     if "many_centroids" in given:
         given["centroids"] = given.pop("many_centroids")
+    if "query_ids" in given:
+        given["exclude"] = ltood_fast.Exclude(given.pop("query_ids"), given.pop("key_ids"))
+    if "decoupled" in given:
+        given["denominator"] = ltood_fast.Denominator(given.pop("decoupled"))
+    if "row_weight" in given:
+        given["weight"] = given.pop("row_weight")
     if op.neighbors:
         given["return_neighbors"] = True
     return getattr(ltood_fast, op.name.split()[0])(**given)
@@ -250,7 +310,7 @@ def run(op: Op, sample: Sample, **options: Any) -> dict[str, Tensor]:
     """Outputs and gradients of the objective that the oracle differentiates."""
     tensors = dict(sample.tensors)
     for name in op.differentiable:
-        if isinstance(tensors[name], Tensor):
+        if isinstance(tensors.get(name), Tensor):
             tensors[name] = tensors[name].detach().requires_grad_()
     found = named_outputs(op, sample, call(op, Sample(tensors, sample.options), **options))
     if not op.differentiable:
@@ -262,7 +322,7 @@ def run(op: Op, sample: Sample, **options: Any) -> dict[str, Tensor]:
     objective = (loss * _tensor(row_weights(n), loss)).sum() if loss.dim() else loss
     if "lse" in found:
         objective = objective + (found["lse"] * _tensor(lse_weights(n), loss)).sum()
-    leaves = {name: tensors[name] for name in op.differentiable if isinstance(tensors[name], Tensor)}
+    leaves = {name: tensors[name] for name in op.differentiable if isinstance(tensors.get(name), Tensor)}
     gradients = torch.autograd.grad(objective, list(leaves.values()), allow_unused=True)
     for (name, leaf), gradient in zip(leaves.items(), gradients, strict=True):
         found[f"grad {name}"] = torch.zeros_like(leaf) if gradient is None else gradient
@@ -332,11 +392,15 @@ def _wrong_value(op: Op, sample: Sample, name: str, found: Tensor, truths: list[
 
 
 def _logits_overflow(op: Op, sample: Sample) -> bool:
-    if "temperature" not in op.tensors or sample.options.get("normalize", True):
+    if not {"temperature", "logit_scale"} & {*op.tensors} or sample.options.get("normalize", op.normalize):
         return False
-    z = sample.tensors["z"]
-    longest = (wide(z) ** 2).sum(1).max() / wide(sample.tensors["temperature"])
-    return bool(longest * HEADROOM > torch.finfo(torch.float64 if z.dtype == torch.float64 else torch.float32).max)
+    rows = [sample.tensors[name] for name in op.rows if name in sample.tensors]
+    scale = (
+        wide(sample.tensors["logit_scale"]) if "logit_scale" in op.tensors else 1 / wide(sample.tensors["temperature"])
+    )
+    longest = max((wide(x) ** 2).sum(1).max(initial=0) for x in rows) * scale
+    carrier = torch.float64 if rows[0].dtype == torch.float64 else torch.float32
+    return bool(longest * HEADROOM > torch.finfo(carrier).max)
 
 
 def _wrong_choices(op: Op, sample: Sample, found: dict[str, Tensor], dtype: torch.dtype) -> str:

@@ -253,9 +253,9 @@ def test_centroids_with_the_negative_bit(z):
 
 
 REFERENCES = (
-    "cluster_kl", "cluster_tailness", "domain_loss", "farthest_cluster", "feature_distill", "guided_contrastive", "knn",
-    "knn_density", "nt_xent", "psd_loss", "refine_centroids", "relational_distill", "sample_ood", "stage1_loss",
-    "stage2_loss", "supcon",
+    "clip_loss", "cluster_kl", "cluster_tailness", "domain_loss", "farthest_cluster", "feature_distill",
+    "guided_contrastive", "info_nce", "knn", "knn_density", "nt_xent", "psd_loss", "refine_centroids",
+    "relational_distill", "sample_ood", "sigmoid_loss", "stage1_loss", "stage2_loss", "supcon",
 )  # fmt: skip
 
 

@@ -14,10 +14,10 @@
 #include "common/dispatch.h"
 #include "common/row_panels.h"
 #include "common/simd.h"
+#include "common/softmax_tile.h"
 #include "common/unit_rows.h"
 #include "ops/contrastive/contrastive.h"
 #include "ops/contrastive/cpu/positives.h"
-#include "ops/contrastive/cpu/tile.h"
 
 namespace ltood {
 
@@ -83,36 +83,6 @@ RowPanels<T> row_panels(const PreparedRows& rows) {
 template <typename T>
 Tile<T> tile_of(Matrix<T> values, int64_t rows, int64_t cols, const PreparedRows& prepared) {
   return {values.data, values.stride, rows, cols, static_cast<T>(prepared.inv_tau * kLog2E)};
-}
-
-// log sum exp(s) of a row from its (max, sum). The fixed shift is that of a maximum of 0; an infinite one shifts by
-// nothing.
-template <typename T>
-double log_sum_exp(double sum, T largest, double inv_tau) {
-  return std::log(sum) + (std::isinf(largest) ? 0.0 : double(largest) * inv_tau);
-}
-
-// What weight_by_softmax and its online form take of rows (or columns), weights in units of `unit`.
-template <typename T>
-struct SoftmaxFactors {
-  std::vector<T> weight, lse2;
-
-  SoftmaxFactors(const double* weights, const double* lse, int64_t n, double unit, bool fixed_shift)
-      : weight(n), lse2(n) {
-    for (int64_t i = 0; i < n; ++i) {
-      const double w = weights[i] / unit;
-      lse2[i] = static_cast<T>(w == 0 ? std::numeric_limits<double>::infinity() : lse[i] * kLog2E);
-      weight[i] = static_cast<T>(fixed_shift && w != 0 ? w * std::exp(-lse[i]) : w);
-    }
-  }
-
-  SoftmaxRows<T> from(int64_t start) const { return {weight.data() + start, lse2.data() + start}; }
-};
-
-// A tile of similarities becomes the tile of G.
-template <typename T>
-void weight_tile(const Tile<T>& tile, bool fixed_shift, SoftmaxRows<T> row, SoftmaxRows<T> col) {
-  fixed_shift ? weight_by_softmax(tile, row.weight, col.weight) : weight_by_softmax_online(tile, row, col);
 }
 
 }  // namespace ltood

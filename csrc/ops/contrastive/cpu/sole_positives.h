@@ -12,23 +12,10 @@
 #include <vector>
 
 #include "common/segments.h"
+#include "common/softmax_tile.h"
 #include "common/topk.h"
 
 namespace ltood {
-
-// log(e^a + e^b).
-inline double log_add(double a, double b) {
-  const double high = a < b ? b : a, low = a < b ? a : b;
-  if (std::isnan(a) || std::isnan(b)) return a + b;
-  return std::isinf(low) || std::isinf(high) ? high : high + std::log1p(std::exp(low - high));
-}
-
-// log(e^rest + e^s) - s, never negative; NaN for an infinite s, as the difference is.
-inline double sole_loss(double rest, double s) {
-  const double gap = rest - s;
-  if (std::isinf(s) && s > 0) return std::numeric_limits<double>::quiet_NaN();
-  return (gap > 0 ? gap : 0) + std::log1p(std::exp(-std::abs(gap)));
-}
 
 // The pairs that the tiles leave out, each listed at both of its rows.
 struct SolePairs {

@@ -1,4 +1,4 @@
-#include "ops/contrastive/cpu/tile.h"
+#include "common/softmax_tile.h"
 
 #include <algorithm>
 #include <cmath>
