@@ -105,9 +105,9 @@ def build_info() -> dict[str, Any]:
     """Facts about this build and this machine.
 
     Returns:
-        A dict of plain values: ``version``; ``torch`` (built for) and ``torch_running``; ``compiler``; ``cuda``
-        (whether the CUDA kernels were compiled), ``cuda_reason``, ``cuda_archs``, ``cuda_runtime``, ``cuda_path`` (see
-        `cuda_path`); ``cuda_devices``
+        A dict of plain values: ``version``; ``torch`` (built for) and ``torch_running``; ``compiler``; ``cpu_isa`` (of
+        the loops that this processor runs: "avx512", "avx2" or "baseline"); ``cuda`` (whether the CUDA kernels were
+        compiled), ``cuda_reason``, ``cuda_archs``, ``cuda_runtime``, ``cuda_path`` (see `cuda_path`); ``cuda_devices``
         (names of the devices at hand); ``kernels``: for every public function and device type, ``"kernel"`` or
         ``"reference"``, which is what ``backend="auto"`` runs.
     """
