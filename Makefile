@@ -130,6 +130,16 @@ gpu-method: $(READY)
 bench: $(READY)
 	PYTHONPATH=$(RIVALS_DIR) $(PY) -m benchmarks run $(BENCH_ARGS)
 
+# dist/*.whl for this Python and the torch that is installed. torch and the OpenMP library that it loads stay outside: a
+# second copy of either would be a second runtime. LTOOD_CUDA and TORCH_CUDA_ARCH_LIST choose what is in it.
+WHEEL_PATH := $(if $(BIN),$(abspath $(BIN)):)
+wheel: $(READY)
+	rm -rf build/wheel
+	$(PY) -m pip wheel -q --no-build-isolation --no-deps -w build/wheel .
+	PATH="$(WHEEL_PATH)$$PATH" $(PY) -m auditwheel repair $(OUTSIDE) -w dist build/wheel/*.whl
+	ls -l dist
+OUTSIDE := --exclude 'libtorch*' --exclude 'libc10*' --exclude 'libgomp*'
+
 # Needs a network, once: the rivals' packages, in a folder that can be carried to a machine without one.
 RIVALS_DIR := build/rivals
 rivals: $(READY)
