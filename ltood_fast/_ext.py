@@ -60,7 +60,7 @@ def check_torch_version(built_for: str, running: str) -> None:
     if _minor_version(built_for) != _minor_version(running):
         raise ImportError(
             f"ltood_fast was built for torch {built_for} but runs on torch {running}: "
-            "build it again with `pip install --no-build-isolation .`"
+            "build it again with `pip install --no-cache-dir --no-build-isolation .`"
         )
 
 
