@@ -1,4 +1,4 @@
-# make demo | test | faults | ptx-test | lint | format | fuzz | sanitize | sanitize-fuzz | bench | rivals | conformance | gpu-check | clean
+# make demo | test | faults | ptx-test | lint | format | fuzz | sanitize | sanitize-fuzz | isa-test | wheel | bench | rivals | conformance | gpu-check | clean
 # TORCH picks another torch:    make test TORCH="torch torchvision"
 # PYTHON, VENV pick the interpreter and the environment; VENV= (empty) uses PYTHON as it is and installs nothing.
 PYTHON ?= python3
@@ -22,7 +22,7 @@ CXX_FILES := $(shell find csrc -name '*.h' -o -name '*.cpp' -o -name '*.cu' -o -
 TEST_CXX_FILES := $(shell find python_tests benchmarks -name '*.h' -o -name '*.cpp' -o -name '*.cu' -o -name '*.cuh')
 SOURCES := $(CXX_FILES) csrc/sources.txt setup.py pyproject.toml
 
-.PHONY: demo test faults ptx-test lint format fuzz sanitize sanitize-build sanitize-fuzz gpu-check gpu-build gpu-test gpu-sanitize gpu-conformance gpu-bench gpu-autotune gpu-method bench rivals conformance clean
+.PHONY: demo test faults ptx-test lint format fuzz sanitize sanitize-build sanitize-fuzz isa-test isa-avx2 isa-baseline wheel gpu-check gpu-build gpu-test gpu-sanitize gpu-conformance gpu-bench gpu-autotune gpu-method bench rivals conformance clean
 
 demo: $(READY)
 	$(PY) -m ltood_fast train --config demo --run-dir $(RUN_DIR) $(DEMO_ARGS)
@@ -75,10 +75,23 @@ sanitize: sanitize-build
 sanitize-fuzz: sanitize-build
 	$(SANITIZED) PYTHONPATH=.:python_tests $(SANITIZE_PY) $(FUZZ)
 
+COPIED := csrc ltood_fast python_tests setup.py pyproject.toml README.md LICENSE
 sanitize-build: $(READY)
 	mkdir -p $(SANITIZE_DIR)
-	tar -c --exclude='*.so' csrc ltood_fast python_tests setup.py pyproject.toml README.md LICENSE | tar -x -C $(SANITIZE_DIR)
+	tar -c --exclude='*.so' $(COPIED) | tar -x -C $(SANITIZE_DIR)
 	cd $(SANITIZE_DIR) && LTOOD_CUDA=0 LTOOD_SANITIZE=1 $(SANITIZE_PY) setup.py -q build_ext --inplace
+
+# The op tests as on a processor without AVX-512 and on one without AVX2, each with a build of its own in a copy: the
+# first variable limits the loops of this package, the others torch and oneDNN.
+isa-test: isa-avx2 isa-baseline
+
+isa-avx2: export ISA_LIMITS = ATEN_CPU_CAPABILITY=avx2 ONEDNN_MAX_CPU_ISA=AVX2
+isa-baseline: export ISA_LIMITS = ATEN_CPU_CAPABILITY=default ONEDNN_MAX_CPU_ISA=SSE41
+isa-avx2 isa-baseline: isa-%: $(READY)
+	mkdir -p build/$@
+	tar -c --exclude='*.so' $(COPIED) | tar -x -C build/$@
+	cd build/$@ && LTOOD_CUDA=0 LTOOD_CPU_ISA=$* $(SANITIZE_PY) setup.py -q build_ext --inplace
+	cd build/$@ && env $(ISA_LIMITS) $(SANITIZE_PY) -m pytest python_tests/ops -k 'not compile and not export and not opcheck' $(PYTEST_ARGS)
 
 # On a machine with a GPU, nvcc and a CUDA build of torch, without a network: make gpu-check VENV=
 # Every piece is a target of its own, meant to take less than ten minutes. None has run on hardware yet. Tests and
@@ -121,6 +134,16 @@ gpu-method: $(READY)
 # All ops against the rivals that are there, on the CPU. Pictures and a page from the JSON: python -m benchmarks plot|report
 bench: $(READY)
 	PYTHONPATH=$(RIVALS_DIR) $(PY) -m benchmarks run $(BENCH_ARGS)
+
+# dist/*.whl for this Python and the torch that is installed. torch and the OpenMP library that it loads stay outside: a
+# second copy of either would be a second runtime. LTOOD_CUDA and TORCH_CUDA_ARCH_LIST choose what is in it.
+WHEEL_PATH := $(if $(BIN),$(abspath $(BIN)):)
+wheel: $(READY)
+	rm -rf build/wheel
+	$(PY) -m pip wheel -q --no-build-isolation --no-deps -w build/wheel .
+	PATH="$(WHEEL_PATH)$$PATH" $(PY) -m auditwheel repair $(OUTSIDE) -w dist build/wheel/*.whl
+	ls -l dist
+OUTSIDE := --exclude 'libtorch*' --exclude 'libc10*' --exclude 'libgomp*'
 
 # Needs a network, once: the rivals' packages, in a folder that can be carried to a machine without one.
 RIVALS_DIR := build/rivals

@@ -2,6 +2,8 @@
 
 LTOOD_CUDA=0|1|auto     leave the CUDA kernels out | insist on them | build them when torch and nvcc allow it (default)
 TORCH_CUDA_ARCH_LIST    architectures, as torch spells them (default "8.0+PTX 9.0a")
+LTOOD_CPU_ISA           the best instruction set that loops are compiled for: avx512 (default), avx2 or baseline; each
+                        processor runs the best of these that it has
 LTOOD_SANITIZE=1        address and undefined-behaviour sanitizers, for the tests
 MAX_JOBS                parallel compilations (default: the number of cores)
 """
@@ -16,6 +18,8 @@ from pathlib import Path
 
 import setuptools
 
+if sys.platform == "win32":
+    raise SystemExit("ltood_fast does not run on Windows: install it in WSL2, the Windows Subsystem for Linux")
 if int(setuptools.__version__.split(".")[0]) < 77:
     raise SystemExit(
         f"ltood_fast: setuptools must be 77 or later, got {setuptools.__version__}: pip install 'setuptools>=77'"
@@ -35,6 +39,7 @@ ROOT = Path(__file__).resolve().parent
 VERSION = "0.1.0"
 # Code for 8.0 runs on 8.6 and 8.9 as it is; devices after 9.0 compile its PTX, as 9.0a has none that goes forward.
 DEFAULT_ARCHS = "8.0+PTX 9.0a"
+CPU_ISAS = ("baseline", "avx2", "avx512")  # by their number in csrc/common/simd.h
 
 
 def read_sources() -> dict[str, list[str]]:
@@ -99,7 +104,25 @@ def parallel_jobs() -> int:
     return int(jobs)
 
 
+def cpu_isa() -> int:
+    name = os.environ.get("LTOOD_CPU_ISA") or "avx512"
+    if name not in CPU_ISAS:
+        raise SystemExit(f"LTOOD_CPU_ISA must be avx512, avx2 or baseline, got {name!r}")
+    return CPU_ISAS.index(name)
+
+
+def openmp_flags() -> tuple[list[str], list[str]]:
+    """(the compiler's, the linker's). Apple's Clang has no OpenMP of its own: torch brings the library, Homebrew's
+    package libomp the header. Not tried on a Mac."""
+    if sys.platform != "darwin":
+        return ["-fopenmp"], ["-fopenmp"]
+    headers = os.environ.get("LIBOMP_INCLUDE", "/opt/homebrew/opt/libomp/include")
+    return ["-Xpreprocessor", "-fopenmp", f"-I{headers}"], [str(Path(torch.__file__).parent / "lib/libomp.dylib")]
+
+
+TORCH_VERSION = tuple(int(part) for part in re.findall(r"\d+", torch.__version__)[:2])
 SOURCES = read_sources()
+CPU_ISA = cpu_isa()
 CUDA_HOME, CUDA_REASON = decide_cuda()
 ARCH_LIST = os.environ.get("TORCH_CUDA_ARCH_LIST") or DEFAULT_ARCHS
 JOBS = parallel_jobs()
@@ -133,16 +156,16 @@ class BuildExtensionWithNvcc(BuildExtension):
 
 
 def extension() -> CppExtension:
-    torch_version = tuple(int(part) for part in re.findall(r"\d+", torch.__version__)[:2])
-    compile_args = ["-O3", "-g0", "-fopenmp", "-fvisibility=hidden", "-Wall", "-Wno-unknown-pragmas"]
-    compile_args += ["-std=c++20" if torch_version >= (2, 12) else "-std=c++17"]
-    link_args = ["-fopenmp"]
+    compile_args, link_args = openmp_flags()
+    compile_args += ["-O3", "-g0", "-fvisibility=hidden", "-Wall", "-Wno-unknown-pragmas"]
+    compile_args += ["-std=c++20" if TORCH_VERSION >= (2, 12) else "-std=c++17"]
     if SANITIZE:
         sanitizers = ["-fsanitize=address,undefined", "-fno-omit-frame-pointer", "-g"]
         compile_args, link_args = compile_args + sanitizers, link_args + sanitizers
-    else:
+    elif sys.platform != "darwin":
         link_args.append("-Wl,-s")
     macros = [("LTOOD_TORCH_VERSION", f'"{torch.__version__}"'), ("LTOOD_CUDA_REASON", f'"{CUDA_REASON}"')]
+    macros.append(("LTOOD_CPU_ISA", str(CPU_ISA)))
     sources, libraries, library_dirs = SOURCES.get("cpu", []) + SOURCES["torch"], [], []
     if CUDA_HOME:
         sources += SOURCES.get("torch_cuda", [])
@@ -161,12 +184,22 @@ def extension() -> CppExtension:
     )
 
 
-def version() -> str:
-    """A wheel names the torch release it was built for and whether it has CUDA kernels, for pip's cache."""
+def binding() -> dict[str, object]:
+    """A wheel names the torch release that it was built for in its version and needs that release; sources take any."""
     if "sdist" in sys.argv:
-        return VERSION
-    torch_version = ".".join(torch.__version__.split(".")[:2])
-    return f"{VERSION}+torch{torch_version}" + (".cuda" if CUDA_HOME else ".cpu")
+        return {"version": VERSION, "install_requires": ["torch>=2.11", "numpy"]}
+    release = "{}.{}".format(*TORCH_VERSION)
+    kernels = ".cuda" if CUDA_HOME else ".cpu"
+    return {"version": f"{VERSION}+torch{release}{kernels}", "install_requires": [f"torch=={release}.*", "numpy"]}
 
 
-setuptools.setup(version=version(), ext_modules=[extension()], cmdclass={"build_ext": BuildExtensionWithNvcc})
+# The command is installed beside ltood_fast, as a package of its own: to import a part of ltood_fast imports torch.
+PACKAGES = [*setuptools.find_packages(include=["ltood_fast*"], exclude=["ltood_fast.command"]), "ltood_command"]
+
+setuptools.setup(
+    **binding(),
+    packages=PACKAGES,
+    package_dir={"ltood_command": "ltood_fast/command"},
+    ext_modules=[extension()],
+    cmdclass={"build_ext": BuildExtensionWithNvcc},
+)

@@ -2,6 +2,8 @@
 #include <pybind11/pybind11.h>
 #include <torch/library.h>
 
+#include "common/simd.h"
+
 #ifdef LTOOD_WITH_CUDA
 #include "cuda/probe.h"
 #endif
@@ -132,6 +134,7 @@ pybind11::dict build_info() {
   pybind11::dict info;
   info["torch"] = LTOOD_TORCH_VERSION;
   info["compiler"] = __VERSION__;
+  info["cpu_isa"] = ltood::cpu_isa();
   info["cuda"] = has_cuda();
   info["cuda_reason"] = LTOOD_CUDA_REASON;
 #ifdef LTOOD_WITH_CUDA

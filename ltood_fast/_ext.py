@@ -63,7 +63,7 @@ def check_torch_version(built_for: str, running: str) -> None:
     if _minor_version(built_for) != _minor_version(running):
         raise ImportError(
             f"ltood_fast was built for torch {built_for} but runs on torch {running}: "
-            "build it again with `pip install --no-build-isolation .`"
+            "build it again with `pip install --no-cache-dir --no-build-isolation .`"
         )
 
 
@@ -108,9 +108,9 @@ def build_info() -> dict[str, Any]:
     """Facts about this build and this machine.
 
     Returns:
-        A dict of plain values: ``version``; ``torch`` (built for) and ``torch_running``; ``compiler``; ``cuda``
-        (whether the CUDA kernels were compiled), ``cuda_reason``, ``cuda_archs``, ``cuda_runtime``, ``cuda_path`` (see
-        `cuda_path`); ``cuda_devices``
+        A dict of plain values: ``version``; ``torch`` (built for) and ``torch_running``; ``compiler``; ``cpu_isa`` (of
+        the loops that this processor runs: "avx512", "avx2" or "baseline"); ``cuda`` (whether the CUDA kernels were
+        compiled), ``cuda_reason``, ``cuda_archs``, ``cuda_runtime``, ``cuda_path`` (see `cuda_path`); ``cuda_devices``
         (names of the devices at hand); ``kernels``: for every public function and device type, ``"kernel"`` or
         ``"reference"``, which is what ``backend="auto"`` runs.
     """

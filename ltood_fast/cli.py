@@ -12,6 +12,7 @@ import sys
 import traceback
 import warnings
 from collections.abc import Sequence
+from importlib import metadata
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -19,7 +20,11 @@ from ._signals import Terminated, sigterm_raises
 
 USER_ERRORS = (ValueError, TypeError, RuntimeError, OSError, ImportError)
 EXIT_ERROR, EXIT_INTERRUPTED, EXIT_TERMINATED = 2, 130, 143
-
+# The modules of the packages that the extra [train] installs.
+TRAIN_MODULES = (
+    "faiss", "jinja2", "kornia", "lightning_fabric", "matplotlib",
+    "sklearn", "tensorboard", "torchvision", "tqdm", "yaml",
+)  # fmt: skip
 
 RESUME = (
     "go on with the run in --run-dir; keys of stages that have not begun may change, and a stage may get more epochs, "
@@ -40,6 +45,7 @@ class Parser(argparse.ArgumentParser):
 def build_parser() -> Parser:
     parser = Parser(prog="ltood", description="Self-supervised learning on long-tailed images with OOD images.")
     parser.add_argument("--traceback", action="store_true", help="show where an error came from")
+    parser.add_argument("--version", action=ShowVersion, nargs=0, help="show the version, with the torch it is for")
     names = "train|eval|report|embed|sample-ood|experiment|info"
     commands = parser.add_subparsers(dest="command", required=True, metavar=names)
 
@@ -89,6 +95,15 @@ def build_parser() -> Parser:
 
     commands.add_parser("info", help="what was built and what this machine offers")
     return parser
+
+
+class ShowVersion(argparse.Action):
+    def __call__(self, parser: argparse.ArgumentParser, *_: Any) -> NoReturn:
+        try:
+            print(f"ltood_fast {metadata.version('ltood_fast')}")
+        except metadata.PackageNotFoundError:
+            print("ltood_fast, not installed: a checkout that was built in place")
+        parser.exit()
 
 
 class ListExperiments(argparse.Action):
@@ -308,6 +323,9 @@ def exit_code(stop: KeyboardInterrupt) -> int:
 
 def sentence(error: Exception, argv: Sequence[str]) -> str:
     """One line for any error. An error that no check has put into words says with which command it came."""
+    missing = (error.name or "").partition(".")[0] if isinstance(error, ModuleNotFoundError) else ""
+    if missing in TRAIN_MODULES:
+        return f"{missing} is not installed; it comes with the extra [train]: `pip install 'ltood_fast[train]'`"
     if isinstance(error, USER_ERRORS):
         return one_line(error)
     command = shlex.join(["ltood", *argv])

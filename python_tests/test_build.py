@@ -37,7 +37,7 @@ def test_every_public_function_has_an_op_or_a_reference():
 
 def test_a_build_for_another_torch_is_refused():
     _ext.check_torch_version("2.14.1+cu130", "2.14.0")
-    with pytest.raises(ImportError, match=r"built for torch 2\.11\.0 but runs on torch 2\.14\.1"):
+    with pytest.raises(ImportError, match=r"built for torch 2\.11\.0 but runs on torch 2\.14\.1: .*--no-cache-dir"):
         _ext.check_torch_version("2.11.0", "2.14.1")
 
 
@@ -54,6 +54,7 @@ def test_the_path_of_the_cuda_kernels():
     ("settings", "sentence"),
     [
         ({"LTOOD_CUDA": "yes"}, "LTOOD_CUDA must be 0, 1 or auto, got 'yes'"),
+        ({"LTOOD_CPU_ISA": "sse"}, "LTOOD_CPU_ISA must be avx512, avx2 or baseline, got 'sse'"),
         ({"LTOOD_CUDA": "0"}, "CUDA kernels left out: LTOOD_CUDA=0"),
     ],
 )
@@ -110,6 +111,29 @@ def test_a_build_that_cannot_see_torch_names_isolation(tmp_path):
     assert result.returncode
     assert "this build cannot import torch (hidden)" in result.stderr
     assert "pip install --no-build-isolation ." in result.stderr
+
+
+def test_windows_is_refused_in_one_sentence():
+    as_windows = "import setuptools, sys, runpy; sys.platform = 'win32'; runpy.run_path('setup.py')"
+    result = subprocess.run([sys.executable, "-c", as_windows], cwd=ROOT, capture_output=True, text=True)
+    assert result.returncode == 1
+    assert result.stderr.startswith("ltood_fast does not run on Windows")
+    assert result.stderr.count("\n") == 1
+
+
+def test_the_instruction_set_is_one_that_the_processor_has():
+    """Of the loops with clones; a build for an older processor, or by another compiler, may have fewer."""
+    isa = ltood_fast.build_info()["cpu_isa"]
+    needs = {"avx512": " avx512f ", "avx2": " avx2 ", "baseline": ""}
+    assert needs[isa] in Path("/proc/cpuinfo").read_text()
+
+
+def test_a_wheel_needs_the_torch_that_it_was_built_for(tmp_path):
+    """pip then names the conflict when torch is changed, which would otherwise show at import."""
+    command = [sys.executable, "setup.py", "-q", "egg_info", "--egg-base", str(tmp_path)]
+    subprocess.run(command, cwd=ROOT, check=True, capture_output=True)
+    requires = (tmp_path / "ltood_fast.egg-info/requires.txt").read_text().splitlines()
+    assert "torch=={}.{}.*".format(*torch.__version__.split(".")) in requires
 
 
 def test_a_wheel_is_named_after_its_torch():

@@ -1,10 +1,13 @@
-"""Users' code type-checks: mypy --strict over a script that uses every loss and every Module."""
+"""Users' code type-checks: mypy and Pyright, both strict, over a script that uses every loss and every Module."""
 
+import json
 import os
 import re
 import subprocess
 import sys
 from pathlib import Path
+
+import pytest
 
 ROOT = Path(__file__).resolve().parent.parent
 START = """
@@ -83,17 +86,39 @@ def mypy(tmp_path: Path, body: str) -> str:
     return run.stdout
 
 
+def pyright(tmp_path: Path, body: str) -> list[dict]:
+    pytest.importorskip("basedpyright")  # Pyright with its own Node.js: nothing is downloaded when it runs
+    (tmp_path / "script.py").write_text(START + body)
+    (tmp_path / "pyrightconfig.json").write_text(json.dumps({"typeCheckingMode": "strict", "extraPaths": [str(ROOT)]}))
+    command = [sys.executable, "-m", "basedpyright", "--outputjson", "--pythonpath", sys.executable]
+    run = subprocess.run([*command, "-p", str(tmp_path)], cwd=tmp_path, capture_output=True, text=True)
+    assert run.returncode in (0, 1), run.stderr
+    return json.loads(run.stdout)["generalDiagnostics"]
+
+
+WRONG = ("loss: int = lt.nt_xent(z)", "lt.nt_xent(z, temprature=0.1)", "lt.nn.NTXentLoss(reductoin='sum')")
+FIRST_WRONG_LINE = START.count("\n") + 1
+
+
 def test_a_script_of_all_losses_passes_strict_mypy(tmp_path):
     assert mypy(tmp_path, RIGHT) == ""
 
 
+def test_a_script_of_all_losses_passes_strict_pyright(tmp_path):
+    assert pyright(tmp_path, RIGHT) == []
+
+
 def test_wrong_arguments_and_types_are_found(tmp_path):
     """One error a line: the types are no Any that would pass everything."""
-    wrong = ["loss: int = lt.nt_xent(z)", "lt.nt_xent(z, temprature=0.1)", "lt.nn.NTXentLoss(reductoin='sum')"]
-    found = mypy(tmp_path, "\n".join(wrong)).splitlines()
+    found = mypy(tmp_path, "\n".join(WRONG)).splitlines()
     errors = [line for line in found if ": error: " in line]
-    first = START.count("\n") + 1
-    assert {int(line.split(":")[1]) for line in errors} == {first, first + 1, first + 2}, found
+    assert {int(line.split(":")[1]) - FIRST_WRONG_LINE for line in errors} == {0, 1, 2}, found
+
+
+def test_pyright_finds_wrong_arguments_and_types(tmp_path):
+    found = pyright(tmp_path, "\n".join(WRONG))
+    lines = {d["range"]["start"]["line"] + 1 - FIRST_WRONG_LINE for d in found if d["rule"] != "reportUnusedImport"}
+    assert lines == {0, 1, 2}, found
 
 
 def test_the_types_are_shipped():

@@ -1,6 +1,7 @@
 // Loops that GCC vectorises, compiled once per instruction set and chosen at run time.
 //
-// LTOOD_CLONES marks an ordinary function (not a template): the loader picks AVX-512, AVX2+FMA or the baseline.
+// LTOOD_CLONES marks an ordinary function (not a template): the loader picks AVX-512, AVX2+FMA or the baseline, up to
+// the set that LTOOD_CPU_ISA named when setup.py ran (2, 1 or 0).
 // What such a function calls must be LTOOD_INLINE, so that it is compiled again inside each clone. The sets differ in
 // rounding (lanes of a sum, fused multiply-add), never beyond the tolerances; one machine always gives the same bits.
 #pragma once
@@ -8,10 +9,27 @@
 #include <cstdint>
 #include <cstring>
 
-// Function multi-versioning resolves symbols before a sanitizer's run time is up: sanitizer builds do without it.
-#if defined(__x86_64__) && defined(__GNUC__) && !defined(__clang__) && !defined(__SANITIZE_ADDRESS__) && \
-    !defined(__SANITIZE_THREAD__)
+#ifndef LTOOD_CPU_ISA
+#define LTOOD_CPU_ISA 2
+#endif
+
+// Function multi-versioning resolves symbols before a sanitizer's run time is up: sanitizer builds do without it. So do
+// old Clangs, whose resolver compares the processor's model instead of its features (14 runs AVX-512 everywhere; 19 is
+// right), and systems without ELF's indirect functions.
+#if defined(__x86_64__) && defined(__ELF__) && defined(__GNUC__) && !defined(__SANITIZE_ADDRESS__) && \
+    !defined(__SANITIZE_THREAD__) && (!defined(__clang__) || __clang_major__ >= 19)
+#define LTOOD_CLONES_UP_TO LTOOD_CPU_ISA
+#else
+#define LTOOD_CLONES_UP_TO 0
+#if defined(__x86_64__) && defined(__clang__) && __clang_major__ < 19
+#warning "loops are compiled for SSE2 alone: AVX2 and AVX-512 need GCC, or Clang 19 or later"
+#endif
+#endif
+
+#if LTOOD_CLONES_UP_TO == 2
 #define LTOOD_CLONES __attribute__((target_clones("arch=x86-64-v4", "arch=x86-64-v3", "default")))
+#elif LTOOD_CLONES_UP_TO == 1
+#define LTOOD_CLONES __attribute__((target_clones("arch=x86-64-v3", "default")))
 #else
 #define LTOOD_CLONES
 #endif
@@ -19,6 +37,18 @@
 #define LTOOD_INLINE inline __attribute__((always_inline))
 
 namespace ltood {
+
+// The instruction set of the clones that run on this processor.
+inline const char* cpu_isa() {
+#if LTOOD_CLONES_UP_TO >= 1
+  __builtin_cpu_init();
+#if LTOOD_CLONES_UP_TO == 2
+  if (__builtin_cpu_supports("x86-64-v4")) return "avx512";
+#endif
+  if (__builtin_cpu_supports("x86-64-v3")) return "avx2";
+#endif
+  return "baseline";
+}
 
 template <typename To, typename From>
 LTOOD_INLINE To bit_cast(From from) {

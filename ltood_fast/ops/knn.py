@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import torch
 import torch.distributed as dist
 from torch import Tensor
 from torch.distributed import ProcessGroup
 
-from .._faiss import load_faiss
+from .._faiss import FaissIndex, load_faiss
 from ..reference import neighbors as reference
 from ..reference._common import common_dtype, unit_rows
 from . import _check
@@ -289,13 +287,13 @@ def _check_density(op: str, x: Tensor, k: int, method: str, backend: str) -> Non
 
 def _ivf_density(x: Tensor, k: int, n_lists: int | None, n_probes: int | None) -> Tensor:
     """FAISS searches k + 1 rows, since a row finds itself; its own entry, or the last one, is dropped."""
-    rows = _unit_on_cpu(x)
-    index = _ivf_index(rows, n_lists, n_probes)
-    cosines, indices = _ivf_search(index, rows, k + 1)
-    own = indices == torch.arange(len(x))[:, None]
+    rows = _unit_rows(x)
+    index = _ivf_index(rows, k + 1, n_lists, n_probes)
+    cosines, indices = _ivf_search(index, rows, rows, k + 1)
+    own = indices == torch.arange(len(x), device=x.device)[:, None]
     own[:, -1] |= ~own.any(dim=1)
     rho = (1 - cosines[~own].view(len(x), k)).mean(dim=1)
-    return rho.to(device=x.device, dtype=wide_dtype(x.dtype))
+    return rho.to(wide_dtype(x.dtype))
 
 
 def _ivf_shards(x: Tensor, k: int, n_lists: int | None, n_probes: int | None, group: ProcessGroup) -> Tensor:
@@ -310,20 +308,19 @@ def _ivf_shards(x: Tensor, k: int, n_lists: int | None, n_probes: int | None, gr
 
     layout = shards_of(op, group, x, check)
     _check.count(op, "k", k, 1, layout.total - 1)
-    rows, index = _unit_on_cpu(x), None
+    rows, index = _unit_rows(x), None
     if len(x):
         n_lists = min(len(x), n_lists or int(4 * len(x) ** 0.5))
-        index = _ivf_index(rows, n_lists, min(n_lists, n_probes or max(1, n_lists // 8)))
+        index = _ivf_index(rows, k + 1, n_lists, min(n_lists, n_probes or max(1, n_lists // 8)))
     rho = x.new_empty(0, dtype=wide_dtype(x.dtype))
-    for first, passed in passing(layout, rows.to(x.device)):
+    for first, passed in passing(layout, rows):
         owner = next(rank for rank, size in enumerate(layout.sizes) if size and layout.offset(rank) == first)
-        best = torch.full((len(passed), k), -torch.inf)
+        best = torch.full((len(passed), k), -torch.inf, device=x.device)
         if index is not None:
-            cosines, indices = _ivf_search(index, passed.cpu(), min(k + 1, len(x)))
+            cosines, indices = _ivf_search(index, rows, passed, min(k + 1, len(x)))
             if owner == layout.rank:
-                cosines[indices == torch.arange(len(x))[:, None]] = -torch.inf
+                cosines[indices == torch.arange(len(x), device=x.device)[:, None]] = -torch.inf
             best = torch.cat([best, cosines], dim=1).topk(k, dim=1).values
-        best = best.to(x.device)
         of_ranks = [torch.empty_like(best) for _ in layout.sizes] if owner == layout.rank else None
         dist.gather(best, of_ranks, group=group, group_dst=owner)
         if of_ranks is not None:
@@ -331,33 +328,31 @@ def _ivf_shards(x: Tensor, k: int, n_lists: int | None, n_probes: int | None, gr
     return rho
 
 
-def _unit_on_cpu(x: Tensor) -> Tensor:
-    return unit_rows(x.detach()).float().cpu().contiguous()
+def _unit_rows(x: Tensor) -> Tensor:
+    return unit_rows(x.detach()).float().contiguous()
 
 
-def _ivf_index(rows: Tensor, n_lists: int | None, n_probes: int | None) -> Any:
+def _ivf_index(rows: Tensor, k: int, n_lists: int | None, n_probes: int | None) -> FaissIndex:
     op, n = "knn_density", len(rows)
     n_lists = min(n, int(4 * n**0.5)) if n_lists is None else n_lists
     _check.count(op, "n_lists", n_lists, 1, n)
     n_probes = max(1, n_lists // 8) if n_probes is None else n_probes
     _check.count(op, "n_probes", n_probes, 1, n_lists)
-    faiss = load_faiss(op)
-    index = faiss.index_factory(rows.shape[1], f"IVF{n_lists},Flat", faiss.METRIC_INNER_PRODUCT)
-    index.cp.min_points_per_centroid = 1
-    index.train(rows.numpy())
-    index.add(rows.numpy())
-    index.nprobe = n_probes
+    kind = f"IVF{n_lists},Flat"
+    index = FaissIndex(load_faiss(op), kind, rows, inner_product=True, selects=max(k, n_probes))
+    index.faiss.cp.min_points_per_centroid = 1
+    index.train(rows)
+    index.add(rows)
+    index.faiss.nprobe = n_probes
     return index
 
 
-def _ivf_search(index: Any, rows: Tensor, k: int) -> tuple[Tensor, Tensor]:
-    """(cosines, indices); rows for which the probed lists hold fewer than k are searched in all lists."""
-    cosines, indices = map(torch.from_numpy, index.search(rows.numpy(), k))
-    short, probed = (indices < 0).any(dim=1), index.nprobe
+def _ivf_search(index: FaissIndex, base: Tensor, rows: Tensor, k: int) -> tuple[Tensor, Tensor]:
+    """(cosines, indices); rows for which the probed lists hold fewer than k are searched exactly."""
+    cosines, indices = index.search(rows, k)
+    short = (indices < 0).any(dim=1)
     if short.any():
-        index.nprobe = index.nlist
-        cosines[short], indices[short] = map(torch.from_numpy, index.search(rows[short].numpy(), k))
-        index.nprobe = probed
+        cosines[short], indices[short] = knn(rows[short], k, y=base, normalize=False)
     return cosines, indices
 
 

@@ -11,7 +11,7 @@ import torch.distributed as dist
 from torch import Tensor
 from torch.distributed import ProcessGroup
 
-from .._faiss import load_faiss
+from .._faiss import FaissIndex, gpu_searches, load_faiss
 from ..ops import _check
 from ..ops._group import RankLayout
 from ..ops._shards import add, fetch, shards_of
@@ -34,7 +34,8 @@ def kmeans(
     """Lloyd's k-means with FAISS's random start and its splitting of empty clusters; the same seed, the same result.
 
     Args:
-        x: [N, D] float64, float32, bfloat16 or float16, finite; computed in float32 on the CPU.
+        x: [N, D] float64, float32, bfloat16 or float16, finite; computed in float32. On a GPU, the rows stay there if
+            FAISS can search on it (faiss-gpu); the steps are then those of a group. Otherwise it runs on the CPU.
         n_clusters: K, at most N.
         iterations: Lloyd's iterations.
         seed: of the start.
@@ -76,7 +77,7 @@ def kmeans(
         _check.count(op, "n_clusters", n_clusters, 1, layout.total)
     faiss = load_faiss(op)
     rows = unit_rows(x.detach(), spherical).float().contiguous()
-    if layout is not None:
+    if layout is not None or gpu_searches(faiss, rows):
         centroids, assignments, empty = _lloyd(faiss, rows, n_clusters, iterations, seed, spherical, layout)
     else:
         centroids, assignments = _by_faiss(faiss, rows, n_clusters, iterations, seed, spherical)
@@ -138,39 +139,49 @@ def _lloyd(
     iterations: int,
     seed: int,
     spherical: bool,
-    layout: RankLayout,
+    layout: RankLayout | None,
 ) -> tuple[Tensor, Tensor, bool]:
-    """faiss::Clustering::train with the rows on several ranks: every rank takes the same steps from the same sums.
+    """faiss::Clustering::train where the rows lie: on a GPU, on several ranks, each taking the same steps from the same
+    sums, or both.
 
     Returns:
         Centroids, assignments, and whether a cluster may be empty: the same on every rank, without another message.
     """
+    total = len(rows) if layout is None else layout.total
+
+    def rows_of_all(indices: Tensor) -> Tensor:
+        return rows[indices] if layout is None else fetch(layout, rows, indices)
+
+    def over_ranks(own: Tensor) -> Tensor:
+        return own if layout is None else add(own, layout.group)
+
+    index = FaissIndex(faiss, "Flat", rows, inner_product=spherical)
 
     def assign(centroids: Tensor) -> Tensor:
         if len(rows) == 0:
             return torch.empty(0, dtype=torch.int64, device=rows.device)
-        index = (faiss.IndexFlatIP if spherical else faiss.IndexFlatL2)(rows.shape[1])
-        index.add(centroids.cpu().numpy())
-        return torch.from_numpy(index.search(rows.cpu().numpy(), 1)[1][:, 0]).to(rows.device)
+        index.faiss.reset()
+        index.add(centroids)
+        return index.search(rows, 1)[1][:, 0]
 
     def on_sphere(centroids: Tensor) -> Tensor:
         return torch.nn.functional.normalize(centroids, dim=1) if spherical else centroids
 
-    if layout.total == n_clusters:  # FAISS takes the rows unchanged
-        centroids = fetch(layout, rows, torch.arange(n_clusters, device=rows.device))
+    if total == n_clusters:  # FAISS takes the rows unchanged
+        centroids = rows_of_all(torch.arange(n_clusters, device=rows.device))
         return centroids, assign(centroids), True
-    order = np.empty(layout.total, dtype=np.int32)
-    faiss.rand_perm(faiss.swig_ptr(order), layout.total, seed + 1)
+    order = np.empty(total, dtype=np.int32)
+    faiss.rand_perm(faiss.swig_ptr(order), total, seed + 1)
     start = torch.from_numpy(order[:n_clusters]).long().to(rows.device)
-    centroids = on_sphere(fetch(layout, rows, start))
+    centroids = on_sphere(rows_of_all(start))
     for _ in range(iterations):
         assignments = assign(centroids)
         sums = torch.zeros_like(centroids, dtype=torch.float64)
         for block, clusters in zip(rows.split(BLOCK_ROWS), assignments.split(BLOCK_ROWS), strict=True):
             sums.index_add_(0, clusters, block.double())
-        counts = add(torch.bincount(assignments, minlength=n_clusters), layout.group)
-        centroids = (add(sums, layout.group) / counts.clamp(min=1)[:, None]).float()
-        centroids = on_sphere(_split_empty(faiss, centroids, counts, layout.total))
+        counts = over_ranks(torch.bincount(assignments, minlength=n_clusters))
+        centroids = (over_ranks(sums) / counts.clamp(min=1)[:, None]).float()
+        centroids = on_sphere(_split_empty(faiss, centroids, counts, total))
     return centroids, assign(centroids), int(counts.min()) == 0
 
 

@@ -133,6 +133,7 @@ def everything(rank, world):
 
 @pytest.fixture(scope="module")
 def ranks(groups):
+    pytest.importorskip("faiss")
     return groups(WORLD).results(everything)
 
 
@@ -184,6 +185,7 @@ def warnings_of_few_rows(rank, world):
 
 
 def test_few_distinct_rows_of_all_ranks_are_told_once(groups):
+    pytest.importorskip("faiss")
     first, *others = groups(WORLD).results(warnings_of_few_rows)
     assert [sentence.split(":")[1] for sentence in first] == [
         " x should hold at least as many distinct rows as n_clusters = 5, got 3"

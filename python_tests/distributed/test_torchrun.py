@@ -5,8 +5,10 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
 import torch
 
+pytest.importorskip("faiss")  # the processes that it starts train
 ROOT = Path(__file__).resolve().parents[2]
 SMALL = ("--config", "smoke", "--run.progress", "false", "--run.threads", "1")
 

@@ -11,6 +11,7 @@ from ltood_fast.train.checkpoint import load_checkpoint
 from . import norm_cases, train_cases
 from .ranks import Ranks, free_port
 
+pytest.importorskip("faiss")  # the processes that it starts train
 WORLD = 2
 TOLERANCE = 1e-5  # float32 over some 25 steps; noise of 1e-7 in the first weights moves the last ones by 1e-7
 

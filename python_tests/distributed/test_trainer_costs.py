@@ -19,6 +19,7 @@ from ltood_fast.train.loop import Stage
 from .test_group_costs import WITHIN, assert_peaks, peak
 from .train_cases import as_torchrun
 
+pytest.importorskip("faiss")  # the processes that it starts train
 WORLD = 2
 BATCH, D, WIDTH, HIDDEN = 512, 128, 32, 256  # images of all ranks; sizes that outweigh the headers of messages
 N = 2 * BATCH // WORLD  # views of a rank

@@ -2,12 +2,15 @@
 
 import ctypes
 import os
+import platform
+import re
 import subprocess
 from pathlib import Path
 
 import numpy as np
 import pytest
 
+ISAS = ["baseline", "avx2", "avx512"]
 CSRC = Path(__file__).resolve().parents[2] / "csrc"
 SOURCE = """
 #include "common/simd.h"
@@ -17,6 +20,7 @@ LTOOD_INLINE void all(T* x, int64_t n) {
   for (int64_t i = 0; i < n; ++i) x[i] = ltood::exp2_simd(x[i]);
 }
 extern "C" {
+const char* isa() { return ltood::cpu_isa(); }
 LTOOD_CLONES void cloned_float(float* x, int64_t n) { all(x, n); }
 LTOOD_CLONES void cloned_double(double* x, int64_t n) { all(x, n); }
 void plain_float(float* x, int64_t n) { all(x, n); }
@@ -25,14 +29,18 @@ void plain_double(double* x, int64_t n) { all(x, n); }
 """
 
 
-@pytest.fixture(scope="module")
-def library(tmp_path_factory):
+@pytest.fixture(scope="module", params=ISAS)
+def library(request, tmp_path_factory):
+    """Clones up to an instruction set; only those that this processor has run."""
     folder = tmp_path_factory.mktemp("simd")
     (folder / "simd.cpp").write_text(SOURCE)
-    flags = ["-O3", "-std=c++17", "-fopenmp", "-shared", "-fPIC", f"-I{CSRC}"]
+    limit = ISAS.index(request.param)
+    flags = ["-O3", "-std=c++17", "-fopenmp", "-shared", "-fPIC", f"-I{CSRC}", f"-DLTOOD_CPU_ISA={limit}"]
     compiler = os.environ.get("CXX", "c++")
     subprocess.run([compiler, *flags, str(folder / "simd.cpp"), "-o", str(folder / "simd.so")], check=True)
-    return ctypes.CDLL(str(folder / "simd.so"))
+    library = ctypes.CDLL(str(folder / "simd.so"))
+    library.limit = request.param
+    return library
 
 
 def exp2(library, build, values):
@@ -40,6 +48,18 @@ def exp2(library, build, values):
     out = values.copy()
     getattr(library, f"{build}_{kind}")(out.ctypes.data_as(ctypes.c_void_p), ctypes.c_int64(out.size))
     return out
+
+
+@pytest.mark.skipif(platform.machine() != "x86_64", reason="clones are for x86-64")
+def test_the_limit_picks_the_clones(library):
+    """Clones are compiled up to the limit; the best one that the processor has runs."""
+    symbols = Path(library._name).read_bytes()
+    compiled = {level for level in (3, 4) if re.search(rb"cloned_float.arch_x86.64.v%d" % level, symbols)}
+    assert compiled == {"baseline": set(), "avx2": {3}, "avx512": {3, 4}}[library.limit]
+    flags = Path("/proc/cpuinfo").read_text()
+    able = {level for level, flag in ((3, " avx2 "), (4, " avx512vl ")) if flag in flags}
+    library.isa.restype = ctypes.c_char_p
+    assert library.isa() == {3: b"avx2", 4: b"avx512"}.get(max(compiled & able, default=0), b"baseline")
 
 
 @pytest.mark.parametrize("build", ["cloned", "plain"])

@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 from made_up import final_state, same
 
+pytest.importorskip("faiss")  # the processes that it starts train
 DRIVER = Path(__file__).with_name("faults.py")
 ROOT = DRIVER.parents[2]
 # Which operations: a pattern of "operation folder/file epoch number". `make faults` takes them all, 322 in 3 minutes.

@@ -6,8 +6,10 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
 from made_up import final_state, same
 
+pytest.importorskip("faiss")  # the processes that it starts train
 ROOT = Path(__file__).resolve().parents[2]
 
 # Runs `ltood` and kills its own process at the n-th call of a function: before it, or halfway through a write.
