@@ -6,12 +6,13 @@ What a user can get wrong ends as one line on stderr, `ltood: error: ...`, and e
 from __future__ import annotations
 
 import argparse
+import math
 import os
 import shlex
 import sys
 import traceback
 import warnings
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -28,10 +29,11 @@ RESUME = (
 
 
 class Parser(argparse.ArgumentParser):
-    """Argument errors in our one form; no abbreviations, or `--data` would pass for `--data.id`."""
+    """Argument errors in our one form; no abbreviations, or `--data` would pass for `--data.id`; no option twice."""
 
     def __init__(self, **options: Any):
         super().__init__(**options, allow_abbrev=False)
+        self.register("action", None, Once)
 
     def error(self, message: str) -> NoReturn:
         raise ValueError(f"{message} (ltood --help lists the commands)")
@@ -39,48 +41,50 @@ class Parser(argparse.ArgumentParser):
 
 def build_parser() -> Parser:
     parser = Parser(prog="ltood", description="Self-supervised learning on long-tailed images with OOD images.")
-    parser.add_argument("--traceback", action="store_true", help="show where an error came from")
+    parser.add_argument("--traceback", action="store_true", help="show where an error came from (anywhere on the line)")
     names = "train|eval|report|embed|sample-ood|experiment|info"
     commands = parser.add_subparsers(dest="command", required=True, metavar=names)
 
     train = commands.add_parser("train", help="train the stages of a configuration, evaluate them, write the report")
     train.add_argument("--config", help="preset or YAML file")
     train.add_argument("--recipe", help="method by name (simclr, stage1, ...), over the configuration")
-    train.add_argument("--run-dir", type=Path, required=True)
+    train.add_argument("--run-dir", type=some_path, required=True)
     train.add_argument("--resume", action="store_true", help=RESUME)
     train.epilog = "Any key of the configuration is an option: --section.key value, e.g. --stage1.epochs 100."
 
     evaluate = commands.add_parser("eval", help="evaluate a run's stages again and write the report")
-    evaluate.add_argument("--run-dir", type=Path, required=True)
+    evaluate.add_argument("--run-dir", type=some_path, required=True)
 
     report = commands.add_parser("report", help="one table over all runs below a folder, mean ± std over seeds")
-    report.add_argument("runs", type=Path, help="folder; the runs' report.json may lie at any depth")
-    report.add_argument("--output", type=Path, help="the table as .md, .json or .csv as well")
+    report.add_argument("runs", type=some_path, help="folder; the runs' report.json may lie at any depth")
+    report.add_argument("--output", type=some_path, help="the table as .md, .json or .csv as well")
 
     embed = commands.add_parser("embed", help="features of a set of images, as .npy [N, F]")
-    embed.add_argument("--checkpoint", type=Path, required=True)
+    embed.add_argument("--checkpoint", type=some_path, required=True)
     embed.add_argument("--data", required=True, help="data set, e.g. letters, cifar10, folder:/path, list:/path.txt")
-    embed.add_argument("--output", type=Path, required=True)
+    embed.add_argument("--output", type=some_path, required=True)
     embed.add_argument("--projection", action="store_true", help="the projection head's output instead")
 
     sample = commands.add_parser("sample-ood", help="choose OOD images from embeddings, as .npy of indices")
-    sample.add_argument("--candidates", type=Path, required=True, help="embeddings of the OOD pool, .npy [M, F]")
-    sample.add_argument("--id", type=Path, required=True, help="embeddings of the ID set, .npy [N, F]")
-    sample.add_argument("--budget", type=int, required=True)
-    sample.add_argument("--output", type=Path, required=True)
-    sample.add_argument("--clusters", type=int, default=10)
-    sample.add_argument("--tailness-k", type=int, default=10)
-    sample.add_argument("--temperature", type=float, default=1.0)
+    sample.add_argument("--candidates", type=some_path, required=True, help="embeddings of the OOD pool, .npy [M, F]")
+    sample.add_argument("--id", type=some_path, required=True, help="embeddings of the ID set, .npy [N, F]")
+    sample.add_argument("--budget", type=whole_number(1), required=True, help="images to choose")
+    sample.add_argument("--output", type=some_path, required=True)
+    sample.add_argument("--clusters", type=whole_number(1), default=10, help="of the ID set (10)")
+    sample.add_argument("--tailness-k", type=whole_number(1), default=10, help="neighbours of the sparsity (10)")
+    sample.add_argument("--temperature", type=positive, default=1.0, help="of the budget, T_c (1)")
     sample.add_argument("--strategy", default="tailness", choices=("tailness", "random"))
-    sample.add_argument("--seed", type=int, default=0)
+    sample.add_argument("--seed", type=whole_number(0), default=0)
 
     experiment = commands.add_parser("experiment", help="test a claim of the method: train its runs, write its table")
     experiment.add_argument("name", help="which; --list names them")
     experiment.add_argument("--list", action=ListExperiments, nargs=0, help="name the experiments and end")
     experiment.add_argument("--config", required=True, help="preset or YAML file")
-    experiment.add_argument("--output", type=Path, required=True, help="folder of the runs and of what comes of them")
+    experiment.add_argument(
+        "--output", type=some_path, required=True, help="folder of the runs and of what comes of them"
+    )
     experiment.add_argument("--seeds", type=parse_seeds, default="0,1,2", help="commas between them (0,1,2)")
-    experiment.add_argument("--jobs", type=int, default=2, help="runs at a time (2)")
+    experiment.add_argument("--jobs", type=whole_number(1), default=2, help="runs at a time (2)")
     experiment.add_argument("--no-train", action="store_true", help="the table of the runs that are done")
     experiment.add_argument("--balanced-list", default="", help="simclr-balance: the balanced set, for data.id list")
     experiment.add_argument("--other-ood", default="", help="ood-relevance: another pool, as data.ood (letters)")
@@ -89,6 +93,50 @@ def build_parser() -> Parser:
 
     commands.add_parser("info", help="what was built and what this machine offers")
     return parser
+
+
+class Once(argparse.Action):
+    """Stores a value; argparse's own action would let the last of several win."""
+
+    def __call__(
+        self, parser: argparse.ArgumentParser, namespace: argparse.Namespace, values: Any, option: str | None = None
+    ) -> None:
+        given = namespace.__dict__.setdefault("given", set())
+        if self.dest in given:
+            raise argparse.ArgumentError(self, f"must be given once, got it twice, the second time with {values}")
+        given.add(self.dest)
+        setattr(namespace, self.dest, values)
+
+
+def some_path(text: str) -> Path:
+    """A path; the empty one, what an unset variable leaves, would be the working folder."""
+    if not text or "\0" in text:
+        raise argparse.ArgumentTypeError(f"must be a path, got {text!r}")
+    return Path(text)
+
+
+def whole_number(low: int, high: int = 10**9) -> Callable[[str], int]:
+    def parse(text: str) -> int:
+        allowed = f"an integer in [{low}, {high}]"
+        try:
+            number = int(text)
+        except ValueError:
+            raise argparse.ArgumentTypeError(f"must be {allowed}, got {text!r}") from None
+        if not low <= number <= high:
+            raise argparse.ArgumentTypeError(f"must be {allowed}, got {number}")
+        return number
+
+    return parse
+
+
+def positive(text: str) -> float:
+    try:
+        number = float(text)
+    except ValueError:
+        number = math.nan
+    if not 0 < number < math.inf:
+        raise argparse.ArgumentTypeError(f"must be a positive number, got {text!r}")
+    return number
 
 
 class ListExperiments(argparse.Action):
@@ -110,7 +158,7 @@ def parse_seeds(text: str) -> tuple[int, ...]:
 
 
 def parse_overrides(rest: Sequence[str]) -> dict[str, str]:
-    """`--section.key value` and `--section.key=value`."""
+    """`--section.key value` and `--section.key=value`; of several values the last one counts, so a script can add some."""
     overrides, items = {}, iter(rest)
     for item in items:
         if not item.startswith("--"):
@@ -156,6 +204,8 @@ def run_eval(args: argparse.Namespace, overrides: dict[str, str]) -> None:
 def run_report(args: argparse.Namespace, overrides: dict[str, str]) -> None:
     from .eval.runs import find_runs, format_markdown, mixed_settings, summarize, write_table
 
+    if not args.runs.is_dir():
+        raise ValueError(f"report: runs must be an existing folder, got {args.runs}")
     if args.output:
         check_output(args.output)
     runs = find_runs(args.runs)
@@ -183,8 +233,12 @@ def run_sample_ood(args: argparse.Namespace, overrides: dict[str, str]) -> None:
     from .sampling.resample import Budget, choose_ood, cluster_embeddings
 
     check_output(args.output)
-    candidates = load_embeddings(args.candidates)  # stays in its file
-    id_embeddings = torch.from_numpy(np.ascontiguousarray(load_embeddings(args.id), dtype=np.float32))
+    for option in ("candidates", "id"):
+        if args.output.exists() and args.output.samefile(getattr(args, option)):
+            raise ValueError(f"sample-ood: --output must be another file than --{option}, got {args.output} for both")
+    candidates, ids = load_embeddings(args.candidates), load_embeddings(args.id)
+    check_sample(args, candidates.shape, ids.shape)
+    id_embeddings = torch.from_numpy(np.ascontiguousarray(ids, dtype=np.float32))
     clusters = cluster_embeddings(id_embeddings, args.clusters, seed=args.seed)
     sample = choose_ood(
         id_embeddings,
@@ -226,14 +280,29 @@ def run_info(args: argparse.Namespace, overrides: dict[str, str]) -> None:
         print(f"{function:19} {by_device['cpu']:10} {by_device['cuda']}")
 
 
+def check_sample(args: argparse.Namespace, pool: tuple[int, int], ids: tuple[int, int]) -> None:
+    """The options of sample-ood against the shapes of its two files."""
+
+    def require(condition: bool, option: str, allowed: str, got: object) -> None:
+        if not condition:
+            raise ValueError(f"sample-ood: --{option} must be {allowed}, got {got}")
+
+    n, width = ids
+    require(n > 0, "id", "embeddings of at least one image", "none")
+    allowed = f"embeddings of {width} features, as those of --id"
+    require(pool[1] == width, "candidates", allowed, pool[1])
+    require(args.budget <= pool[0], "budget", f"at most the {pool[0]} rows of --candidates", args.budget)
+    require(args.clusters <= n, "clusters", f"at most the {n} rows of --id", args.clusters)
+
+
 def load_embeddings(path: Path):
-    """float [N, F] of a .npy file, mapped into memory."""
+    """float [N, F] of a .npy file, mapped into memory; a write into the array, which torch fears, changes no file."""
     import numpy as np
 
     if path.exists() and not path.is_file():  # a pipe would be waited for, and cannot be mapped
         raise ValueError(f"sample-ood: {path} must be a .npy array, got {'a folder' if path.is_dir() else 'no file'}")
     try:
-        array = np.load(path, allow_pickle=False, mmap_mode="r")
+        array = np.load(path, allow_pickle=False, mmap_mode="c")
     except FileNotFoundError:
         raise
     except Exception as error:  # the header is a Python literal, an archive a zip: damaged, they can raise anything
@@ -273,15 +342,18 @@ COMMANDS = {
 }
 
 
+TAKE_KEYS = ("train", "eval", "embed", "experiment")  # commands with --section.key value
+
+
 def main(argv: Sequence[str] | None = None) -> int:
     """Runs a command; returns its exit code."""
     argv = list(sys.argv[1:] if argv is None else argv)
     show_traceback = "--traceback" in argv
     try:
-        args, rest = build_parser().parse_known_args(argv)
+        args, rest = build_parser().parse_known_args([text for text in argv if text != "--traceback"])
+        if rest and args.command not in TAKE_KEYS:
+            raise ValueError(f"argument {rest[0]} is unknown to ltood {args.command} (ltood {args.command} --help)")
         overrides = parse_overrides(rest)
-        if overrides and args.command not in ("train", "eval", "embed", "experiment"):
-            raise ValueError(f"argument --{next(iter(overrides))} is unknown to ltood {args.command}")
         with sigterm_raises(), warnings.catch_warnings():
             warnings.showwarning = show_warning
             COMMANDS[args.command](args, overrides)

@@ -78,6 +78,8 @@ def _parts(config: DataConfig) -> tuple[ImageSet, ImageSet, ImageSet]:
     if kind != "folder":
         train, probe, test = (_open(config, config.id, part) for part in ("train", "probe", "test"))
         return _long_tail(config, train), probe, test
+    if not path:
+        raise DataError(f"data: data.id must be folder:PATH, got {config.id!r}")
     folder = (user_path(config.root) / user_path(path)).absolute()
     held_out = next((p for p in ("test", "val") if (folder / p).is_dir()), None)
     if held_out is None or not (folder / "train").is_dir():

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import difflib
 import os
 import re
 from collections.abc import Callable, Sequence
@@ -47,9 +48,17 @@ def open_set(spec: str, **options) -> ImageSet:
     """The set that a specification names: `digits`, `letters`, `cifar10`, `cifar100`, `folder:PATH`, `list:PATH`,
     `npy:PATH`, `noise`, and pools by name (`random_images`, `imagenet_r`, `places_extra69`), where they are unpacked
     below the root or at the path."""
-    kind, _, path = spec.partition(":")
+    kind, colon, path = spec.partition(":")
     if kind not in SOURCES:
-        raise DataError(f"data: set must be one of {', '.join(SOURCES)} (kind or kind:path), got {spec!r}")
+        near = difflib.get_close_matches(kind, SOURCES, n=1)
+        hint = f", did you mean {near[0]}?" if near else ""
+        if user_path(spec).is_dir():
+            hint = f", which is a folder: did you mean folder:{spec}?"
+        raise DataError(f"data: set must be one of {', '.join(SOURCES)} (kind or kind:path), got {spec!r}{hint}")
+    if path and kind in WITHOUT_PATH:
+        raise DataError(f"data: set must be {kind} without a path, got {spec!r}")
+    if not path and (colon or kind in WITH_PATH):
+        raise DataError(f"data: set must be {kind}:PATH, got {spec!r}")
     return SOURCES[kind](Source(path=path, **options))
 
 
@@ -295,4 +304,5 @@ SOURCES: dict[str, Callable[[Source], ImageSet]] = {
         _folder, "http://places2.csail.mit.edu/download.html", "data_256_extra", "data_large_extra"
     ),
 }
+WITHOUT_PATH, WITH_PATH = ("digits", "letters", "noise"), ("folder", "list", "npy")
 POOLS = ("letters", "npy", "noise", "list", "random_images", "imagenet_r", "places_extra69")  # sets without a test part

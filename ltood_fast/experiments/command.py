@@ -50,6 +50,8 @@ def run_experiment(name: str, setting: Setting, *, train: bool = True) -> str:
     experiment = find_experiment(name)
     if setting.jobs < 1:
         raise ExperimentError(f"experiment: jobs must be at least 1, got {setting.jobs}")
+    if setting.output.exists() and not setting.output.is_dir():
+        raise ExperimentError(f"experiment: output must be a folder, got the file {setting.output}")
     variants = experiment.variants(setting)
     runs = plan_runs(setting, variants)
     result = train_grid(setting, runs) if train else collect(runs)

@@ -118,6 +118,8 @@ def load_tensors(path: Path) -> tuple[dict[str, Any], bool]:
     seal = SEAL.fullmatch(content[-SEAL_BYTES:])
     if seal and hashlib.sha256(memoryview(content)[:-SEAL_BYTES]).hexdigest().encode() != seal[1]:
         raise _refused(path, whole, "a damaged one (its content is not that of its checksum)")
+    if not content.startswith(b"PK"):
+        raise _refused(path, whole, "an empty file" if not content else "a file of another kind")
     try:
         state = torch.load(io.BytesIO(content), map_location="cpu", weights_only=True)
     except Exception as error:  # bytes that torch did not write can raise anything in its reader

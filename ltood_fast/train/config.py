@@ -6,9 +6,12 @@ Every value has a type and a range; an unknown key and a value of the wrong type
 from __future__ import annotations
 
 import dataclasses
+import datetime
 import difflib
+import functools
 import json
 import math
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, get_args, get_origin, get_type_hints
@@ -16,6 +19,9 @@ from typing import Any, get_args, get_origin, get_type_hints
 from .._files import write_atomic
 
 PRESETS = Path(__file__).resolve().parent.parent / "configs"
+MOST = 2**31 - 1
+MOST_EPOCHS = 10**6
+MOST_SEED = 10**9  # k-means adds the epoch to it, and FAISS takes 32 bits
 STAGES = ("simclr", "stage1", "stage2", "joint")
 OLD_PRESETS = {"cifar10_lt_hour": "cifar10_lt_small"}  # name in saved commands and results -> name today
 
@@ -24,7 +30,10 @@ class ConfigError(ValueError):
     """A sentence about one key of the configuration."""
 
 
-def _number(default: float, low: float = 0, high: float = math.inf) -> Any:
+def _number(default: float, low: float = 0, high: float | None = None) -> Any:
+    """`high` None: no bound for a number, MOST for an integer, which goes into 32 bits somewhere."""
+    if high is None:
+        high = MOST if isinstance(default, int) else math.inf
     return field(default=default, metadata={"low": low, "high": high})
 
 
@@ -56,7 +65,7 @@ class DataConfig:
         0, 0, 1024
     )  # processes that decode sets over 2 GiB as they are used; 0: decoded once, cached
     ood_size: int = _number(0)  # images to render or to keep at most; 0: all
-    seed: int = _number(0)  # of the imbalance's and the pool's random choices
+    seed: int = _number(0, 0, MOST_SEED)  # of the imbalance's and the pool's random choices
 
 
 @dataclass(frozen=True)
@@ -109,7 +118,7 @@ class BaseConfig:
 class SimCLRConfig:
     """The baseline: instance discrimination on the ID set alone."""
 
-    epochs: int = _number(2000, 1)
+    epochs: int = _number(2000, 1, MOST_EPOCHS)
     temperature: float = _number(0.2, 1e-3)
 
 
@@ -122,7 +131,7 @@ class Stage1Config:
     `mutual`, an image keeps lam if it is the nearest of its nearest image, whatever `neighbors` is.
     """
 
-    epochs: int = _number(2000, 1)
+    epochs: int = _number(2000, 1, MOST_EPOCHS)
     init: str = _choice("scratch", "simclr")  # [ltood_fast] simclr: go on from that stage's weights
     temperature: float = _number(0.2, 1e-3)
     alpha: float = _number(0.3)  # [paper]
@@ -154,7 +163,7 @@ class Stage2Config:
     """ID images alone, guided by the frozen network of stage 1."""
 
     guide: str = ""  # [ltood_fast] checkpoint of the network that guides; empty: the one of this run's stage 1
-    epochs: int = _number(500, 1)
+    epochs: int = _number(500, 1, MOST_EPOCHS)
     temperature: float = _number(0.2, 1e-3)
     lr_scale: float = _number(1.0)  # [ltood_fast] times optim.lr, as the student starts trained
     beta: float = _number(0.4)  # [paper]
@@ -180,7 +189,7 @@ class EvalConfig:
 class RunConfig:
     device: str = _choice("auto", "cpu", "cuda")
     precision: str = _choice("32-true", "bf16-mixed")
-    threads: int = _number(0)  # 0: torch's own choice
+    threads: int = _number(0, 0, 1024)  # of the CPU; 0: torch's own choice
     checkpoint_every: int = _number(1, 1)  # epochs
     timeout: float = _number(600.0, 1)  # seconds a rank waits for another one before the run ends
     progress: bool = True
@@ -188,7 +197,7 @@ class RunConfig:
 
 @dataclass(frozen=True)
 class Config:
-    seed: int = _number(0)
+    seed: int = _number(0, 0, MOST_SEED)
     stages: tuple[str, ...] = ("simclr", "stage1", "stage2")
     data: DataConfig = field(default_factory=DataConfig)
     augment: AugmentConfig = field(default_factory=AugmentConfig)
@@ -202,6 +211,7 @@ class Config:
     run: RunConfig = field(default_factory=RunConfig)
 
 
+@functools.cache
 def known_keys() -> dict[str, tuple[dataclasses.Field, Any]]:
     """Every key as `section.key` (or `key` at the top) with its field and type."""
     keys = {}
@@ -215,16 +225,23 @@ def known_keys() -> dict[str, tuple[dataclasses.Field, Any]]:
 
 
 def _unknown(key: str, keys: list[str]) -> ConfigError:
-    near = difflib.get_close_matches(key, keys, n=1, cutoff=0.4)
-    hint = f", did you mean {near[0]}?" if near else ""
-    return ConfigError(f"config: key must be a known one, got {key!r}{hint}")
+    if inside := [name for name in keys if name.startswith(f"{key}.")]:
+        return ConfigError(f"config: key must be one of the section {key} ({', '.join(inside)}), got {key!r} itself")
+    return ConfigError(f"config: key must be a known one, got {key!r}{did_you_mean(key, keys, cutoff=0.4)}")
+
+
+def did_you_mean(name: str, known: Iterable[str], cutoff: float = 0.6) -> str:
+    """A clause with the known name that is nearest; empty where none is near."""
+    near = difflib.get_close_matches(name, list(known), n=1, cutoff=cutoff)
+    return f", did you mean {near[0]}?" if near else ""
 
 
 def _parse(key: str, kind: Any, value: Any) -> Any:
     """A YAML value or a command-line string as the type of its field."""
 
     def wrong(allowed: str) -> ConfigError:
-        return ConfigError(f"config: {key} must be {allowed}, got {value!r}")
+        got = value if isinstance(value, datetime.date) else repr(value)
+        return ConfigError(f"config: {key} must be {allowed}, got {got}")
 
     if kind is bool:
         if isinstance(value, str) and value.lower() in ("true", "false"):
@@ -245,7 +262,7 @@ def _parse(key: str, kind: Any, value: Any) -> Any:
         items = value.split(",") if isinstance(value, str) else value
         if not isinstance(items, (list, tuple)) or not all(isinstance(item, get_args(kind)[0]) for item in items):
             raise wrong("a list of names")
-        return tuple(items)
+        return tuple(item.strip() for item in items)
     if not isinstance(value, str):
         raise wrong("a string")
     return value
@@ -256,25 +273,31 @@ def _check_range(key: str, f: dataclasses.Field, value: Any) -> None:
         raise ConfigError(f"config: {key} must be one of {', '.join(choices)}, got {value!r}")
     if "low" in f.metadata and not f.metadata["low"] <= value <= f.metadata["high"]:
         low, high = f.metadata["low"], f.metadata["high"]
-        allowed = f"at least {low:g}" if high == math.inf else f"in [{low:g}, {high:g}]"
+        allowed = (
+            f"at least {low:g}" if high == math.inf or (high == MOST and not value > high) else in_range(low, high)
+        )
         raise ConfigError(f"config: {key} must be {allowed}, got {value}")
     if isinstance(value, float) and not math.isfinite(value):
         raise ConfigError(f"config: {key} must be finite, got {value}")
 
 
+def in_range(low: float, high: float) -> str:
+    return f"in [{low:.10g}, {high:.10g}]"
+
+
 def _check_together(config: Config) -> None:
     """The rules that bind two keys."""
 
-    def require(condition: bool, key: str, allowed: str, got: object) -> None:
+    def require(condition: bool, key: str, allowed: str, got: object, must: str = "be") -> None:
         if not condition:
-            raise ConfigError(f"config: {key} must be {allowed}, got {got}")
+            raise ConfigError(f"config: {key} must {must} {allowed}, got {got}")
 
-    order = [STAGES.index(s) for s in config.stages if s in STAGES]
+    order, stages = [STAGES.index(s) for s in config.stages if s in STAGES], ",".join(config.stages) or "none"
     sorted_subset = len(order) == len(config.stages) and order == sorted(set(order))
-    require(bool(order) and sorted_subset, "stages", f"some of {', '.join(STAGES)} in that order", config.stages)
+    require(bool(order) and sorted_subset, "stages", f"some of {', '.join(STAGES)} in that order", stages)
     guided = "stage1" in config.stages or config.stage2.guide
     require("stage2" not in config.stages or bool(guided), "stages",
-            "with stage1, the guide of stage2, or stage2.guide must be a checkpoint", config.stages)  # fmt: skip
+            "stage1, the guide of stage2, unless stage2.guide names a checkpoint", stages, must="hold")  # fmt: skip
     s1 = config.stage1
     require(s1.init == "scratch" or "simclr" in config.stages, "stage1.init", "scratch without stage simclr", s1.init)
     require(s1.warmup_epochs <= s1.epochs, "stage1.warmup_epochs", f"at most stage1.epochs = {s1.epochs}",
@@ -286,18 +309,23 @@ def _check_together(config: Config) -> None:
     require(a.crop_min <= a.crop_max, "augment.crop_min", f"at most augment.crop_max = {a.crop_max}", a.crop_min)
 
 
+def _parse_key(key: str, value: Any) -> Any:
+    """The value of a key in its type and range."""
+    keys = known_keys()
+    if key not in keys:
+        raise _unknown(key, list(keys))
+    f, kind = keys[key]
+    parsed = _parse(key, kind, value)
+    _check_range(key, f, parsed)
+    return parsed
+
+
 def from_dict(values: dict[str, Any]) -> Config:
     """A checked Config of `{"section.key": value}`; what is not named keeps its default."""
-    keys = known_keys()
     sections: dict[str, dict[str, Any]] = {}
     for key, value in values.items():
-        if key not in keys:
-            raise _unknown(key, list(keys))
-        f, kind = keys[key]
-        parsed = _parse(key, kind, value)
-        _check_range(key, f, parsed)
         section, _, name = key.rpartition(".")
-        sections.setdefault(section, {})[name] = parsed
+        sections.setdefault(section, {})[name] = _parse_key(key, value)
     top = sections.pop("", {})
     types = get_type_hints(Config)
     config = Config(**top, **{section: types[section](**fields) for section, fields in sections.items()})
@@ -331,24 +359,48 @@ def load_config(name_or_path: str, overrides: dict[str, Any] | None = None) -> C
     Raises:
         ConfigError: the file is missing or no YAML mapping; a key is unknown, a value of the wrong type or range.
     """
-    import yaml
-
     path = PRESETS / f"{OLD_PRESETS.get(name_or_path, name_or_path)}.yaml"
     if not path.is_file():
         path = Path(name_or_path)
     if not path.is_file():
-        near = difflib.get_close_matches(name_or_path, presets(), n=1)
-        hint = f", did you mean {near[0]}?" if near else ""
+        hint = did_you_mean(name_or_path, presets())
         raise ConfigError(
             f"config: config must be a preset ({', '.join(presets())}) or a YAML file, got {name_or_path!r}{hint}"
         )
+    values = _read_file(path)
     try:
-        values = yaml.safe_load(path.read_text(encoding="utf-8"))
+        for key, value in values.items():
+            _parse_key(key, value)
+    except ConfigError as error:
+        raise ConfigError(f"{error} (in {path})") from None
+    return from_dict({**values, **(overrides or {})})
+
+
+def _read_file(path: Path) -> dict[str, Any]:
+    """`{"section.key": value}` of a YAML file.
+
+    Raises:
+        ConfigError: it is no mapping of sections, or names a key twice (YAML's readers take the last one).
+    """
+    import yaml
+
+    class Loader(yaml.SafeLoader):
+        def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
+            names = [key.value for key, _ in node.value]
+            if twice := [name for name in names if isinstance(name, str) and names.count(name) > 1]:
+                raise ConfigError(f"config: {path} must name a key once, got {twice[0]!r} twice")
+            return super().construct_mapping(node, deep)
+
+    try:
+        values = yaml.load(path.read_text(encoding="utf-8"), Loader)
     except (yaml.YAMLError, UnicodeDecodeError) as error:
         raise ConfigError(f"config: {path} must be YAML, got {' '.join(str(error).split())}") from None
     if values is not None and not isinstance(values, dict):
-        raise ConfigError(f"config: {path} must hold sections of keys, got a {type(values).__name__}")
-    return from_dict({**flatten(values or {}), **(overrides or {})})
+        kind = {list: "a list", str: "plain text"}.get(type(values), "a single value")
+        raise ConfigError(f"config: {path} must hold sections of keys, got {kind}")
+    sections = {key.partition(".")[0] for key in known_keys() if "." in key}
+    # A section whose keys are all commented out is null.
+    return flatten({key: value for key, value in (values or {}).items() if value is not None or key not in sections})
 
 
 def save_config(config: Config, path: Path) -> None:

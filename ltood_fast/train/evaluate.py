@@ -65,7 +65,12 @@ def few_shot_set(session: Session) -> Tensor | ImageSet | None:
     data, probe = session.config.data, session.data.probe
     n_classes = len(session.data.train.class_names)
     if not data.few_shot_list:
-        per_class = session.config.eval.few_shot
+        per_class, least = session.config.eval.few_shot, int(torch.bincount(probe.labels).min())
+        if per_class > least:
+            raise ValueError(
+                f"eval: eval.few_shot must be at most {least}, the images of the smallest class of the probe set, got "
+                f"{per_class}"
+            )
         return few_shot_rows(probe.labels, n_classes, per_class, data.seed) if per_class else None
     from ..data import open_set
     from ..data.bundle import with_channels

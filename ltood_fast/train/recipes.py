@@ -9,10 +9,9 @@ of the configuration stands there: budget 10,000, from epoch 100 on every 25, ta
 
 from __future__ import annotations
 
-import difflib
 from typing import Any
 
-from .config import ConfigError
+from .config import ConfigError, did_you_mean
 
 Overrides = dict[str, Any]  # "section.key" -> value
 
@@ -81,7 +80,6 @@ def recipe(name: str) -> Overrides:
         ConfigError: no such recipe; the sentence lists them.
     """
     if name not in RECIPES:
-        near = difflib.get_close_matches(name, RECIPES, n=1)
-        hint = f", did you mean {near[0]}?" if near else ""
+        hint = did_you_mean(name, RECIPES)
         raise ConfigError(f"config: recipe must be one of {', '.join(RECIPES)}, got {name!r}{hint}")
     return dict(RECIPES[name])

@@ -15,6 +15,7 @@ from .config import (
     flatten,
     from_dict,
     is_binding,
+    known_keys,
     load_config,
     save_config,
     start_of,
@@ -154,13 +155,17 @@ def saved_progress(run_dir: Path) -> str:
     return f"{state['epoch']} epochs of {state['stage']} are saved in {newest}, {resume}"
 
 
+# The keys that `ltood embed` reads: of the images, not of the network.
+EMBED_KEYS = ("data.root", "data.cache_dir", "data.workers", "data.image_size", "data.ood_size", "data.seed")
+
+
 def embed_set(checkpoint: Path, spec: str, overrides: dict[str, str], *, projection: bool = False) -> np.ndarray:
     """Features float32 [N, F] of a set of images from the network of a checkpoint.
 
     Args:
         checkpoint: a stage's last.pt.
         spec: as `data.id` or `data.ood`; a list as `list:/path.txt`.
-        overrides: of the configuration in the checkpoint: `data.root`, `data.cache_dir`, `data.ood_size`, `run.*`.
+        overrides: of the configuration in the checkpoint: EMBED_KEYS and `run.*`.
         projection: the projections [N, D] instead.
 
     Raises:
@@ -172,6 +177,8 @@ def embed_set(checkpoint: Path, spec: str, overrides: dict[str, str], *, project
     from .model import make_model
     from .session import embed, make_fabric
 
+    if unread := [key for key in overrides if key not in EMBED_KEYS and not key.startswith("run.")]:
+        raise RunError(f"embed: key must be one of {', '.join(EMBED_KEYS)}, run.*, got {unread[0]}")
     state = load_checkpoint(checkpoint)
     with fitted(checkpoint, "a configuration of this version"):
         config = from_dict(flatten(state["config"]))
@@ -199,8 +206,13 @@ def saved_config(run_dir: Path, overrides: dict[str, str]) -> Config:
     """Of a run that exists.
 
     Raises:
-        RunError: the folder holds no run.
+        RunError: the folder holds no run; a key that its weights depend on.
     """
+    if fixed := [key for key in overrides if key in known_keys() and is_binding(key)]:
+        raise RunError(
+            f"eval: key must be one that the weights do not depend on (eval.*, run.* but run.precision, "
+            f"data.few_shot_list, data.on_device, data.workers), got {fixed[0]}, which the run has been trained with"
+        )
     saved = run_dir / "config.yaml"
     if not saved.exists():
         raise RunError(f"eval: run-dir must be the folder of a run, got {run_dir}, which holds no config.yaml")
