@@ -28,6 +28,12 @@ RESUME = (
 )
 
 
+OWN_IMAGES = (
+    "folder of one's own images, with class folders or without; sizes, batch, budget and clusters by rules, see "
+    "docs/own_images.md; ends with report.html, embeddings.npy and network/"
+)
+
+
 class Parser(argparse.ArgumentParser):
     """Argument errors in our one form; no abbreviations, or `--data` would pass for `--data.id`; no option twice."""
 
@@ -46,7 +52,9 @@ def build_parser() -> Parser:
     commands = parser.add_subparsers(dest="command", required=True, metavar=names)
 
     train = commands.add_parser("train", help="train the stages of a configuration, evaluate them, write the report")
-    train.add_argument("--config", help="preset or YAML file")
+    train.add_argument("--images", type=some_path, help=OWN_IMAGES)
+    train.add_argument("--ood", type=some_path, help="with --images: folder of OOD images, of which some are chosen")
+    train.add_argument("--config", help="preset or YAML file; with --images, what the rules do not set (own_images)")
     train.add_argument("--recipe", help="method by name (simclr, stage1, ...), over the configuration")
     train.add_argument("--run-dir", type=some_path, required=True)
     train.add_argument("--resume", action="store_true", help=RESUME)
@@ -158,7 +166,7 @@ def parse_seeds(text: str) -> tuple[int, ...]:
 
 
 def parse_overrides(rest: Sequence[str]) -> dict[str, str]:
-    """`--section.key value` and `--section.key=value`; of several values the last one counts, so a script can add some."""
+    """`--section.key value`, `--section.key=value`; of several values the last one counts, so scripts can add some."""
     overrides, items = {}, iter(rest)
     for item in items:
         if not item.startswith("--"):
@@ -177,19 +185,43 @@ def run_train(args: argparse.Namespace, overrides: dict[str, Any]) -> None:
     from .train.ranks import launched_ranks
     from .train.recipes import recipe
     from .train.run import open_run, report_run, saved_progress, train_run
+    from .train.take_away import take_away
 
     if args.recipe is not None:
         overrides = {**recipe(args.recipe), **overrides}
+    if args.ood is not None and args.images is None:
+        raise ValueError("argument --ood must come with --images, got it alone (--data.ood names the pool of a preset)")
+    if args.images is not None:
+        args.config, overrides = own_images(args, overrides)
     try:
         with run_lock(args.run_dir):
             config = open_run(args.run_dir, args.config, overrides, args.resume)
             session = train_run(config, args.run_dir)
             if session.rank == 0:
                 print(report_run(session))
+                if args.images is not None:
+                    print(take_away(session))
     except KeyboardInterrupt as stop:
         if launched_ranks()[0] == 0:
             print(f"\nltood: {stopped(stop)}; {saved_progress(args.run_dir)}", file=sys.stderr)
         raise SystemExit(exit_code(stop)) from None
+
+
+def own_images(args: argparse.Namespace, overrides: dict[str, Any]) -> tuple[str, dict[str, Any]]:
+    """The configuration of `ltood train --images`."""
+    from .train.config import config_values
+    from .train.own_images import PRESET, own_overrides
+    from .train.ranks import launched_ranks
+
+    if args.config is not None:
+        overrides = {**config_values(args.config), **overrides}
+    for key, option in (("data.id", "--images"), ("data.ood", "--ood")):
+        if key in overrides:
+            raise ValueError(f"{key} must be left out with --images, got {overrides[key]}: {option} names the folder")
+    overrides, said = own_overrides(args.images, args.ood, overrides)
+    if launched_ranks()[0] == 0:
+        print(f"ltood: {said}", file=sys.stderr)
+    return PRESET, overrides
 
 
 def run_eval(args: argparse.Namespace, overrides: dict[str, str]) -> None:

@@ -92,9 +92,12 @@ def _cifar(source: Source, name: str) -> ImageSet:
     return ImageSet(images, torch.tensor(data.targets), tuple(data.classes), name)
 
 
-def _folder(source: Source) -> ImageSet:
-    """`<class>/**/image`, Places' `<initial>/<class>/**/image`, or images without a class folder (label -1)."""
-    root = source.resolve(source.path).absolute()
+def image_files(root: Path) -> list[Path]:
+    """The images below a folder, sorted.
+
+    Raises:
+        DataError: no such folder, or no image in it.
+    """
     if not root.is_dir():
         raise DataError(f"data: folder must exist, got {root}")
     # os.walk: a class folder may be a link, which Path.rglob passes by
@@ -105,16 +108,29 @@ def _folder(source: Source) -> ImageSet:
         if Path(name).suffix.lower() in IMAGE_SUFFIXES
     )
     if not files:
-        raise DataError(f"data: folder must hold images, got none below {root}")
+        allowed = ", ".join(sorted(IMAGE_SUFFIXES))
+        raise DataError(f"data: folder must hold images ({allowed}), got none below {root}")
+    return files
+
+
+def labels_by_class_folder(root: Path, files: Sequence[Path]) -> tuple[torch.Tensor, tuple[str, ...]]:
+    """(int64 [N], -1 for an image that lies in no folder below the root; the names of the classes)."""
     folders = [f.relative_to(root).parts[:-1] for f in files]
     classes = [_below_initial(folder) for folder in folders]
     if not all(classes):
         classes = [folder[0] if folder else "" for folder in folders]
     names = tuple(sorted(set(classes) - {""}))
     index = {name: label for label, name in enumerate(names)}
-    labels = torch.tensor([index.get(name, -1) for name in classes])
+    return torch.tensor([index.get(name, -1) for name in classes]), names
+
+
+def _folder(source: Source) -> ImageSet:
+    """`<class>/**/image`, Places' `<initial>/<class>/**/image`, or images without a class folder (label -1)."""
+    root = source.resolve(source.path).absolute()
+    files = image_files(root)
+    labels, names = labels_by_class_folder(root, files)
     images = source.open_files(files, root.name)
-    return ImageSet(images, labels, names, root.name)
+    return ImageSet(images, labels, names, root.name, tuple(str(f.relative_to(root)) for f in files))
 
 
 def _list(source: Source) -> ImageSet:
@@ -143,7 +159,7 @@ def _list(source: Source) -> ImageSet:
         images = source.open_files(files, path.stem)
     except ImageFileError as error:
         raise DataError(f"{error} (line {_line_of(path, files.index(error.file))} of {path})") from error
-    return ImageSet(images, torch.tensor(labels), names, path.stem)
+    return ImageSet(images, torch.tensor(labels), names, path.stem, tuple(map(str, relative)))
 
 
 def _check_inside(root: Path, paths: Sequence[Path]) -> None:

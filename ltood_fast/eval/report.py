@@ -90,7 +90,8 @@ def render_page(results: RunResults, signatures: list[Signature], pictures: list
 def _table(results: RunResults) -> tuple[list[str], list[tuple[str, list[str]]]]:
     """The titles of the columns, and (title, cells) of each stage."""
     values = [(stage.title, measures_of(to_json(stage))) for stage in results.stages]
-    columns = [m for m in MEASURES if m.key in ALWAYS or any(known[m.key] is not None for _, known in values)]
+    always = ALWAYS if results.has_labels else ()
+    columns = [m for m in MEASURES if m.key in always or any(known[m.key] is not None for _, known in values)]
     rows = [(title, [column.text(known[column.key]) for column in columns]) for title, known in values]
     return [column.title for column in columns], rows
 

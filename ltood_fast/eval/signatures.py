@@ -59,7 +59,9 @@ def _verdict(name: str, bad: bool, sentence: str, remedy: str) -> Signature:
 
 def _group_spread(name: str, results: RunResults) -> Signature:
     """High spread over the groups, by itself or against the baseline of the run."""
-    judged = [stage for stage in results.stages if stage.probe["std"] is not None]
+    judged = [stage for stage in results.stages if stage.probe is not None and stage.probe["std"] is not None]
+    if not results.has_labels:
+        return Signature(name, "unknown", "No image has a label, so there are no groups of classes to compare.")
     if not judged:
         return Signature(name, "unknown", "No stage was evaluated, so the spread over the groups is not known.")
     last, baseline = judged[-1], results.stage("simclr")
@@ -82,6 +84,8 @@ def _group_spread(name: str, results: RunResults) -> Signature:
 
 def _stage2_below_stage1(name: str, results: RunResults) -> Signature:
     first, second = results.stage("stage1"), results.stage("stage2")
+    if not results.has_labels:
+        return Signature(name, "unknown", "No image has a label, so the stages cannot be compared by accuracy.")
     if first is None or second is None:
         return Signature(name, "unknown", "Stage 1 and stage 2 were not both evaluated, so they cannot be compared.")
     a, b = first.probe["overall"], second.probe["overall"]
@@ -183,6 +187,8 @@ def _resampling_time(name: str, results: RunResults) -> Signature:
 
 def _neighbor_purity(name: str, results: RunResults) -> Signature:
     lines = [line for stage in results.stages for line in stage.history if line.get("neighbor_purity") is not None]
+    if not results.has_labels:
+        return Signature(name, "unknown", "No image has a label, so the purity of pseudo-positives is not known.")
     if not lines:
         return Signature(name, "unknown", "The purity of pseudo-positives was not logged.")
     if results.config.get("stage1", {}).get("neighbor_weight") == 0:

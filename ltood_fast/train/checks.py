@@ -109,7 +109,7 @@ def _check_evaluation(session: Session) -> None:
     from .evaluate import few_shot_set
 
     labels = session.data.probe.labels
-    if not bool((labels != labels[0]).any()):
+    if session.data.has_labels and not bool((labels != labels[0]).any()):
         raise ValueError(
             f"train: the probe set must hold at least two classes for the evaluation, got class {int(labels[0])} only"
         )

@@ -22,6 +22,7 @@ PRESETS = Path(__file__).resolve().parent.parent / "configs"
 MOST = 2**31 - 1
 MOST_EPOCHS = 10**6
 MOST_SEED = 10**9  # k-means adds the epoch to it, and FAISS takes 32 bits
+LIBRARIES = ("torchvision:", "timm:")  # of encoders by name
 STAGES = ("simclr", "stage1", "stage2", "joint")
 OLD_PRESETS = {"cifar10_lt_hour": "cifar10_lt_small"}  # name in saved commands and results -> name today
 
@@ -37,8 +38,9 @@ def _number(default: float, low: float = 0, high: float | None = None) -> Any:
     return field(default=default, metadata={"low": low, "high": high})
 
 
-def _choice(default: str, *others: str) -> Any:
-    return field(default=default, metadata={"choices": (default, *others)})
+def _choice(default: str, *others: str, prefixes: tuple[str, ...] = ()) -> Any:
+    """`prefixes`: any name after one of them is allowed, too."""
+    return field(default=default, metadata={"choices": (default, *others), "prefixes": prefixes})
 
 
 @dataclass(frozen=True)
@@ -56,6 +58,7 @@ class DataConfig:
     few_shot_list: str = ""  # of the few-shot probe; or .npy indices of the probe set; empty: see eval.few_shot
     split: str = ""  # official .npy index split of the ID set
     probe_split: str = ""  # the same of the linear probe's training set; empty: the whole training part
+    test_fraction: float = _number(0.2, 0.01, 0.9)  # of each class, of a folder that has no test part
     imbalance: float = _number(0.0)  # largest class / smallest class, exponential in between; 0 or 1: as it is
     class_order: str = _choice("fixed", "shuffled")  # [ltood_fast] large classes: by number, or drawn from the seed
     image_size: int = _number(32, 4, 1024)  # pixels
@@ -85,7 +88,10 @@ class AugmentConfig:
 
 @dataclass(frozen=True)
 class ModelConfig:
-    encoder: str = _choice("resnet18", "resnet50", "small_resnet", "tiny_conv")
+    encoder: str = _choice(  # one of these, or any network of torchvision or timm without its classifier
+        "resnet18", "resnet50", "small_resnet", "tiny_conv", prefixes=LIBRARIES
+    )
+    init: str = ""  # weights that training starts from: a file, or timm for timm's pretrained ones; empty: random
     stem: str = _choice("cifar", "imagenet")  # resnet18/50: 3x3 stride 1 without pooling, or 7x7 stride 2 with it
     width: int = _number(24, 1, 4096)  # small_resnet, tiny_conv: channels of the first stage
     hidden: int = _number(512, 1, 65536)  # projection head
@@ -270,7 +276,10 @@ def _parse(key: str, kind: Any, value: Any) -> Any:
 
 def _check_range(key: str, f: dataclasses.Field, value: Any) -> None:
     if (choices := f.metadata.get("choices")) and value not in choices:
-        raise ConfigError(f"config: {key} must be one of {', '.join(choices)}, got {value!r}")
+        prefixes = f.metadata["prefixes"]
+        if not any(value.startswith(prefix) and len(value) > len(prefix) for prefix in prefixes):
+            allowed = ", ".join((*choices, *(f"{prefix}NAME" for prefix in prefixes)))
+            raise ConfigError(f"config: {key} must be one of {allowed}, got {value!r}")
     if "low" in f.metadata and not f.metadata["low"] <= value <= f.metadata["high"]:
         low, high = f.metadata["low"], f.metadata["high"]
         allowed = (
@@ -306,10 +315,13 @@ def _check_together(config: Config) -> None:
     require(not by_momentum or s1.warmup_epochs > 0, "stage1.warmup_epochs",
             "at least 1 with stage1.tailness momentum, which scores what was trained on", 0)  # fmt: skip
     a = config.augment
+    encoder, init = config.model.encoder, config.model.init
+    require(init != "timm" or encoder.startswith("timm:"), "model.init", "a file for an encoder that is not timm:NAME",
+            init)  # fmt: skip
     require(a.crop_min <= a.crop_max, "augment.crop_min", f"at most augment.crop_max = {a.crop_max}", a.crop_min)
 
 
-def _parse_key(key: str, value: Any) -> Any:
+def parse_key(key: str, value: Any) -> Any:
     """The value of a key in its type and range."""
     keys = known_keys()
     if key not in keys:
@@ -325,7 +337,7 @@ def from_dict(values: dict[str, Any]) -> Config:
     sections: dict[str, dict[str, Any]] = {}
     for key, value in values.items():
         section, _, name = key.rpartition(".")
-        sections.setdefault(section, {})[name] = _parse_key(key, value)
+        sections.setdefault(section, {})[name] = parse_key(key, value)
     top = sections.pop("", {})
     types = get_type_hints(Config)
     config = Config(**top, **{section: types[section](**fields) for section, fields in sections.items()})
@@ -359,6 +371,15 @@ def load_config(name_or_path: str, overrides: dict[str, Any] | None = None) -> C
     Raises:
         ConfigError: the file is missing or no YAML mapping; a key is unknown, a value of the wrong type or range.
     """
+    return from_dict({**config_values(name_or_path), **(overrides or {})})
+
+
+def config_values(name_or_path: str) -> dict[str, Any]:
+    """`{"section.key": value}` of a preset or YAML file, each value checked by itself.
+
+    Raises:
+        ConfigError: as `load_config`.
+    """
     path = PRESETS / f"{OLD_PRESETS.get(name_or_path, name_or_path)}.yaml"
     if not path.is_file():
         path = Path(name_or_path)
@@ -370,10 +391,10 @@ def load_config(name_or_path: str, overrides: dict[str, Any] | None = None) -> C
     values = _read_file(path)
     try:
         for key, value in values.items():
-            _parse_key(key, value)
+            parse_key(key, value)
     except ConfigError as error:
         raise ConfigError(f"{error} (in {path})") from None
-    return from_dict({**values, **(overrides or {})})
+    return values
 
 
 def _read_file(path: Path) -> dict[str, Any]:

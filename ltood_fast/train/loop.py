@@ -23,6 +23,7 @@ from torch import Tensor, nn
 from .._files import write_atomic
 from .checkpoint import COMPETITOR, fitted, load_checkpoint, restore_rng, rng_state, save_checkpoint, seed_all
 from .config import OptimConfig
+from .encoders import initialise
 from .grad_cache import cached_backward
 from .methods import METHODS, Method, first_state
 from .model import ContrastiveModel
@@ -169,6 +170,8 @@ class Stage:
         if first is not None:
             with fitted(start, "this run's network"):
                 model.load_state_dict(first["model"])
+        else:
+            initialise(model.encoder, session.config.model, session.channels, session.config.data.image_size)
         method = METHODS[name](session, model)
         if session.ranks > 1 and session.config.model.sync_batchnorm:
             model = synchronised(model, session.device)

@@ -183,7 +183,7 @@ def embed_set(checkpoint: Path, spec: str, overrides: dict[str, str], *, project
     with fitted(checkpoint, "a configuration of this version"):
         config = from_dict(flatten(state["config"]))
     config = from_dict({**flatten(state["config"]), **overrides})
-    data = config.data
+    data, image_size = config.data, state["config"]["data"]["image_size"]
     images = open_set(
         spec,
         root=data.root,
@@ -196,7 +196,7 @@ def embed_set(checkpoint: Path, spec: str, overrides: dict[str, str], *, project
     ).images
     fabric = make_fabric(config.run)
     with fitted(checkpoint, "the network that its configuration names"):
-        model = fabric.to_device(make_model(config.model, state["channels"]))
+        model = fabric.to_device(make_model(config.model, state["channels"], image_size))
         model.load_state_dict(state["model"])
     transform = fabric.to_device(make_eval_transform(data.image_size))
     return embed(model, with_channels(images, state["channels"]), fabric, transform)[projection].cpu().numpy()

@@ -120,7 +120,7 @@ class Session:
         return 0 if self.data.ood is None else len(self.data.ood)
 
     def new_model(self) -> ContrastiveModel:
-        return self.fabric.to_device(make_model(self.config.model, self.channels))
+        return self.fabric.to_device(make_model(self.config.model, self.channels, self.config.data.image_size))
 
     def images(self, rows: Tensor) -> Tensor:
         """uint8 [B, C, H, W] on the device, of rows in [0, N_id) = ID images, [N_id, N_id + N_ood) = the OOD pool."""

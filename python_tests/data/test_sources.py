@@ -85,7 +85,7 @@ def test_a_missing_and_an_empty_folder_are_refused(open_small, tmp_path):
     with pytest.raises(DataError, match="folder must exist, got .*nowhere"):
         open_small(f"folder:{tmp_path}/nowhere")
     (tmp_path / "empty").mkdir()
-    with pytest.raises(DataError, match="folder must hold images, got none below .*empty"):
+    with pytest.raises(DataError, match=r"folder must hold images \(.*\.webp\), got none below .*empty"):
         open_small(f"folder:{tmp_path}/empty")
 
 

@@ -25,7 +25,7 @@ def test_presets_load_and_survive_saving(name, tmp_path):
 def test_the_presets_are_those_documented():
     assert presets() == [
         "cifar100_lt", "cifar10_lt", "cifar10_lt_cpu", "cifar10_lt_small", "demo", "imagenet100_lt", "imagenet_lt",
-        "places_lt", "smoke",
+        "own_images", "places_lt", "smoke",
     ]  # fmt: skip
 
 
@@ -66,7 +66,7 @@ def test_a_config_is_frozen():
         ("optim.batch_size", 64.0, "config: optim.batch_size must be an integer, got 64.0"),
         ("model.channels_last", "yes", "config: model.channels_last must be true or false, got 'yes'"),
         ("model.encoder", "vgg", "config: model.encoder must be one of resnet18, resnet50, small_resnet, tiny_conv, "
-         "got 'vgg'"),
+         "torchvision:NAME, timm:NAME, got 'vgg'"),
         ("data.id", 3, "config: data.id must be a string, got 3"),
         ("stages", "stage2", "config: stages must hold stage1, the guide of stage2, unless stage2.guide names a "
          "checkpoint, got stage2"),
