@@ -1,6 +1,6 @@
-"""The commands: `ltood train | eval | report | embed | sample-ood | experiment | info`.
+"""The commands: `ltood train | eval | report | embed | export | sample-ood | experiment | config | doctor | info`.
 
-What a user can get wrong ends as one line on stderr, `ltood: error: ...`, and exit code 2; `--traceback` shows where.
+A user's mistake ends as one line on stderr, `ltood: error: ...`, and exit code 2; `--traceback` shows where.
 """
 
 from __future__ import annotations
@@ -34,12 +34,25 @@ OWN_IMAGES = (
 )
 
 
+KEYS = "Any key that `ltood config` lists is an option: --section.key value, e.g. --stage1.epochs 100."
+
+
+def presets_and_recipes() -> str:
+    from .train.describe import list_presets_and_recipes
+
+    return list_presets_and_recipes()
+
+
 class Parser(argparse.ArgumentParser):
     """Argument errors in our one form; no abbreviations, or `--data` would pass for `--data.id`; no option twice."""
 
     def __init__(self, **options: Any):
         super().__init__(**options, allow_abbrev=False)
         self.register("action", None, Once)
+        self.listing: Callable[[], str] | None = None  # at the end of --help, made when that is shown
+
+    def format_help(self) -> str:
+        return super().format_help() + (f"\n{self.listing()}\n" if self.listing else "")
 
     def error(self, message: str) -> NoReturn:
         raise ValueError(f"{message} (ltood --help lists the commands)")
@@ -48,8 +61,7 @@ class Parser(argparse.ArgumentParser):
 def build_parser() -> Parser:
     parser = Parser(prog="ltood", description="Self-supervised learning on long-tailed images with OOD images.")
     parser.add_argument("--traceback", action="store_true", help="show where an error came from (anywhere on the line)")
-    names = "train|eval|report|embed|sample-ood|experiment|info"
-    commands = parser.add_subparsers(dest="command", required=True, metavar=names)
+    commands = parser.add_subparsers(dest="command", required=True, metavar="|".join(COMMANDS))
 
     train = commands.add_parser("train", help="train the stages of a configuration, evaluate them, write the report")
     train.add_argument("--images", type=some_path, help=OWN_IMAGES)
@@ -58,7 +70,8 @@ def build_parser() -> Parser:
     train.add_argument("--recipe", help="method by name (simclr, stage1, ...), over the configuration")
     train.add_argument("--run-dir", type=some_path, required=True)
     train.add_argument("--resume", action="store_true", help=RESUME)
-    train.epilog = "Any key of the configuration is an option: --section.key value, e.g. --stage1.epochs 100."
+    train.epilog = KEYS
+    train.listing = presets_and_recipes
 
     evaluate = commands.add_parser("eval", help="evaluate a run's stages again and write the report")
     evaluate.add_argument("--run-dir", type=some_path, required=True)
@@ -68,10 +81,18 @@ def build_parser() -> Parser:
     report.add_argument("--output", type=some_path, help="the table as .md, .json or .csv as well")
 
     embed = commands.add_parser("embed", help="features of a set of images, as .npy [N, F]")
-    embed.add_argument("--checkpoint", type=some_path, required=True)
-    embed.add_argument("--data", required=True, help="data set, e.g. letters, cifar10, folder:/path, list:/path.txt")
+    embed.add_argument("--checkpoint", type=some_path, help="a stage's last.pt")
+    embed.add_argument("--run-dir", type=some_path, help="a run instead, of which the last stage embeds")
+    embed.add_argument("--images", type=some_path, help="folder of images; their files are listed in OUTPUT's .csv")
+    embed.add_argument("--data", help="a data set instead, e.g. letters, cifar10, folder:/path, list:/path.txt")
     embed.add_argument("--output", type=some_path, required=True)
     embed.add_argument("--projection", action="store_true", help="the projection head's output instead")
+
+    export = commands.add_parser("export", help="the trained network with its preprocessing and a model card")
+    export.add_argument("--run-dir", type=some_path, required=True)
+    export.add_argument("--stage", choices=("simclr", "stage1", "stage2", "joint"), help="by default the last one")
+    export.add_argument("--format", default="torch", choices=("torch", "safetensors", "onnx"))
+    export.add_argument("--output", type=some_path, required=True, help="a new folder")
 
     sample = commands.add_parser("sample-ood", help="choose OOD images from embeddings, as .npy of indices")
     sample.add_argument("--candidates", type=some_path, required=True, help="embeddings of the OOD pool, .npy [M, F]")
@@ -97,8 +118,12 @@ def build_parser() -> Parser:
     experiment.add_argument("--balanced-list", default="", help="simclr-balance: the balanced set, for data.id list")
     experiment.add_argument("--other-ood", default="", help="ood-relevance: another pool, as data.ood (letters)")
     experiment.add_argument("--other-root", default="", help="folder that its relative paths refer to")
-    experiment.epilog = train.epilog + " A run that is done is not trained again; a killed experiment goes on."
+    experiment.epilog = KEYS + " A run that is done is not trained again; a killed experiment goes on."
 
+    config = commands.add_parser("config", help="the keys of a configuration: value, range, source, comment")
+    config.add_argument("names", nargs="*", metavar="PRESET|SECTION", help="a preset or YAML file (the defaults), then "
+                        "a section (all)")  # fmt: skip
+    commands.add_parser("doctor", help="what was built, what is missing, a kernel's self-check, and what to do")
     commands.add_parser("info", help="what was built and what this machine offers")
     return parser
 
@@ -250,12 +275,58 @@ def run_report(args: argparse.Namespace, overrides: dict[str, str]) -> None:
 
 
 def run_embed(args: argparse.Namespace, overrides: dict[str, str]) -> None:
+    from .train.export import last_checkpoint
     from .train.run import embed_set
+    from .train.take_away import write_csv
 
     check_output(args.output)
-    array = embed_set(args.checkpoint, args.data, overrides, projection=args.projection)
-    save_array(args.output, array)
-    print(f"{args.output}: {array.shape[0]} rows of {array.shape[1]} features")
+    one_of(args, "checkpoint", "run_dir")
+    one_of(args, "images", "data")
+    checkpoint = args.checkpoint or last_checkpoint(args.run_dir)
+    spec = args.data or f"folder:{args.images.absolute()}"
+    embedded = embed_set(checkpoint, spec, overrides, projection=args.projection)
+    save_array(args.output, embedded.features)
+    print(f"{args.output}: {embedded.features.shape[0]} rows of {embedded.features.shape[1]} features")
+    if embedded.files:
+        table = args.output.with_suffix(".csv")
+        write_csv(table, ("row", "file"), list(enumerate(embedded.files)))
+        print(f"{table}: the file of each row")
+
+
+def one_of(args: argparse.Namespace, *names: str) -> None:
+    """Exactly one of the options is given."""
+    options = [f"--{name.replace('_', '-')}" for name in names]
+    given = [option for option, name in zip(options, names, strict=True) if getattr(args, name) is not None]
+    if len(given) != 1:
+        raise ValueError(f"argument must be one of {', '.join(options)}, got {' and '.join(given) or 'none'}")
+
+
+def run_export(args: argparse.Namespace, overrides: dict[str, str]) -> None:
+    from .train.export import export_network, last_checkpoint
+
+    folder = export_network(last_checkpoint(args.run_dir, args.stage), args.format, args.output)
+    print(f"{folder}: {', '.join(sorted(path.name for path in folder.iterdir()))}")
+
+
+def run_config(args: argparse.Namespace, overrides: dict[str, str]) -> None:
+    from .train.describe import describe, format_keys, sections
+
+    names = list(args.names)
+    section = names.pop() if names and names[-1] in sections() else None
+    if len(names) > 1 and section is None:
+        section = names.pop()
+    if len(names) > 1:
+        raise ValueError(f"config: names must be at most a preset and a section, got {' '.join(args.names)}")
+    print(format_keys(describe(names[0] if names else None, section)))
+
+
+def run_doctor(args: argparse.Namespace, overrides: dict[str, str]) -> None:
+    from .doctor import examine
+
+    found = examine()
+    print(found)
+    if not found.healthy:
+        raise SystemExit(1)
 
 
 def run_sample_ood(args: argparse.Namespace, overrides: dict[str, str]) -> None:
@@ -368,8 +439,11 @@ COMMANDS = {
     "eval": run_eval,
     "report": run_report,
     "embed": run_embed,
+    "export": run_export,
     "sample-ood": run_sample_ood,
     "experiment": run_experiments,
+    "config": run_config,
+    "doctor": run_doctor,
     "info": run_info,
 }
 

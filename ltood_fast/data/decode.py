@@ -21,6 +21,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from .._progress import progress_bar
 from .image_set import ImageFileError, user_path
 
 IN_MEMORY_BYTES = 2 << 30  # a larger array is mapped, not read: sets larger than memory work, random reads cost time
@@ -173,8 +174,6 @@ def _decode_into_file(files: Sequence[Path], shape: tuple[int, ...], path: Path,
 
 
 def _decode_all(files: Sequence[Path], image_size: int, out: np.ndarray, name: str) -> None:
-    from tqdm import tqdm
-
     def decode_chunk(start: int) -> int:
         chunk = files[start : start + CHUNK]
         for row, file in enumerate(chunk, start):
@@ -184,7 +183,7 @@ def _decode_all(files: Sequence[Path], image_size: int, out: np.ndarray, name: s
     with (
         without_bomb_warnings(),
         ThreadPoolExecutor(min(32, 2 * (os.cpu_count() or 1))) as pool,
-        tqdm(total=len(files), desc=f"decode {name}", unit=" images", disable=len(files) < 1000, mininterval=1) as bar,
+        progress_bar(len(files), f"decode {name}") as bar,
     ):
         try:
             for done in pool.map(decode_chunk, range(0, len(files), CHUNK)):

@@ -10,7 +10,7 @@ from typing import Any
 
 from .._files import write_atomic
 from .plots import Picture, draw_pictures
-from .results import MEASURES, RunResults, measures_of, to_json
+from .results import MEASURES, STAGE_TITLES, RunResults, measures_of, to_json
 from .runs import SCHEMA, SCHEMA_VERSION
 from .signatures import Signature, check_signatures, format_signatures
 
@@ -62,28 +62,58 @@ def report_data(results: RunResults, signatures: list[Signature]) -> dict[str, A
 
 def render_page(results: RunResults, signatures: list[Signature], pictures: list[Picture]) -> str:
     """The page as one string of HTML."""
+    columns, table = _table(results)
+    return (
+        _environment()
+        .get_template("report.html.jinja")
+        .render(
+            results=results,
+            columns=columns,
+            table=table,
+            confusions=_confusions(results),
+            signatures=signatures,
+            warnings=sum(signature.state == "warning" for signature in signatures),
+            pictures=pictures,
+            base64=lambda png: base64.b64encode(png).decode(),
+            config=_flat(to_json(results.config)),
+            build=_flat({key: value for key, value in to_json(results.build).items() if key != "kernels"}),
+            kernels=_kernels(results),
+        )
+    )
+
+
+def render_live(
+    results: RunResults, picture: Picture, stage: str, epoch: int, epochs: int, left: float | None, every: float
+) -> str:
+    """The page of a run that trains.
+
+    Args:
+        results: its stages with nothing but their histories.
+        picture: of the histories.
+        stage, epoch, epochs: what trains, and how far it is.
+        left: seconds that the stage has left, None where that is not known.
+        every: seconds after which the page loads anew.
+    """
+    return _environment().get_template("live.html.jinja").render(
+        results=results, picture=picture, png=base64.b64encode(picture.png).decode(), stage=STAGE_TITLES[stage],
+        epoch=epoch, epochs=epochs, left=None if left is None else _duration(left), every=every,
+    )  # fmt: skip
+
+
+def _duration(seconds: float) -> str:
+    minutes = round(seconds / 60)
+    return f"{minutes // 60} h {minutes % 60} min" if minutes >= 60 else f"{max(minutes, 1)} min"
+
+
+def _environment() -> Any:
     import jinja2
 
-    columns, table = _table(results)
-    environment = jinja2.Environment(
+    return jinja2.Environment(
         loader=jinja2.PackageLoader("ltood_fast.eval", ""),
         autoescape=True,
         undefined=jinja2.StrictUndefined,
         trim_blocks=True,
         lstrip_blocks=True,
-    )
-    return environment.get_template("report.html.jinja").render(
-        results=results,
-        columns=columns,
-        table=table,
-        confusions=_confusions(results),
-        signatures=signatures,
-        warnings=sum(signature.state == "warning" for signature in signatures),
-        pictures=pictures,
-        base64=lambda png: base64.b64encode(png).decode(),
-        config=_flat(to_json(results.config)),
-        build=_flat({key: value for key, value in to_json(results.build).items() if key != "kernels"}),
-        kernels=_kernels(results),
     )
 
 

@@ -43,6 +43,10 @@ def _choice(default: str, *others: str, prefixes: tuple[str, ...] = ()) -> Any:
     return field(default=default, metadata={"choices": (default, *others), "prefixes": prefixes})
 
 
+def _list_of(default: str, *others: str) -> Any:
+    return field(default=(default,), metadata={"items": (default, *others)})
+
+
 @dataclass(frozen=True)
 class DataConfig:
     """Which images: see `ltood_fast.data.load_data` for the specification strings."""
@@ -52,9 +56,9 @@ class DataConfig:
     root: str = ""  # folder that relative paths refer to
     ood_root: str = ""  # the same for the OOD set; empty: root
     id_list: str = ""  # `path label` lists, for sets of the kind `list`
-    ood_list: str = ""
+    ood_list: str = ""  # the same of the OOD pool; labels are for the report
     probe_list: str = ""  # balanced labelled set of the linear probe
-    test_list: str = ""
+    test_list: str = ""  # balanced labelled set that is tested on
     few_shot_list: str = ""  # of the few-shot probe; or .npy indices of the probe set; empty: see eval.few_shot
     split: str = ""  # official .npy index split of the ID set
     probe_split: str = ""  # the same of the linear probe's training set; empty: the whole training part
@@ -76,14 +80,14 @@ class AugmentConfig:
     """SimCLR's augmentation; the defaults are the source's for CIFAR."""
 
     crop_min: float = _number(0.1, 0.01, 1.0)  # smallest part of the area that a random resized crop keeps
-    crop_max: float = _number(1.0, 0.01, 1.0)
+    crop_max: float = _number(1.0, 0.01, 1.0)  # largest part of it
     flip: float = _number(0.5, 0, 1)  # probability of a horizontal flip
     rotate: float = _number(0.0, 0, 180)  # [ltood_fast] degrees at most, for sets without colour such as digits
     shift: float = _number(0.0, 0, 0.5)  # [ltood_fast] share of the image's side at most
     jitter: float = _number(0.4, 0, 1)  # strength for brightness, contrast, saturation; hue a quarter of it
-    jitter_p: float = _number(0.8, 0, 1)
-    gray_p: float = _number(0.2, 0, 1)
-    blur_p: float = _number(0.0, 0, 1)  # 0.5 for ImageNet
+    jitter_p: float = _number(0.8, 0, 1)  # probability of the colour jitter
+    gray_p: float = _number(0.2, 0, 1)  # probability of a grey view
+    blur_p: float = _number(0.0, 0, 1)  # probability of a blurred view; 0.5 for ImageNet
 
 
 @dataclass(frozen=True)
@@ -94,22 +98,22 @@ class ModelConfig:
     init: str = ""  # weights that training starts from: a file, or timm for timm's pretrained ones; empty: random
     stem: str = _choice("cifar", "imagenet")  # resnet18/50: 3x3 stride 1 without pooling, or 7x7 stride 2 with it
     width: int = _number(24, 1, 4096)  # small_resnet, tiny_conv: channels of the first stage
-    hidden: int = _number(512, 1, 65536)  # projection head
-    out: int = _number(128, 1, 65536)
-    channels_last: bool = False
+    hidden: int = _number(512, 1, 65536)  # width of the projection head
+    out: int = _number(128, 1, 65536)  # width of the embeddings that the losses compare
+    channels_last: bool = False  # memory layout of images and weights; faster on most devices
     sync_batchnorm: bool = True  # [ltood_fast] on several ranks: BatchNorm over the batch of all of them
 
 
 @dataclass(frozen=True)
 class OptimConfig:
-    name: str = _choice("sgd", "adamw")
+    name: str = _choice("sgd", "adamw")  # optimiser
     batch_size: int = _number(512, 2)  # images of all ranks; twice as many views
     micro_batch: int = _number(0)  # [ltood_fast] images of a rank in memory at a time, see grad_cache; 0: all
-    lr: float = _number(0.5)
-    momentum: float = _number(0.9, 0, 1)  # sgd
-    weight_decay: float = _number(1e-4)
+    lr: float = _number(0.5)  # highest rate, after the warm-up; 0.5 for a batch of 512 [paper]
+    momentum: float = _number(0.9, 0, 1)  # of sgd
+    weight_decay: float = _number(1e-4)  # of all parameters [paper]
     warmup_epochs: int = _number(10)  # linear to lr, then cosine to min_lr
-    min_lr: float = _number(1e-6)
+    min_lr: float = _number(1e-6)  # rate at the end [paper]
 
 
 @dataclass(frozen=True)
@@ -124,8 +128,8 @@ class BaseConfig:
 class SimCLRConfig:
     """The baseline: instance discrimination on the ID set alone."""
 
-    epochs: int = _number(2000, 1, MOST_EPOCHS)
-    temperature: float = _number(0.2, 1e-3)
+    epochs: int = _number(2000, 1, MOST_EPOCHS)  # of this stage [paper]
+    temperature: float = _number(0.2, 1e-3)  # of the softmax [paper]
 
 
 @dataclass(frozen=True)
@@ -137,29 +141,29 @@ class Stage1Config:
     `mutual`, an image keeps lam if it is the nearest of its nearest image, whatever `neighbors` is.
     """
 
-    epochs: int = _number(2000, 1, MOST_EPOCHS)
+    epochs: int = _number(2000, 1, MOST_EPOCHS)  # of this stage, warm-up included [paper]
     init: str = _choice("scratch", "simclr")  # [ltood_fast] simclr: go on from that stage's weights
-    temperature: float = _number(0.2, 1e-3)
-    alpha: float = _number(0.3)  # [paper]
+    temperature: float = _number(0.2, 1e-3)  # of the softmax [paper]
+    alpha: float = _number(0.3)  # weight of the domain loss L_DD [paper]
     k: int = _number(1, 1)  # neighbours that are positives
     warmup_epochs: int = _number(100)  # NT-Xent on ID alone before the first sampling
     resample_every: int = _number(25, 1)  # T, epochs [paper]
     budget: int = _number(10000, 1)  # N_b, OOD images [paper]
-    ood_strategy: str = _choice("tailness", "random", "none")
+    ood_strategy: str = _choice("tailness", "random", "none")  # how OOD images are chosen; none: ID images alone
     targets: str = _choice("clusters", "samples")  # [ltood_fast] OOD images must be near to these, see choose_ood
     target_samples: int = _number(256, 1)  # [ltood_fast] how many of the sparsest ID images are targets
-    clusters: int = _number(10, 1)
+    clusters: int = _number(10, 1)  # of the ID images, which share the budget [Bai 2023]
     tailness_k: int = _number(10, 1)  # neighbours of the density, or largest probabilities of the momentum score
     tailness: str = _choice("sparsity", "momentum")  # of an ID image; momentum: COLT's, see methods.colt_tailness
     tailness_momentum: float = _number(0.97, 0, 1)  # of the last epochs' score [Bai 2023]
-    budget_temperature: float = _number(1.0, 1e-3)  # [ltood_fast] T_c
+    budget_temperature: float = _number(1.0, 1e-3)  # [ltood_fast] T_c; smaller: more for the sparsest clusters
     refine_steps: int = _number(100)  # [ltood_fast] KL refinement of the k-means centroids; 0: k-means as it is
-    refine_lr: float = _number(0.1)  # [ltood_fast]
+    refine_lr: float = _number(0.1)  # [ltood_fast] rate of that refinement
     cluster_space: str = _choice("features", "projection")  # [ltood_fast] which embeddings are clustered and searched
     neighbors: str = _choice("in_batch", "queue", "dataset")  # [ltood_fast] where the neighbours of a row come from
-    queue_size: int = _number(4096, 1)  # rows
+    queue_size: int = _number(4096, 1)  # rows of the queue
     same_domain: bool = True  # neighbours from the own domain only
-    neighbor_weight: float = _number(1.0)  # [ltood_fast] lam
+    neighbor_weight: float = _number(1.0)  # [ltood_fast] lam, weight of the pseudo-positives; 0: none
     neighbor_weighting: str = _choice("none", "density", "gate", "mutual")  # [ltood_fast] who keeps lam, see above
     gate: float = _number(0.4, 0, 1)  # [ltood_fast] share of the densest images that do
 
@@ -169,15 +173,15 @@ class Stage2Config:
     """ID images alone, guided by the frozen network of stage 1."""
 
     guide: str = ""  # [ltood_fast] checkpoint of the network that guides; empty: the one of this run's stage 1
-    epochs: int = _number(500, 1, MOST_EPOCHS)
-    temperature: float = _number(0.2, 1e-3)
+    epochs: int = _number(500, 1, MOST_EPOCHS)  # of this stage [paper]
+    temperature: float = _number(0.2, 1e-3)  # of the softmax [paper]
     lr_scale: float = _number(1.0)  # [ltood_fast] times optim.lr, as the student starts trained
-    beta: float = _number(0.4)  # [paper]
-    distill: str = _choice("relational", "feature")  # [ltood_fast]
+    beta: float = _number(0.4)  # weight of the distillation [paper]
+    distill: str = _choice("relational", "feature")  # [ltood_fast] similarities or features are distilled
     k: int = _number(5, 1)  # [ltood_fast] positives that the guide chooses
     weighted: bool = True  # similarity sets the forces [paper]
-    gamma: float = _number(1.0)  # [ltood_fast]
-    clusters: int = _number(10, 1)
+    gamma: float = _number(1.0)  # [ltood_fast] exponent of the forces
+    clusters: int = _number(10, 1)  # of the guide's features, which choose negatives
     guide_views: str = _choice("augmented", "clean")  # [ltood_fast] the guide sees the student's views, or images
 
 
@@ -187,24 +191,26 @@ class EvalConfig:
 
     probe: str = _choice("logistic", "sgd")  # sgd: the source's protocol; logistic [ltood_fast]: without a rate
     few_shot: int = _number(0)  # images a class of a second probe, which learns from these alone; 0: none
-    knn_k: int = _number(20, 1)
+    knn_k: int = _number(20, 1)  # neighbours of the kNN classifier; cut to the size of the probe set
     groups: str = _choice("rank", "count")  # rank: 4/3/3 classes as on CIFAR-10; count: 100 and 20 images
 
 
 @dataclass(frozen=True)
 class RunConfig:
-    device: str = _choice("auto", "cpu", "cuda")
-    precision: str = _choice("32-true", "bf16-mixed")
+    device: str = _choice("auto", "cpu", "cuda")  # auto: the GPU where there is one
+    precision: str = _choice("32-true", "bf16-mixed")  # of the network; the losses are float32
     threads: int = _number(0, 0, 1024)  # of the CPU; 0: torch's own choice
     checkpoint_every: int = _number(1, 1)  # epochs
     timeout: float = _number(600.0, 1)  # seconds a rank waits for another one before the run ends
-    progress: bool = True
+    progress: bool = True  # bars of training, decoding and embedding
+    loggers: tuple[str, ...] = _list_of("tensorboard", "csv", "wandb", "mlflow", "none")  # of history.jsonl's values
+    report_every: float = _number(60.0)  # seconds between two pages report.html while training; 0: at the end alone
 
 
 @dataclass(frozen=True)
 class Config:
-    seed: int = _number(0, 0, MOST_SEED)
-    stages: tuple[str, ...] = ("simclr", "stage1", "stage2")
+    seed: int = _number(0, 0, MOST_SEED)  # of weights, views, the order of images and k-means
+    stages: tuple[str, ...] = ("simclr", "stage1", "stage2")  # trained one after the other; joint: all losses in one
     data: DataConfig = field(default_factory=DataConfig)
     augment: AugmentConfig = field(default_factory=AugmentConfig)
     model: ModelConfig = field(default_factory=ModelConfig)
@@ -280,6 +286,9 @@ def _check_range(key: str, f: dataclasses.Field, value: Any) -> None:
         if not any(value.startswith(prefix) and len(value) > len(prefix) for prefix in prefixes):
             allowed = ", ".join((*choices, *(f"{prefix}NAME" for prefix in prefixes)))
             raise ConfigError(f"config: {key} must be one of {allowed}, got {value!r}")
+    if (items := f.metadata.get("items")) and (not value or set(value) - set(items) or len(set(value)) < len(value)):
+        got = ",".join(value) or "nothing"
+        raise ConfigError(f"config: {key} must be some of {', '.join(items)}, each once, got {got!r}")
     if "low" in f.metadata and not f.metadata["low"] <= value <= f.metadata["high"]:
         low, high = f.metadata["low"], f.metadata["high"]
         allowed = (
@@ -314,6 +323,8 @@ def _check_together(config: Config) -> None:
     by_momentum = s1.tailness == "momentum" and s1.ood_strategy == "tailness"
     require(not by_momentum or s1.warmup_epochs > 0, "stage1.warmup_epochs",
             "at least 1 with stage1.tailness momentum, which scores what was trained on", 0)  # fmt: skip
+    loggers = config.run.loggers
+    require(loggers == ("none",) or "none" not in loggers, "run.loggers", "none alone, or others", ",".join(loggers))
     a = config.augment
     encoder, init = config.model.encoder, config.model.init
     require(init != "timm" or encoder.startswith("timm:"), "model.init", "a file for an encoder that is not timm:NAME",

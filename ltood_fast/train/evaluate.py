@@ -18,7 +18,7 @@ from ..eval.results import Resampling, RunResults, SampleTensors, StageResult, r
 from ..eval.without_labels import Embedded, evaluate_without_labels
 from .checkpoint import CheckpointError, fitted, load_checkpoint, load_tensors
 from .config import STAGES, to_dict
-from .loop import read_history
+from .history import read_history
 from .model import ContrastiveModel
 from .session import Session, embed
 

@@ -5,8 +5,9 @@ from __future__ import annotations
 import shlex
 import sys
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
+from .._progress import progress_shown
 from .config import (
     STAGES,
     Config,
@@ -26,6 +27,8 @@ from .session import Session
 
 if TYPE_CHECKING:
     import numpy as np
+
+    from ..data import ImageSet
 
 
 class RunError(RuntimeError):
@@ -159,8 +162,15 @@ def saved_progress(run_dir: Path) -> str:
 EMBED_KEYS = ("data.root", "data.cache_dir", "data.workers", "data.image_size", "data.ood_size", "data.seed")
 
 
-def embed_set(checkpoint: Path, spec: str, overrides: dict[str, str], *, projection: bool = False) -> np.ndarray:
-    """Features float32 [N, F] of a set of images from the network of a checkpoint.
+class EmbeddedSet(NamedTuple):
+    features: np.ndarray
+    """float32 [N, F]"""
+    files: tuple[str, ...]
+    """The file of each row; empty where images are not files."""
+
+
+def embed_set(checkpoint: Path, spec: str, overrides: dict[str, str], *, projection: bool = False) -> EmbeddedSet:
+    """Features of a set of images from the network of a checkpoint.
 
     Args:
         checkpoint: a stage's last.pt.
@@ -171,7 +181,7 @@ def embed_set(checkpoint: Path, spec: str, overrides: dict[str, str], *, project
     Raises:
         CheckpointError, ConfigError, DataError: one sentence each.
     """
-    from ..data import make_eval_transform, open_set
+    from ..data import make_eval_transform
     from ..data.bundle import with_channels
     from .checkpoint import fitted, load_checkpoint
     from .model import make_model
@@ -184,7 +194,24 @@ def embed_set(checkpoint: Path, spec: str, overrides: dict[str, str], *, project
         config = from_dict(flatten(state["config"]))
     config = from_dict({**flatten(state["config"]), **overrides})
     data, image_size = config.data, state["config"]["data"]["image_size"]
-    images = open_set(
+    fabric = make_fabric(config.run)
+    with progress_shown(config.run.progress):
+        opened = _open_images(spec, config)
+    with fitted(checkpoint, "the network that its configuration names"):
+        model = fabric.to_device(make_model(config.model, state["channels"], image_size))
+        model.load_state_dict(state["model"])
+    transform = fabric.to_device(make_eval_transform(data.image_size))
+    images = with_channels(opened.images, state["channels"])
+    with progress_shown(config.run.progress):
+        embedded = embed(model, images, fabric, transform)
+    return EmbeddedSet(embedded[projection].cpu().numpy(), opened.files)
+
+
+def _open_images(spec: str, config: Config) -> ImageSet:
+    from ..data import open_set
+
+    data = config.data
+    return open_set(
         spec,
         root=data.root,
         part="train",
@@ -193,13 +220,7 @@ def embed_set(checkpoint: Path, spec: str, overrides: dict[str, str], *, project
         workers=data.workers,
         limit=data.ood_size,
         seed=data.seed,
-    ).images
-    fabric = make_fabric(config.run)
-    with fitted(checkpoint, "the network that its configuration names"):
-        model = fabric.to_device(make_model(config.model, state["channels"], image_size))
-        model.load_state_dict(state["model"])
-    transform = fabric.to_device(make_eval_transform(data.image_size))
-    return embed(model, with_channels(images, state["channels"]), fabric, transform)[projection].cpu().numpy()
+    )
 
 
 def saved_config(run_dir: Path, overrides: dict[str, str]) -> Config:

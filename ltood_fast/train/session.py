@@ -13,6 +13,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
+from .._progress import progress_bar, progress_shown
 from ..ops._group import RankLayout
 from ..ops._shards import fetch, shards_of
 from .config import Config, RunConfig
@@ -78,7 +79,8 @@ class Session:
         from ..data import load_data, make_augment, make_eval_transform, put_on_device
 
         fabric = make_fabric(config.run)
-        data = put_on_device(load_data(config.data), fabric.device, config.data.on_device)
+        with progress_shown(config.run.progress and fabric.global_rank == 0):
+            data = put_on_device(load_data(config.data), fabric.device, config.data.on_device)
         size = config.data.image_size
         return cls(
             config,
@@ -150,7 +152,8 @@ class Session:
 
     def embed(self, model: ContrastiveModel, images: Tensor | ImageFiles) -> tuple[Tensor, Tensor]:
         """Features and projections of all images, see `embed`."""
-        return embed(model, images, self.fabric, self.transform)
+        with progress_shown(self.config.run.progress and self.rank == 0):
+            return embed(model, images, self.fabric, self.transform)
 
     def embed_part(self, model: ContrastiveModel, images: Tensor | ImageFiles) -> tuple[Tensor, Tensor]:
         """The same of this rank's part of the images, which `gather` and `fetch` bring together."""
@@ -183,6 +186,11 @@ def embed(
 
     was_training = model.training
     model.eval()
-    features, projections = zip(*batches(), strict=True)
+    features, projections = [], []
+    with progress_bar(len(images), "embed") as bar:
+        for part, part_projections in batches():
+            features.append(part)
+            projections.append(part_projections)
+            bar.update(len(part))
     model.train(was_training)
     return torch.cat(features), torch.cat(projections)

@@ -11,7 +11,7 @@ from made_up import SMALL, data
 import ltood_fast.data
 from ltood_fast.cli import main
 from ltood_fast.train import loop
-from ltood_fast.train.loop import read_history
+from ltood_fast.train.history import read_history
 
 KEYS = [text for key, value in SMALL.items() for text in (f"--{key}", value)]
 

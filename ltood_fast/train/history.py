@@ -1,0 +1,127 @@
+"""The history of a stage: `history.jsonl`, a line an epoch, and the same values in the loggers of `run.loggers`.
+
+history.jsonl is the record that reports are made of. The loggers, Lightning's, show its values elsewhere.
+"""
+
+from __future__ import annotations
+
+import json
+import warnings
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from types import ModuleType
+from typing import TYPE_CHECKING, Any
+
+from .._files import write_atomic
+from .extras import import_extra
+from .ranks import TrainingError
+
+if TYPE_CHECKING:
+    from lightning_fabric.loggers import Logger
+
+    from .session import Session
+
+
+def _tensorboard(session: Session, stage: str, next_epoch: int) -> Logger:
+    from lightning_fabric.loggers import TensorBoardLogger
+
+    return TensorBoardLogger(session.run_dir / "tensorboard", name=stage, version="", purge_step=next_epoch)
+
+
+def _csv(session: Session, stage: str, next_epoch: int) -> Logger:
+    from lightning_fabric.loggers import CSVLogger
+
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # that a file is there, which `History` writes anew from history.jsonl
+        return CSVLogger(session.run_dir / "csv", name=stage, version="", flush_logs_every_n_steps=1)
+
+
+def _wandb(session: Session, stage: str, next_epoch: int) -> Logger:
+    loggers = _lightning_loggers("wandb")
+    name = f"{session.run_dir.name}-{stage}"
+    return loggers.WandbLogger(name=name, save_dir=str(session.run_dir), group=session.run_dir.name)
+
+
+def _mlflow(session: Session, stage: str, next_epoch: int) -> Logger:
+    loggers = _lightning_loggers("mlflow")
+    name, folder = f"{session.run_dir.name}-{stage}", str(session.run_dir / "mlruns")
+    return loggers.MLFlowLogger("ltood_fast", name, save_dir=folder)
+
+
+def _lightning_loggers(name: str) -> ModuleType:
+    import_extra(name, "train", f"run.loggers {name}", "loggers")
+    return import_extra("pytorch_lightning.loggers", "train", f"run.loggers {name}", "loggers")
+
+
+def check_loggers(names: Sequence[str]) -> None:
+    """Raises ImportError where the package of one is missing."""
+    for name in {"wandb", "mlflow"} & set(names):
+        _lightning_loggers(name)
+
+
+# name -> function of (session, stage, first epoch to come) that opens a logger
+LOGGERS: dict[str, Callable[[Session, str, int], Logger]] = {
+    "tensorboard": _tensorboard,
+    "csv": _csv,
+    "wandb": _wandb,
+    "mlflow": _mlflow,
+}
+REPLAYED = ("csv",)  # loggers that begin an empty file when a run is resumed
+
+
+class History:
+    """The open history of a stage; of rank 0 alone."""
+
+    def __init__(self, session: Session, stage: str, next_epoch: int):
+        self.writes = session.rank == 0
+        if not self.writes:
+            return
+        self.path = session.run_dir / stage / "history.jsonl"
+        kept = [line for line in read_history(self.path) if line["epoch"] < next_epoch]
+        write_atomic(self.path, "".join(json.dumps(line) + "\n" for line in kept).encode())
+        names = session.config.run.loggers
+        self.loggers = {name: LOGGERS[name](session, stage, next_epoch) for name in names if name != "none"}
+        for line in kept:
+            self._log(line, [self.loggers[name] for name in REPLAYED if name in self.loggers])
+
+    def add(self, line: dict[str, Any]) -> None:
+        if not self.writes:
+            return
+        try:
+            with open(self.path, "a", encoding="utf-8") as file:
+                file.write(json.dumps(line) + "\n")
+        except OSError as error:  # a failed write, unlike a failed open, does not say which file it was
+            raise TrainingError(
+                f"train: {self.path} cannot be written ({error.strerror}); the last checkpoint is kept"
+            ) from error
+        self._log(line, list(self.loggers.values()))
+
+    def _log(self, line: dict[str, Any], loggers: list[Logger]) -> None:
+        flat = {**{key: line[key] for key in line if key not in ("parts", "epoch")}, **line["parts"]}
+        known = {name: value for name, value in flat.items() if value is not None}
+        for logger in loggers:
+            logger.log_metrics(known, step=line["epoch"])
+            logger.save()
+
+    def close(self) -> None:
+        if self.writes:
+            for logger in self.loggers.values():
+                logger.finalize("success")
+
+
+def read_history(path: Path) -> list[dict[str, Any]]:
+    """The whole lines of a history, up to one that a killed run cut short or that is damaged, which a warning names."""
+    lines = []
+    texts = path.read_text(encoding="utf-8", errors="replace").splitlines() if path.is_file() else []
+    for number, text in enumerate(texts, 1):
+        try:
+            line = json.loads(text)
+        except (ValueError, RecursionError):
+            line = None
+        if not isinstance(line, dict) or not isinstance(line.get("epoch"), int):
+            if number < len(texts):
+                warnings.warn(f"train: line {number} of {path} is damaged; it and those after it are left out",
+                              stacklevel=2)  # fmt: skip
+            break
+        lines.append(line)
+    return lines
