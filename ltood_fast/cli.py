@@ -63,15 +63,7 @@ def build_parser() -> Parser:
     parser.add_argument("--traceback", action="store_true", help="show where an error came from (anywhere on the line)")
     commands = parser.add_subparsers(dest="command", required=True, metavar="|".join(COMMANDS))
 
-    train = commands.add_parser("train", help="train the stages of a configuration, evaluate them, write the report")
-    train.add_argument("--images", type=some_path, help=OWN_IMAGES)
-    train.add_argument("--ood", type=some_path, help="with --images: folder of OOD images, of which some are chosen")
-    train.add_argument("--config", help="preset or YAML file; with --images, what the rules do not set (own_images)")
-    train.add_argument("--recipe", help="method by name (simclr, stage1, ...), over the configuration")
-    train.add_argument("--run-dir", type=some_path, required=True)
-    train.add_argument("--resume", action="store_true", help=RESUME)
-    train.epilog = KEYS
-    train.listing = presets_and_recipes
+    add_train(commands.add_parser("train", help="train the stages of a configuration, evaluate them, write the report"))
 
     evaluate = commands.add_parser("eval", help="evaluate a run's stages again and write the report")
     evaluate.add_argument("--run-dir", type=some_path, required=True)
@@ -126,6 +118,17 @@ def build_parser() -> Parser:
     commands.add_parser("doctor", help="what was built, what is missing, a kernel's self-check, and what to do")
     commands.add_parser("info", help="what was built and what this machine offers")
     return parser
+
+
+def add_train(train: Parser) -> None:
+    train.add_argument("--images", type=some_path, help=OWN_IMAGES)
+    train.add_argument("--ood", type=some_path, help="with --images: folder of OOD images, of which some are chosen")
+    train.add_argument("--config", help="preset or YAML file; with --images, what the rules do not set (own_images)")
+    train.add_argument("--recipe", help="method by name (simclr, stage1, ...), over the configuration")
+    train.add_argument("--run-dir", type=some_path, required=True)
+    train.add_argument("--resume", action="store_true", help=RESUME)
+    train.epilog = KEYS
+    train.listing = presets_and_recipes
 
 
 class Once(argparse.Action):

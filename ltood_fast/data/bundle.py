@@ -216,7 +216,7 @@ def with_channels(images: torch.Tensor | ImageFiles, channels: int) -> torch.Ten
     if images.shape[1] == channels:
         return images
     if isinstance(images, ImageFiles):
-        raise DataError("data: data.workers must be 0 for a large OOD set in colour beside grey ID images")
+        raise DataError("data: data.workers must be 0 for a large OOD set in colour with grey ID images")
     if images.shape[1] == 1:
         return images.expand(-1, channels, -1, -1)
     luma = torch.tensor([0.299, 0.587, 0.114]).view(1, 3, 1, 1)

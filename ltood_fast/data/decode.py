@@ -78,7 +78,7 @@ def decode_files(files: Sequence[Path], image_size: int, cache_dir: str = "", na
 
 
 def _fingerprint(files: Sequence[Path], image_size: int) -> str:
-    """Of names, sizes and times of the files: a changed file is decoded again."""
+    """A hash of names, sizes and times of the files: a changed file is decoded again."""
     digest = hashlib.sha256(f"{FORMAT} {image_size}\n".encode())
     for file in files:
         status = regular_file(file)

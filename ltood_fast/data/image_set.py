@@ -97,10 +97,10 @@ class DataBundle:
     ood: ImageSet | None
     """The pool that out-of-distribution images are sampled from."""
     probe: ImageSet
-    """What the linear probe and kNN learn from: labelled, and balanced unless it is drawn from a folder."""
+    """The images that the linear probe and kNN learn from: labelled, and balanced unless it is drawn from a folder."""
     test: ImageSet
     labelled: ImageSet | None = None
-    """What `data.probe_split` chose the probe set from: the rows of a few-shot split are of it. None: the probe set."""
+    """The set that `data.probe_split` chose from; a few-shot split counts its rows. None: the probe set."""
     pool: Tensor | None = None
     """uint8 [N_id + N_ood, C, H, W] on the training device, of which the images of `train` and `ood` are views."""
 

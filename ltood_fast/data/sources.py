@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 import os
 import re
 from collections.abc import Callable, Sequence
@@ -12,6 +11,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
+from .._keys import did_you_mean
 from .embedded import digits, letters
 from .image_files import ImageFiles, open_files
 from .image_set import DataError, ImageFileError, ImageSet, user_path
@@ -25,7 +25,7 @@ CONTAINERS = {"images", "train", "val", "test"}  # folders that hold a class or 
 
 @dataclass(frozen=True)
 class Source:
-    """What a source needs to know beside its path."""
+    """The path of a source and all options that apply to it."""
 
     path: str = ""
     root: str = ""
@@ -50,8 +50,7 @@ def open_set(spec: str, **options) -> ImageSet:
     below the root or at the path."""
     kind, colon, path = spec.partition(":")
     if kind not in SOURCES:
-        near = difflib.get_close_matches(kind, SOURCES, n=1)
-        hint = f", did you mean {near[0]}?" if near else ""
+        hint = did_you_mean(kind, SOURCES)
         if user_path(spec).is_dir():
             hint = f", which is a folder: did you mean folder:{spec}?"
         raise DataError(f"data: set must be one of {', '.join(SOURCES)} (kind or kind:path), got {spec!r}{hint}")
@@ -76,7 +75,7 @@ def _cifar(source: Source, name: str) -> ImageSet:
     except (ImportError, RuntimeError, OSError) as error:
         reason = " ".join(str(error).split())
         raise DataError(
-            f"data: {name} needs torchvision, which cannot be imported beside this torch ({reason}): "
+            f"data: {name} needs torchvision, which cannot be imported with this torch ({reason}): "
             "install the CUDA build of torch and its torchvision, which also run without a GPU"
         ) from error
     make = {"cifar10": datasets.CIFAR10, "cifar100": datasets.CIFAR100}[name]
@@ -211,7 +210,7 @@ def read_list(path: Path) -> tuple[list[Path], list[int]]:
 
 
 def _read_words(root: Path) -> dict[str, str]:
-    """ImageNet's `words.txt` beside the images, where there is one: "n01443537" -> "n01443537 goldfish"."""
+    """ImageNet's `words.txt` in the folder of the images, where there is one: "n01443537" -> "n01443537 goldfish"."""
     path = root / "words.txt"
     if not path.is_file():
         return {}

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from .._files import write_atomic
+from .._keys import flatten
 from .plots import Picture, draw_pictures
 from .results import MEASURES, STAGE_TITLES, RunResults, measures_of, to_json
 from .runs import SCHEMA, SCHEMA_VERSION
@@ -56,7 +57,7 @@ def write_report(run_dir: str | Path, results: RunResults) -> Path:
 
 
 def report_data(results: RunResults, signatures: list[Signature]) -> dict[str, Any]:
-    """What report.json holds; `runs.read_report` reads it."""
+    """The content of report.json; `runs.read_report` reads it."""
     return {"schema": SCHEMA, "schema_version": SCHEMA_VERSION, **to_json(results), "signatures": to_json(signatures)}
 
 
@@ -75,8 +76,8 @@ def render_page(results: RunResults, signatures: list[Signature], pictures: list
             warnings=sum(signature.state == "warning" for signature in signatures),
             pictures=pictures,
             base64=lambda png: base64.b64encode(png).decode(),
-            config=_flat(to_json(results.config)),
-            build=_flat({key: value for key, value in to_json(results.build).items() if key != "kernels"}),
+            config=_pairs(to_json(results.config)),
+            build=_pairs({key: value for key, value in to_json(results.build).items() if key != "kernels"}),
             kernels=_kernels(results),
         )
     )
@@ -150,13 +151,10 @@ def _kernels(results: RunResults) -> list[tuple[str, list[str]]]:
     ]
 
 
-def _flat(values: Mapping[str, Any], prefix: str = "") -> list[tuple[str, str]]:
+def _pairs(values: Mapping[str, Any]) -> list[tuple[str, str]]:
     """[("section.key", "value")] of nested dicts."""
-    pairs = []
-    for key, value in values.items():
-        if isinstance(value, Mapping):
-            pairs += _flat(value, f"{prefix}{key}.")
-        else:
-            text = ", ".join(map(str, value)) if isinstance(value, list) else str(value)
-            pairs.append((f"{prefix}{key}", text or "none"))
-    return pairs
+    texts = {
+        key: ", ".join(map(str, value)) if isinstance(value, list) else str(value)
+        for key, value in flatten(values).items()
+    }
+    return [(key, text or "none") for key, text in texts.items()]

@@ -1,4 +1,4 @@
-"""What a run found out, in one value: the trainer fills it, signatures, pictures and report read it.
+"""The results of a run in one value: the trainer fills it, signatures, pictures and report read it.
 
     RunResults
       stages       one StageResult for each of simclr, stage1, stage2 that ran, in that order
@@ -86,11 +86,11 @@ class StageResult:
     few_shot: GroupReport | None = None
     """Linear probe that learnt from a few images a class, in groups."""
     clustering: Agreement | None = None
-    """Of k-means clusters of the test features with the classes."""
+    """Agreement of k-means clusters of the test features with the classes."""
     uniformity: float | None = None
-    """Of the test features, see `geometry.uniformity`."""
+    """See `geometry.uniformity`, of the test features."""
     alignment: float | None = None
-    """Of the features of two random views of test images, see `geometry.alignment`."""
+    """See `geometry.alignment`, of two random views of test images."""
     without_labels: WithoutLabels | None = None
     """Takes the place of all accuracies where no image has a label."""
     history: list[dict[str, Any]] = field(default_factory=list)
@@ -131,7 +131,7 @@ class Resampling:
     """Per cluster, OOD class name -> images taken, most frequent first, where the OOD set has labels."""
     seconds: float | None = None
     clustering: Agreement | None = None
-    """Of the clusters with the classes of the ID images, where labels are at hand."""
+    """Agreement of the clusters with the classes of the ID images, where labels are at hand."""
     thumbnails: list[Tensor] | None = field(default=None, metadata=PICTURE_ONLY)
     """Per cluster uint8 [up to n, C, H, W]: the first OOD images taken, nearest first."""
 
@@ -247,7 +247,7 @@ def _taken_classes(ood: ImageSet, taken: list[Tensor]) -> list[dict[str, int]] |
 
 
 def to_json(value: Any) -> Any:
-    """Plain JSON values: dataclasses become dicts (less the fields that only feed pictures), tensors lists, NaN and
+    """Plain JSON values: dataclasses become dicts (without the fields that only feed pictures), tensors lists, NaN and
     infinities null, paths and other objects their text."""
     if is_dataclass(value) and not isinstance(value, type):
         kept = [f.name for f in fields(value) if not f.metadata.get("picture_only")]

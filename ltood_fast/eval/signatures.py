@@ -1,4 +1,4 @@
-"""Failure signatures of the method, checked on a run's results and spoken in plain sentences.
+"""Failure signatures of the method, checked on a run's results and reported in plain sentences.
 
 METHOD: a high spread over Many, Medium and Few says that the OOD images do not reach the tail classes (look at how
 tailness is distributed); stage 2 below stage 1 says that distillation holds the student back; re-sampling that takes
@@ -36,7 +36,7 @@ class Signature:
     """``ok``, ``warning`` or ``unknown`` (the run holds nothing to judge by)."""
     sentence: str
     remedy: str = ""
-    """What to try; empty unless the state is ``warning``."""
+    """A remedy to try; empty unless the state is ``warning``."""
 
 
 def check_signatures(results: RunResults) -> list[Signature]:
@@ -283,7 +283,7 @@ def _correlation(values: list[float], sizes: list[int]) -> float | None:
 
 
 def _class_correlation(last: Resampling, finite: list[int], results: RunResults) -> float | None:
-    """Of a class's mean tailness (that of its images' clusters) with the log of its size."""
+    """The correlation of a class's mean tailness (that of its images' clusters) with the log of its size."""
     if last.cluster_classes is None:
         return None
     members = torch.tensor(last.cluster_classes, dtype=torch.float64)[finite]  # [K, C]

@@ -33,7 +33,7 @@ class Embedded(NamedTuple):
 
 @dataclass(frozen=True)
 class WithoutLabels:
-    """What is known of a network without labels."""
+    """Measures of a network that need no labels."""
 
     silhouette: float | None
     """Mean silhouette by cosine of the k-means clusters of the training features, in [-1, 1]; None where there is one

@@ -55,7 +55,7 @@ class CheckpointError(RuntimeError):
 
 
 def rng_state() -> dict[str, Any]:
-    """Of torch (CPU and, where there is one, CUDA), NumPy and Python, as values that `weights_only` loading allows."""
+    """Random states of torch (CPU, and CUDA if any), NumPy and Python, as values that `weights_only` loading allows."""
     name, keys, position, has_gauss, cached = np.random.get_state()
     return {
         "torch": torch.get_rng_state(),

@@ -7,16 +7,15 @@ from __future__ import annotations
 
 import dataclasses
 import datetime
-import difflib
 import functools
 import json
 import math
-from collections.abc import Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, get_args, get_origin, get_type_hints
 
 from .._files import write_atomic
+from .._keys import did_you_mean, flatten
 
 PRESETS = Path(__file__).resolve().parent.parent / "configs"
 MOST = 2**31 - 1
@@ -63,7 +62,7 @@ class DataConfig:
     split: str = ""  # official .npy index split of the ID set
     probe_split: str = ""  # the same of the linear probe's training set; empty: the whole training part
     test_fraction: float = _number(0.2, 0.01, 0.9)  # of each class, of a folder that has no test part
-    imbalance: float = _number(0.0)  # largest class / smallest class, exponential in between; 0 or 1: as it is
+    imbalance: float = _number(0.0)  # largest class / smallest class, exponential in between; 0 or 1: unchanged
     class_order: str = _choice("fixed", "shuffled")  # [ltood_fast] large classes: by number, or drawn from the seed
     image_size: int = _number(32, 4, 1024)  # pixels
     cache_dir: str = ""  # where decoded sets are kept; empty: under the user's cache folder
@@ -157,7 +156,7 @@ class Stage1Config:
     tailness: str = _choice("sparsity", "momentum")  # of an ID image; momentum: COLT's, see methods.colt_tailness
     tailness_momentum: float = _number(0.97, 0, 1)  # of the last epochs' score [Bai 2023]
     budget_temperature: float = _number(1.0, 1e-3)  # [ltood_fast] T_c; smaller: more for the sparsest clusters
-    refine_steps: int = _number(100)  # [ltood_fast] KL refinement of the k-means centroids; 0: k-means as it is
+    refine_steps: int = _number(100)  # [ltood_fast] KL refinement of the k-means centroids; 0: plain k-means
     refine_lr: float = _number(0.1)  # [ltood_fast] rate of that refinement
     cluster_space: str = _choice("features", "projection")  # [ltood_fast] which embeddings are clustered and searched
     neighbors: str = _choice("in_batch", "queue", "dataset")  # [ltood_fast] where the neighbours of a row come from
@@ -240,12 +239,6 @@ def _unknown(key: str, keys: list[str]) -> ConfigError:
     if inside := [name for name in keys if name.startswith(f"{key}.")]:
         return ConfigError(f"config: key must be one of the section {key} ({', '.join(inside)}), got {key!r} itself")
     return ConfigError(f"config: key must be a known one, got {key!r}{did_you_mean(key, keys, cutoff=0.4)}")
-
-
-def did_you_mean(name: str, known: Iterable[str], cutoff: float = 0.6) -> str:
-    """A clause with the known name that is nearest; empty where none is near."""
-    near = difflib.get_close_matches(name, list(known), n=1, cutoff=cutoff)
-    return f", did you mean {near[0]}?" if near else ""
 
 
 def _parse(key: str, kind: Any, value: Any) -> Any:
@@ -356,17 +349,6 @@ def from_dict(values: dict[str, Any]) -> Config:
     return config
 
 
-def flatten(values: dict[str, Any], prefix: str = "") -> dict[str, Any]:
-    """`{"a": {"b": 1}}` as `{"a.b": 1}`."""
-    flat = {}
-    for key, value in values.items():
-        if isinstance(value, dict):
-            flat.update(flatten(value, f"{prefix}{key}."))
-        else:
-            flat[f"{prefix}{key}"] = value
-    return flat
-
-
 def to_dict(config: Config) -> dict[str, Any]:
     """Nested plain values: what YAML and a checkpoint hold."""
     return json.loads(json.dumps(dataclasses.asdict(config)))
@@ -452,8 +434,7 @@ def differing_keys(mine: Config, theirs: dict[str, Any], stage: str | None = Non
     """The keys that must not differ from a saved configuration, and do.
 
     Args:
-        theirs: the saved one. A key that it lacks, as it is younger, stands for its default: that is what was done
-            before.
+        theirs: the saved one. A key that it lacks is newer than the run and has its default, which is what the run did.
         stage: only keys that the weights of this stage depend on; its epochs are free, as a stage may get more.
     """
     a, b = _binding(to_dict(mine)), {**_binding(to_dict(Config())), **_binding(theirs)}

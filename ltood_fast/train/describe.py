@@ -15,10 +15,12 @@ import tokenize
 from pathlib import Path
 from typing import Any, get_args, get_origin
 
+from .._keys import did_you_mean
 from . import config as config_module
-from .config import MOST, PRESETS, ConfigError, config_values, did_you_mean, in_range, known_keys, load_config, presets
+from .config import MOST, PRESETS, ConfigError, config_values, in_range, known_keys, load_config, presets
 from .recipes import RECIPES
 
+LONGEST_SUMMARY = 100  # characters
 SOURCE_MARK = re.compile(r"\[([^\]]+)\]")
 
 
@@ -131,14 +133,14 @@ def _preset_comments(preset: str) -> dict[str, str]:
 
 
 def preset_summary(name: str) -> str:
-    """The first sentence of a preset's head."""
+    """The first sentence of a preset's head; of a long one the part before the colon."""
     head = []
     for line in (PRESETS / f"{name}.yaml").read_text(encoding="utf-8").splitlines():
         if not line.startswith("#"):
             break
         head.append(line.lstrip("# "))
-    sentence = re.split(r"\. ", " ".join(head), maxsplit=1)[0]
-    return sentence.rstrip(".")
+    sentence = re.split(r"\. ", " ".join(head), maxsplit=1)[0].rstrip(".")
+    return sentence if len(sentence) <= LONGEST_SUMMARY else sentence.partition(": ")[0]
 
 
 def list_presets_and_recipes() -> str:

@@ -78,7 +78,7 @@ class LibraryEncoder(NamedTuple):
 
     network: nn.Module
     options: dict[str, Any]
-    """Of `timm.create_model` or `torchvision.models.get_model`, in addition to the name."""
+    """Arguments of `timm.create_model` or `torchvision.models.get_model`, in addition to the name."""
     head: str = ""
     """The layer that an identity has taken the place of."""
 

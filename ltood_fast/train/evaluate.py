@@ -57,7 +57,7 @@ def _class_counts(session: Session) -> list[int]:
 
 
 def few_shot_set(session: Session) -> Tensor | ImageSet | None:
-    """What the few-shot probe learns from: rows of the probe set, or images of their own; None where none is asked for.
+    """The few-shot probe's training images: rows of the probe set, or other images; None where the probe is off.
 
     Raises:
         DataError: the list or split cannot be read, or its labels are not those of the classes.
@@ -150,7 +150,7 @@ def _two_views(session: Session, model: ContrastiveModel) -> tuple[Tensor, Tenso
 
 
 def _resamplings(session: Session) -> list[Resampling]:
-    """Of the strategy "tailness" for clusters; another choice belongs to no cluster."""
+    """The re-samplings of the strategy "tailness" for clusters; another choice belongs to no cluster."""
     options = session.config.stage1
     if options.ood_strategy != "tailness" or options.targets != "clusters":
         return []

@@ -18,9 +18,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from .._keys import flatten
 from ..data.augment import MEAN, STD
 from .checkpoint import fitted, load_checkpoint
-from .config import LIBRARIES, STAGES, Config, ModelConfig, flatten, from_dict
+from .config import LIBRARIES, STAGES, Config, ModelConfig, from_dict
 from .encoders import library_encoder
 from .extras import import_extra
 from .model import make_model

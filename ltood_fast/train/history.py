@@ -31,9 +31,9 @@ def _tensorboard(session: Session, stage: str, next_epoch: int) -> Logger:
 def _csv(session: Session, stage: str, next_epoch: int) -> Logger:
     from lightning_fabric.loggers import CSVLogger
 
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # that a file is there, which `History` writes anew from history.jsonl
-        return CSVLogger(session.run_dir / "csv", name=stage, version="", flush_logs_every_n_steps=1)
+    # `History` writes it anew from history.jsonl; Lightning would remove it, with a warning.
+    (session.run_dir / "csv" / stage / "metrics.csv").unlink(missing_ok=True)
+    return CSVLogger(session.run_dir / "csv", name=stage, version="", flush_logs_every_n_steps=1)
 
 
 def _wandb(session: Session, stage: str, next_epoch: int) -> Logger:
@@ -97,7 +97,7 @@ class History:
         self._log(line, list(self.loggers.values()))
 
     def _log(self, line: dict[str, Any], loggers: list[Logger]) -> None:
-        flat = {**{key: line[key] for key in line if key not in ("parts", "epoch")}, **line["parts"]}
+        flat = {**{key: line[key] for key in line if key not in ("parts", "epoch")}, **line.get("parts", {})}
         known = {name: value for name, value in flat.items() if value is not None}
         for logger in loggers:
             logger.log_metrics(known, step=line["epoch"])

@@ -32,7 +32,7 @@ BLUR_FROM = 96  # pixels; blur helps large images and is left out on CIFAR [Chen
 
 @dataclass(frozen=True)
 class OwnImages:
-    """What the rules need to know of the folders."""
+    """The facts about the folders that the rules go by."""
 
     n_train: int
     n_pool: int

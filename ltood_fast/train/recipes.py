@@ -11,7 +11,8 @@ from __future__ import annotations
 
 from typing import Any, NamedTuple
 
-from .config import ConfigError, did_you_mean
+from .._keys import did_you_mean
+from .config import ConfigError
 
 Overrides = dict[str, Any]  # "section.key" -> value
 

@@ -7,13 +7,13 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
+from .._keys import flatten
 from .._progress import progress_shown
 from .config import (
     STAGES,
     Config,
     ConfigError,
     differing_keys,
-    flatten,
     from_dict,
     is_binding,
     known_keys,
@@ -122,7 +122,7 @@ def train_run(config: Config, run_dir: Path) -> Session:
 
 
 def _keep_config(config: Config, run_dir: Path) -> None:
-    """Saved in the folder, unless the one there says the same about the weights."""
+    """Saves it in the folder, unless the one there says the same about the weights."""
     saved = run_dir / "config.yaml"
     if begun_stages(run_dir) and saved.exists() and not differing_keys(config, to_dict(_load(str(saved)))):
         return
@@ -224,7 +224,7 @@ def _open_images(spec: str, config: Config) -> ImageSet:
 
 
 def saved_config(run_dir: Path, overrides: dict[str, str]) -> Config:
-    """Of a run that exists.
+    """The configuration of a run that exists.
 
     Raises:
         RunError: the folder holds no run; a key that its weights depend on.

@@ -1,4 +1,4 @@
-"""What all stages of a run share: configuration, device, data, and how images become batches and features."""
+"""The state that all stages of a run share: configuration, device, data, and how images become batches and features."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ def make_fabric(run: RunConfig) -> Fabric:
     here, which a bit-exact resume needs.
 
     Raises:
-        RuntimeError: a CUDA device was asked for and there is none.
+        RuntimeError: run.device is cuda and there is no CUDA device.
     """
     from lightning_fabric import Fabric
 
@@ -105,7 +105,7 @@ class Session:
 
     @property
     def group(self) -> dist.ProcessGroup | None:
-        """What the losses and the sampler take as `group`."""
+        """The argument `group` of the losses and the sampler."""
         return dist.group.WORLD if self.ranks > 1 else None
 
     @property
@@ -131,7 +131,7 @@ class Session:
         return self.fabric.to_device(self._reader[rows])
 
     def expect(self, batches: list[Tensor]) -> None:
-        """The rows of an epoch's batches, in order, for workers to decode before `images` is asked for them."""
+        """The rows of an epoch's batches, in order, for workers to decode before `images` reads them."""
         if self.data.pool is None:
             self._reader.expect(batches)
 

@@ -339,7 +339,7 @@ def test_cifar_that_is_not_there_is_refused_and_not_downloaded(tmp_path):
 
 def test_without_torchvision_cifar_says_what_to_install(monkeypatch):
     monkeypatch.setitem(sys.modules, "torchvision", None)
-    with pytest.raises(DataError, match="cifar10 needs torchvision, which cannot be imported beside this torch"):
+    with pytest.raises(DataError, match="cifar10 needs torchvision, which cannot be imported with this torch"):
         open_set("cifar10")
 
 

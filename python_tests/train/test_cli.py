@@ -172,7 +172,7 @@ def test_a_full_disk_ends_the_run_and_it_goes_on_later(made_up_data, tmp_path, r
     [
         (
             (),
-            "required: train|eval|report|embed|sample-ood|experiment|info (ltood --help lists the commands)",
+            "required: train|eval|report|embed|export|sample-ood|experiment|config|doctor|info (ltood --help ",
         ),
         (("trian",), "invalid choice: 'trian'"),
         (("train",), "the following arguments are required: --run-dir"),
