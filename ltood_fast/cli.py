@@ -283,9 +283,11 @@ def run_embed(args: argparse.Namespace, overrides: dict[str, str]) -> None:
     from .train.take_away import write_csv
 
     check_output(args.output)
+    if args.output.suffix != ".npy":
+        raise ValueError(f"embed: output must end in .npy, got {args.output}")
     one_of(args, "checkpoint", "run_dir")
     one_of(args, "images", "data")
-    checkpoint = args.checkpoint or last_checkpoint(args.run_dir)
+    checkpoint = args.checkpoint or last_checkpoint(args.run_dir, op="embed")
     spec = args.data or f"folder:{args.images.absolute()}"
     embedded = embed_set(checkpoint, spec, overrides, projection=args.projection)
     save_array(args.output, embedded.features)

@@ -45,8 +45,8 @@ def describe(preset: str | None = None, section: str | None = None) -> list[Key]
     if section is not None and section not in sections():
         hint = did_you_mean(section, sections())
         raise ConfigError(f"config: section must be one of {', '.join(sections())}, got {section!r}{hint}")
-    named = config_values(preset) if preset else {}
-    notes, values = (_preset_comments(preset), load_config(preset)) if preset else ({}, config_module.Config())
+    named = config_values(preset) if preset is not None else {}
+    notes, values = ({}, config_module.Config()) if preset is None else (_preset_comments(preset), load_config(preset))
     keys = []
     for name, (field, kind) in known_keys().items():
         own_section, _, key = name.rpartition(".")

@@ -37,7 +37,7 @@ class ExportError(RuntimeError):
     """A sentence about an export."""
 
 
-def last_checkpoint(run_dir: Path, stage: str | None = None) -> Path:
+def last_checkpoint(run_dir: Path, stage: str | None = None, op: str = "export") -> Path:
     """The checkpoint of a stage, by default of the last one that has one.
 
     Raises:
@@ -47,7 +47,7 @@ def last_checkpoint(run_dir: Path, stage: str | None = None) -> Path:
     if not there or (stage is not None and stage not in there):
         got = f"those of {', '.join(there)}" if there else "none"
         wanted = f"the checkpoint of {stage}" if stage else "a trained stage"
-        raise ExportError(f"export: run-dir must hold {wanted}, got {got} in {run_dir}")
+        raise ExportError(f"{op}: run-dir must hold {wanted}, got {got} in {run_dir}")
     return run_dir / (stage or there[-1]) / "last.pt"
 
 

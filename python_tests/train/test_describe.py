@@ -70,6 +70,7 @@ def test_the_command_lists_presets_files_and_sections(tmp_path, capsys):
     ("argv", "sentence"),
     [
         (["smok"], "got 'smok', did you mean smoke?"),
+        ([""], "config must be a preset ("),
         (["smoke", "optm"], "section must be one of data, augment, model, optim, base, simclr, stage1, stage2, eval, "
          "run, got 'optm', did you mean optim?"),
         (["smoke", "optim", "run"], "names must be at most a preset and a section, got smoke optim run"),

@@ -136,6 +136,10 @@ def test_a_folder_is_embedded_with_its_files(checkpoint, tmp_path, capsys):
     assert "must be one of --images, --data, got --images and --data" in capsys.readouterr().err
     assert main(["embed", "--data", "letters", "--output", str(tmp_path / "y.npy")]) == 2
     assert "must be one of --checkpoint, --run-dir, got none" in capsys.readouterr().err
+    assert main(["embed", "--run-dir", str(tmp_path), "--data", "letters", "--output", str(tmp_path / "y.npy")]) == 2
+    assert "embed: run-dir must hold a trained stage, got none" in capsys.readouterr().err
+    assert main([text.replace("x.npy", "x.csv") for text in argv]) == 2  # where the list of the files goes
+    assert "embed: output must end in .npy, got " in capsys.readouterr().err
 
 
 # ---- networks of libraries, and weights to start from
