@@ -6,6 +6,7 @@ history.jsonl is the record that reports are made of. The loggers, Lightning's, 
 from __future__ import annotations
 
 import json
+import os
 import warnings
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -44,8 +45,9 @@ def _wandb(session: Session, stage: str, next_epoch: int) -> Logger:
 
 def _mlflow(session: Session, stage: str, next_epoch: int) -> Logger:
     loggers = _lightning_loggers("mlflow")
-    name, folder = f"{session.run_dir.name}-{stage}", str(session.run_dir / "mlruns")
-    return loggers.MLFlowLogger("ltood_fast", name, save_dir=folder)
+    # MLflow's own default, a folder of files, is one that it no longer opens.
+    uri = os.environ.get("MLFLOW_TRACKING_URI") or f"sqlite:///{session.run_dir.absolute() / 'mlflow.db'}"
+    return loggers.MLFlowLogger("ltood_fast", f"{session.run_dir.name}-{stage}", tracking_uri=uri)
 
 
 def _lightning_loggers(name: str) -> ModuleType:
@@ -66,6 +68,23 @@ LOGGERS: dict[str, Callable[[Session, str, int], Logger]] = {
     "wandb": _wandb,
     "mlflow": _mlflow,
 }
+
+
+def _opened(name: str, session: Session, stage: str, next_epoch: int) -> Logger:
+    try:
+        return LOGGERS[name](session, stage, next_epoch)
+    except (OSError, ImportError):
+        raise
+    except Exception as error:  # each package has errors of its own
+        raise TrainingError(
+            f"train: run.loggers must be loggers that open here, got {name} ({_reason(error)})"
+        ) from error
+
+
+def _reason(error: Exception) -> str:
+    return " ".join(str(error).split())[:200] or type(error).__name__
+
+
 REPLAYED = ("csv",)  # loggers that begin an empty file when a run is resumed
 
 
@@ -80,9 +99,9 @@ class History:
         kept = [line for line in read_history(self.path) if line["epoch"] < next_epoch]
         write_atomic(self.path, "".join(json.dumps(line) + "\n" for line in kept).encode())
         names = session.config.run.loggers
-        self.loggers = {name: LOGGERS[name](session, stage, next_epoch) for name in names if name != "none"}
+        self.loggers = {name: _opened(name, session, stage, next_epoch) for name in names if name != "none"}
         for line in kept:
-            self._log(line, [self.loggers[name] for name in REPLAYED if name in self.loggers])
+            self._log(line, REPLAYED)
 
     def add(self, line: dict[str, Any]) -> None:
         if not self.writes:
@@ -94,14 +113,23 @@ class History:
             raise TrainingError(
                 f"train: {self.path} cannot be written ({error.strerror}); the last checkpoint is kept"
             ) from error
-        self._log(line, list(self.loggers.values()))
+        self._log(line, tuple(self.loggers))
 
-    def _log(self, line: dict[str, Any], loggers: list[Logger]) -> None:
+    def _log(self, line: dict[str, Any], names: Sequence[str]) -> None:
+        """A logger that fails (its server is gone, say) is left out from then on: history.jsonl has all values."""
         flat = {**{key: line[key] for key in line if key not in ("parts", "epoch")}, **line.get("parts", {})}
         known = {name: value for name, value in flat.items() if value is not None}
-        for logger in loggers:
-            logger.log_metrics(known, step=line["epoch"])
-            logger.save()
+        for name in [name for name in names if name in self.loggers]:
+            try:
+                self.loggers[name].log_metrics(known, step=line["epoch"])
+                self.loggers[name].save()
+            except Exception as error:  # each package has errors of its own
+                del self.loggers[name]
+                warnings.warn(
+                    f"train: run.loggers {name} failed at epoch {line['epoch']} ({_reason(error)}) and is left out "
+                    "from here on; history.jsonl has all values",
+                    stacklevel=2,
+                )
 
     def close(self) -> None:
         if self.writes:

@@ -10,22 +10,23 @@ from made_up import session, train
 
 from ltood_fast import _progress
 from ltood_fast._progress import progress_bar, progress_shown
-from ltood_fast.train import live
+from ltood_fast.train import history, live
 from ltood_fast.train.checks import check_run
 from ltood_fast.train.config import ConfigError, load_config
 from ltood_fast.train.history import History, read_history
 from ltood_fast.train.loop import Stage
+from ltood_fast.train.ranks import TrainingError
 from ltood_fast.train.session import embed
 
 
 def test_csv_has_every_epoch_after_a_resume(tmp_path):
     run = session(tmp_path, run__loggers="csv,tensorboard", simclr__epochs=3)
-    history = History(run, "simclr", 0)
+    opened = History(run, "simclr", 0)
     for epoch in range(3):
-        history.add({"epoch": epoch, "loss": 3.0 - epoch, "parts": {"psd": 1.0}, "lr": None})
-    history = History(run, "simclr", 2)  # as if killed after two epochs
-    history.add({"epoch": 2, "loss": 0.5, "parts": {}, "lr": 0.1})
-    history.close()
+        opened.add({"epoch": epoch, "loss": 3.0 - epoch, "parts": {"psd": 1.0}, "lr": None})
+    opened = History(run, "simclr", 2)  # as if killed after two epochs
+    opened.add({"epoch": 2, "loss": 0.5, "parts": {}, "lr": 0.1})
+    opened.close()
     with open(tmp_path / "csv" / "simclr" / "metrics.csv", newline="") as file:
         rows = list(csv.DictReader(file))
     assert [(row["step"], row["loss"], row["psd"], row["lr"]) for row in rows] == [
@@ -61,10 +62,34 @@ def test_loggers_of_other_packages_get_the_values(name, kind, tmp_path, monkeypa
     setattr(loggers, kind, Logger)
     for module in (types.ModuleType(name), types.ModuleType("pytorch_lightning"), loggers):
         monkeypatch.setitem(sys.modules, module.__name__, module)
-    history = History(session(tmp_path, run__loggers=name), "simclr", 0)
-    history.add({"epoch": 0, "loss": 2.0, "parts": {"psd": 1.0}, "lr": None})
-    history.close()
+    opened = History(session(tmp_path, run__loggers=name), "simclr", 0)
+    opened.add({"epoch": 0, "loss": 2.0, "parts": {"psd": 1.0}, "lr": None})
+    opened.close()
     assert seen == [("opened", f"{tmp_path.name}-simclr"), (0, {"loss": 2.0, "psd": 1.0}), "success"]
+
+
+def test_a_logger_that_fails_ends_no_run(tmp_path, monkeypatch):
+    from lightning_fabric.loggers import CSVLogger
+
+    def gone(self, values, step):
+        raise ConnectionError("server is gone\nmore")
+
+    monkeypatch.setattr(CSVLogger, "log_metrics", gone)
+    with pytest.warns(
+        UserWarning, match="run.loggers csv failed at epoch 0 .server is gone more. and is left out"
+    ) as said:
+        train(session(tmp_path, run__loggers="csv", simclr__epochs=2), "simclr")
+    assert len([warning for warning in said if "run.loggers" in str(warning.message)]) == 1
+    assert len(read_history(tmp_path / "simclr" / "history.jsonl")) == 2
+
+
+def test_a_logger_that_does_not_open_is_named(tmp_path, monkeypatch):
+    def refuses(*_):
+        raise LookupError("no such project")
+
+    monkeypatch.setitem(history.LOGGERS, "wandb", refuses)
+    with pytest.raises(TrainingError, match="run.loggers must be loggers that open here, got wandb .no such project"):
+        History(session(tmp_path, run__loggers="wandb"), "simclr", 0)
 
 
 def test_a_missing_logger_is_named_before_the_first_step(tmp_path, monkeypatch):
