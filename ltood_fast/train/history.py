@@ -133,8 +133,10 @@ class History:
 
     def close(self) -> None:
         if self.writes:
-            for logger in self.loggers.values():
+            for name, logger in self.loggers.items():
                 logger.finalize("success")
+                if name == "wandb":  # it would take the next stage for the same run, and drop its first epochs
+                    logger.experiment.finish()
 
 
 def read_history(path: Path) -> list[dict[str, Any]]:

@@ -58,6 +58,8 @@ def test_loggers_of_other_packages_get_the_values(name, kind, tmp_path, monkeypa
         def finalize(self, status):
             seen.append(status)
 
+        experiment = types.SimpleNamespace(finish=lambda: seen.append("finished"))
+
     loggers = types.ModuleType("pytorch_lightning.loggers")
     setattr(loggers, kind, Logger)
     for module in (types.ModuleType(name), types.ModuleType("pytorch_lightning"), loggers):
@@ -65,7 +67,12 @@ def test_loggers_of_other_packages_get_the_values(name, kind, tmp_path, monkeypa
     opened = History(session(tmp_path, run__loggers=name), "simclr", 0)
     opened.add({"epoch": 0, "loss": 2.0, "parts": {"psd": 1.0}, "lr": None})
     opened.close()
-    assert seen == [("opened", f"{tmp_path.name}-simclr"), (0, {"loss": 2.0, "psd": 1.0}), "success"]
+    assert seen == [
+        ("opened", f"{tmp_path.name}-simclr"),
+        (0, {"loss": 2.0, "psd": 1.0}),
+        "success",
+        *["finished"] * (name == "wandb"),
+    ]
 
 
 def test_a_logger_that_fails_ends_no_run(tmp_path, monkeypatch):
