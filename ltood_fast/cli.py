@@ -235,12 +235,17 @@ def run_train(args: argparse.Namespace, overrides: dict[str, Any]) -> None:
         raise SystemExit(exit_code(stop)) from None
 
 
-def own_images(args: argparse.Namespace, overrides: dict[str, Any]) -> tuple[str, dict[str, Any]]:
-    """The configuration of `ltood train --images`."""
+def own_images(args: argparse.Namespace, overrides: dict[str, Any]) -> tuple[str | None, dict[str, Any]]:
+    """(config, overrides) of `ltood train --images`; a run that is resumed keeps what the rules gave it."""
     from .train.config import config_values
     from .train.own_images import PRESET, own_overrides
     from .train.ranks import launched_ranks
 
+    saved, own = args.run_dir / "config.yaml", f"folder:{args.images.absolute()}"
+    if args.resume and saved.is_file():
+        if (before := config_values(str(saved)).get("data.id")) != own:
+            raise ValueError(f"argument --images must be the folder of the run in {args.run_dir}, {before}, got {own}")
+        return args.config, overrides
     if args.config is not None:
         overrides = {**config_values(args.config), **overrides}
     for key, option in (("data.id", "--images"), ("data.ood", "--ood")):

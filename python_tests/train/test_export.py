@@ -56,7 +56,7 @@ def test_the_card_loads_the_network_elsewhere(encoder, checkpoint, tmp_path):
     assert ("ltood_fast" in load) == (encoder == "tiny_conv")
     script = f"{load}\n{prepare}\nprint(features(prepare({str(picture)!r}))[0].tolist())"
     done = subprocess.run([sys.executable, "-c", script], cwd=folder, capture_output=True, text=True, check=True)
-    images = make_eval_transform(32)(torch.from_numpy(decode_file(picture, 32))[None])
+    images = make_eval_transform(32)(torch.from_numpy(decode_file(picture, 32).copy())[None])
     with torch.no_grad():
         torch.testing.assert_close(torch.tensor(json.loads(done.stdout)), model.embed(images)[0], rtol=1e-4, atol=1e-5)
 
@@ -127,7 +127,7 @@ def test_a_folder_is_embedded_with_its_files(checkpoint, tmp_path, capsys):
             str(tmp_path / "x.npy"), "--data.cache_dir", str(tmp_path / "cache")]  # fmt: skip
     assert main(argv) == 0
     assert (tmp_path / "x.csv").read_text() == "row,file\n0,0.png\n1,1.png\n2,2.png\n"
-    images = torch.stack([torch.from_numpy(decode_file(tmp_path / "photos" / f"{i}.png", 32)) for i in range(3)])
+    images = torch.stack([torch.from_numpy(decode_file(tmp_path / "photos" / f"{i}.png", 32).copy()) for i in range(3)])
     with torch.no_grad():
         expected = model.embed(make_eval_transform(32)(images))
     torch.testing.assert_close(torch.from_numpy(np.load(tmp_path / "x.npy")), expected)

@@ -66,6 +66,12 @@ def test_from_two_folders_to_the_files_at_the_end(photos, tmp_path, capsys):
     assert sorted(row["file"] for row in rows_of(run / "chosen_ood.csv")) == sorted(f"{i}.png" for i in range(12))
     assert {path.name for path in (run / "network").iterdir()} == {"backbone.pt", "preprocessing.json", "README.md"}
     assert main(["train", "--run-dir", str(run), "--resume"]) == 0  # the rules are in config.yaml
+    (run / "embeddings.npy").unlink()
+    assert main(["train", "--images", str(images), "--run-dir", str(run), "--resume", "--stage2.epochs", "2"]) == 0
+    assert np.load(run / "embeddings.npy").shape == (25, 16)
+    capsys.readouterr()
+    assert main(["train", "--images", str(pool), "--run-dir", str(run), "--resume"]) == 2
+    assert "argument --images must be the folder of the run in " in capsys.readouterr().err
 
 
 def test_images_without_classes_get_pages_to_look_at(photos, tmp_path, capsys):
