@@ -100,8 +100,12 @@ def allowed_of(field: dataclasses.Field, kind: Any) -> str:
 
 @functools.cache
 def comments() -> dict[str, str]:
-    """`{"section.key": comment}` of the lines of `train.config`."""
-    text = Path(config_module.__file__).read_text(encoding="utf-8")
+    """`{"section.key": comment}`: the comment behind a key's line in `train.config`, or that above it."""
+    return comments_of(Path(config_module.__file__).read_text(encoding="utf-8"))
+
+
+def comments_of(text: str) -> dict[str, str]:
+    """The same of the text of a module."""
     by_line = {
         token.start[0]: token.string.lstrip("# ").rstrip()
         for token in tokenize.generate_tokens(io.StringIO(text).readline)
@@ -115,7 +119,17 @@ def comments() -> dict[str, str]:
         for node in classes[class_name].body:
             if isinstance(node, ast.AnnAssign) and isinstance(node.target, ast.Name):
                 lines = range(node.lineno, node.end_lineno + 1)
-                found[f"{prefix}{node.target.id}"] = " ".join(by_line[line] for line in lines if line in by_line)
+                behind = [by_line[line] for line in lines if line in by_line]
+                found[f"{prefix}{node.target.id}"] = " ".join(behind or _above(node.lineno, by_line, text.splitlines()))
+    return found
+
+
+def _above(line: int, by_line: dict[int, str], texts: list[str]) -> list[str]:
+    """The lines of comment alone that end right above a line."""
+    found = []
+    while line > 1 and texts[line - 2].lstrip().startswith("#"):
+        line -= 1
+        found.insert(0, by_line[line])
     return found
 
 

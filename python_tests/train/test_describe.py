@@ -9,8 +9,9 @@ import torch
 
 from ltood_fast import doctor
 from ltood_fast.cli import main
+from ltood_fast.train import config
 from ltood_fast.train.config import PRESETS, known_keys, presets
-from ltood_fast.train.describe import comments, describe, preset_summary
+from ltood_fast.train.describe import comments, comments_of, describe, preset_summary
 from ltood_fast.train.recipes import RECIPES
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -18,6 +19,16 @@ ROOT = Path(__file__).resolve().parents[2]
 
 def test_every_key_has_a_comment():
     assert [key for key in known_keys() if not comments()[key]] == []
+
+
+def test_a_comment_may_stand_above_its_key():
+    text = Path(config.__file__).read_text()
+    moved = text.replace(
+        "    k: int = _number(1, 1)  # neighbours that are positives\n",
+        "    # neighbours that\n    # are positives\n    k: int = _number(1, 1)\n",
+    )
+    assert moved != text
+    assert comments_of(moved) == comments_of(text)
 
 
 def test_a_preset_is_listed_with_its_own_words():
