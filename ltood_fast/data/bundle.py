@@ -2,19 +2,23 @@
 
 from __future__ import annotations
 
+import warnings
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import torch
+from torch import Tensor
 
 from .image_files import ImageFiles
 from .image_set import DataBundle, DataError, ImageSet, user_path
 from .longtail import make_long_tailed, read_split
-from .sources import POOLS, open_set, read_list
+from .sources import POOLS, image_files, labels_by_class_folder, open_set, read_list
 
 if TYPE_CHECKING:
     from ..train.config import DataConfig
+
+LEAST_IMAGES = 4  # two to train on and two to test
 
 
 def load_data(config: DataConfig) -> DataBundle:
@@ -22,7 +26,8 @@ def load_data(config: DataConfig) -> DataBundle:
 
     ID sets: `digits` (its training, probe and test parts share no image), `cifar10`, `cifar100` and `folder:PATH`
     (`PATH/train`, and `PATH/test` or `PATH/val`, one folder a class), whose probe learns from the whole balanced
-    training part [paper] or from the rows of `probe_split`, and `list` (the `*_list` files). The long tail comes from
+    training part [paper] or from the rows of `probe_split`, and `list` (the `*_list` files). Any other folder gets a
+    test part by `drawn_parts`. The long tail comes from
     `split` or `imbalance`, or from the list itself. OOD sets: all of these, `letters`, `noise`, `npy:PATH` and
     the pools known by name (`random_images`, `imagenet_r`, `places_extra69`). A list's own path is relative to the
     working folder, every other one to the root.
@@ -30,6 +35,10 @@ def load_data(config: DataConfig) -> DataBundle:
     Raises:
         DataError: one sentence on what is missing, broken or does not fit.
     """
+    if (folder := _folder_without_test(config)) is not None:
+        train, labelled, test = _drawn(config, folder)
+        probe = _rows(config, labelled, config.probe_split) if config.probe_split else labelled
+        return DataBundle(train, _ood(config, train.images.shape[1]), probe, test, labelled)
     train, probe, test = _lists(config) if config.id == "list" else _parts(config)
     n_classes = max(len(s.class_names) for s in (train, probe, test))
     names = next(s.class_names for s in (probe, train, test) if len(s.class_names) == n_classes)
@@ -78,10 +87,10 @@ def _parts(config: DataConfig) -> tuple[ImageSet, ImageSet, ImageSet]:
     if kind != "folder":
         train, probe, test = (_open(config, config.id, part) for part in ("train", "probe", "test"))
         return _long_tail(config, train), probe, test
-    folder = (user_path(config.root) / user_path(path)).absolute()
-    held_out = next((p for p in ("test", "val") if (folder / p).is_dir()), None)
-    if held_out is None or not (folder / "train").is_dir():
-        raise DataError(f"data: {config.id} must hold the folders train, and test or val, got {folder}")
+    folder = _id_folder(config, path)
+    held_out = _held_out(folder)
+    if not (folder / "train").is_dir():
+        raise DataError(f"data: {folder} must hold the folder train in addition to {held_out}, got {held_out} alone")
     whole, test = (_open(config, f"folder:{folder / part}") for part in ("train", held_out))
     for images in (whole, test):
         if bool((images.labels < 0).any()):
@@ -90,6 +99,86 @@ def _parts(config: DataConfig) -> tuple[ImageSet, ImageSet, ImageSet]:
         names = ", ".join(alone[:5])
         raise DataError(f"data: train and {held_out} in {folder} must hold the same classes, got {names} in one only")
     return _long_tail(config, whole), whole, test
+
+
+def _id_folder(config: DataConfig, path: str) -> Path:
+    if not path:
+        raise DataError(f"data: data.id must be folder:PATH, got {config.id!r}")
+    return (user_path(config.root) / user_path(path)).absolute()
+
+
+def _held_out(folder: Path) -> str | None:
+    return next((part for part in ("test", "val") if (folder / part).is_dir()), None)
+
+
+def _folder_without_test(config: DataConfig) -> Path | None:
+    """The folder of training images, where `data.id` is one that holds no test part."""
+    kind, _, path = config.id.partition(":")
+    if kind != "folder":
+        return None
+    folder = _id_folder(config, path)
+    if _held_out(folder) is not None:
+        return None
+    return folder / "train" if (folder / "train").is_dir() else folder
+
+
+def training_files(folder: Path, fraction: float, seed: int) -> list[Path]:
+    """The training images of `folder:FOLDER`, before any imbalance.
+
+    Raises:
+        DataError: no such folder, or no image in it.
+    """
+    root = folder / "train" if (folder / "train").is_dir() else folder
+    files = image_files(root)
+    if _held_out(folder) is not None:
+        return files
+    labels, names = labels_by_class_folder(root, files)
+    is_test = draw_test(labels if len(names) > 1 else torch.full_like(labels, -1), fraction, seed)
+    return [file for file, test in zip(files, is_test.tolist(), strict=True) if not test]
+
+
+def _drawn(config: DataConfig, folder: Path) -> tuple[ImageSet, ImageSet, ImageSet]:
+    """Training, probe and test images of a folder without a test part. Where it tells fewer than two classes apart, the
+    three have no labels, and the probe set is the training set."""
+    whole = _open(config, f"folder:{folder}")
+    if len(whole) < LEAST_IMAGES:
+        raise DataError(f"data: folder must hold at least {LEAST_IMAGES} images, got {len(whole)} in {folder}")
+    if len(whole.class_names) < 2:
+        whole = whole.without_labels()
+    is_test = draw_test(whole.labels, config.test_fraction, config.seed)
+    train, test = (whole.subset(rows.nonzero().flatten()) for rows in (~is_test, is_test))
+    if not whole.class_names:
+        return _long_tail(config, train), train, test
+    labelled = (train.labels >= 0).nonzero().flatten()
+    if len(labelled) < len(train):
+        warnings.warn(
+            f"data: {len(train) - len(labelled)} images in {folder} lie in no class folder; they are trained on, and "
+            "take no part in the evaluation",
+            stacklevel=3,
+        )
+    probe = train.subset(labelled) if len(labelled) < len(train) else train
+    if untested := [whole.class_names[c] for c in (test.class_counts() == 0).nonzero().flatten()]:
+        warnings.warn(
+            f"data: a class of one image has none to test and counts in no accuracy: {', '.join(untested[:5])} "
+            f"({len(untested)} in all)",
+            stacklevel=3,
+        )
+    return _long_tail(config, train), probe, test
+
+
+def draw_test(labels: Tensor, fraction: float, seed: int) -> Tensor:
+    """bool [N], the rows of the test set: of each class the fraction, rounded, but at least one image and not all.
+
+    A class of one image is not tested. Rows without a label are drawn from only where no row has one.
+    """
+    is_test = torch.zeros(len(labels), dtype=torch.bool)
+    generator = torch.Generator().manual_seed(seed)
+    classes = labels.unique()
+    for c in classes[classes >= 0] if bool((labels >= 0).any()) else classes:
+        rows = (labels == c).nonzero().flatten()
+        n = min(max(round(fraction * len(rows)), 1), len(rows) - 1)
+        is_test[rows[torch.randperm(len(rows), generator=generator)[:n]]] = True
+    return is_test
 
 
 def _rows(config: DataConfig, whole: ImageSet, split: str) -> ImageSet:
@@ -127,7 +216,7 @@ def with_channels(images: torch.Tensor | ImageFiles, channels: int) -> torch.Ten
     if images.shape[1] == channels:
         return images
     if isinstance(images, ImageFiles):
-        raise DataError("data: data.workers must be 0 for a large OOD set in colour beside grey ID images")
+        raise DataError("data: data.workers must be 0 for a large OOD set in colour with grey ID images")
     if images.shape[1] == 1:
         return images.expand(-1, channels, -1, -1)
     luma = torch.tensor([0.299, 0.587, 0.114]).view(1, 3, 1, 1)

@@ -21,6 +21,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from .._progress import progress_bar
 from .image_set import ImageFileError, user_path
 
 IN_MEMORY_BYTES = 2 << 30  # a larger array is mapped, not read: sets larger than memory work, random reads cost time
@@ -77,7 +78,7 @@ def decode_files(files: Sequence[Path], image_size: int, cache_dir: str = "", na
 
 
 def _fingerprint(files: Sequence[Path], image_size: int) -> str:
-    """Of names, sizes and times of the files: a changed file is decoded again."""
+    """A hash of names, sizes and times of the files: a changed file is decoded again."""
     digest = hashlib.sha256(f"{FORMAT} {image_size}\n".encode())
     for file in files:
         status = regular_file(file)
@@ -173,8 +174,6 @@ def _decode_into_file(files: Sequence[Path], shape: tuple[int, ...], path: Path,
 
 
 def _decode_all(files: Sequence[Path], image_size: int, out: np.ndarray, name: str) -> None:
-    from tqdm import tqdm
-
     def decode_chunk(start: int) -> int:
         chunk = files[start : start + CHUNK]
         for row, file in enumerate(chunk, start):
@@ -184,7 +183,7 @@ def _decode_all(files: Sequence[Path], image_size: int, out: np.ndarray, name: s
     with (
         without_bomb_warnings(),
         ThreadPoolExecutor(min(32, 2 * (os.cpu_count() or 1))) as pool,
-        tqdm(total=len(files), desc=f"decode {name}", unit=" images", disable=len(files) < 1000, mininterval=1) as bar,
+        progress_bar(len(files), f"decode {name}") as bar,
     ):
         try:
             for done in pool.map(decode_chunk, range(0, len(files), CHUNK)):

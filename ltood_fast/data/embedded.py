@@ -2,8 +2,8 @@
 
 Both are white on black, one channel. The digits are scikit-learn's (UCI optical recognition of handwritten digits,
 1,797 images of 8x8 with 17 grey levels, each counted over 4x4 pixels of a scan). The letters are drawn here from the
-fonts that matplotlib ships, and go through the same 8x8 pixels and 17 levels: what tells the domains apart shall be the
-shapes, not the sharpness.
+fonts that matplotlib ships, and go through the same 8x8 pixels and 17 levels, so that the shapes tell the domains apart
+and not the sharpness.
 """
 
 from __future__ import annotations

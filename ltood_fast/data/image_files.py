@@ -43,7 +43,7 @@ def open_files(files: Sequence[Path], image_size: int, cache_dir: str, name: str
 
 
 class ImageFiles:
-    """What stands for a tensor uint8 [N, 3, size, size] of decoded files. A part of it are files again."""
+    """Stands for a tensor uint8 [N, 3, size, size] of decoded files. A part of it is files again."""
 
     dtype = torch.uint8
 
@@ -81,7 +81,7 @@ class Reader:
     """Batches by row of tensors and files one after the other: those of the ID images, then those of the OOD pool.
 
     Where there are files, worker processes put the batches together that `expect` has named; they stay until the reader
-    goes. Any other batch is put together when it is asked for, of the same images.
+    goes. Any other batch is put together on demand, of the same images.
     """
 
     def __init__(self, parts: Sequence[Tensor | ImageFiles]):
@@ -92,7 +92,7 @@ class Reader:
         self.loader = _loader(parts, workers) if workers else None
 
     def expect(self, batches: Sequence[Tensor]) -> None:
-        """The rows of the batches that will be asked for, in order; forgets those named before."""
+        """The rows of the batches that will be read, in order; forgets those named before."""
         if self.loader is not None:
             self.expected, self.ready = deque(batches), _read(self.loader, batches)
 
@@ -105,7 +105,7 @@ class Reader:
 
 
 class _Rows(Dataset):
-    """What a worker has of a reader."""
+    """The part of a reader that a worker has."""
 
     def __init__(self, parts: Sequence[Tensor | ImageFiles]):
         self.parts = parts
@@ -120,14 +120,14 @@ class _Rows(Dataset):
         return batch
 
     def __getitems__(self, rows: list[int]) -> Tensor | DataError:
-        """What is wrong is returned: the loader would wrap what is raised."""
+        """An error is returned: the loader would wrap one that is raised."""
         try:
             return self.read(torch.tensor(rows))
         except DataError as error:
             return error
 
 
-def _as_it_is(batch: Tensor | DataError) -> Tensor | DataError:
+def _unchanged(batch: Tensor | DataError) -> Tensor | DataError:
     return batch
 
 
@@ -136,7 +136,7 @@ def _loader(parts: Sequence[Tensor | ImageFiles], workers: int) -> DataLoader:
         _Rows(parts),
         batch_sampler=[],  # lists of rows, from `_read`
         num_workers=workers,
-        collate_fn=_as_it_is,
+        collate_fn=_unchanged,
         pin_memory=torch.cuda.is_available(),  # so that the copy to the device need not be waited for
         prefetch_factor=AHEAD,
         persistent_workers=True,

@@ -50,7 +50,10 @@ class ImageSet:
     labels: Tensor
     """int64 [N], -1 where unknown."""
     class_names: tuple[str, ...]
+    """Empty where no image has a label."""
     name: str
+    files: tuple[str, ...] = ()
+    """The file of each image, relative to its set's folder; empty where images are not files."""
 
     def __post_init__(self) -> None:
         if self.images.dtype != torch.uint8 or self.images.dim() != 4:
@@ -62,6 +65,9 @@ class ImageSet:
             raise DataError(
                 f"data: labels of {self.name} must be {len(self.images)}, one an image, got {tuple(self.labels.shape)}"
             )
+        if self.files and len(self.files) != len(self.images):
+            n = len(self.images)
+            raise DataError(f"data: files of {self.name} must be {n}, one an image, got {len(self.files)}")
         low, high = int(self.labels.min()), int(self.labels.max())
         if low < -1 or high >= len(self.class_names):
             raise DataError(
@@ -73,7 +79,11 @@ class ImageSet:
 
     def subset(self, rows: Tensor) -> ImageSet:
         """The images of the rows, in their order."""
-        return replace(self, images=self.images[rows], labels=self.labels[rows])
+        files = tuple(self.files[row] for row in rows.tolist()) if self.files else ()
+        return replace(self, images=self.images[rows], labels=self.labels[rows], files=files)
+
+    def without_labels(self) -> ImageSet:
+        return replace(self, labels=torch.full_like(self.labels, -1), class_names=())
 
     def class_counts(self) -> Tensor:
         """int64 [number of classes]: images of each class; unlabelled ones are not counted."""
@@ -87,9 +97,14 @@ class DataBundle:
     ood: ImageSet | None
     """The pool that out-of-distribution images are sampled from."""
     probe: ImageSet
-    """Balanced and labelled: what the linear probe and kNN learn from."""
+    """The images that the linear probe and kNN learn from: labelled, and balanced unless it is drawn from a folder."""
     test: ImageSet
     labelled: ImageSet | None = None
-    """What `data.probe_split` chose the probe set from: the rows of a few-shot split are of it. None: the probe set."""
+    """The set that `data.probe_split` chose from; a few-shot split counts its rows. None: the probe set."""
     pool: Tensor | None = None
     """uint8 [N_id + N_ood, C, H, W] on the training device, of which the images of `train` and `ood` are views."""
+
+    @property
+    def has_labels(self) -> bool:
+        """Whether accuracy can be measured; otherwise all labels are -1."""
+        return len(self.train.class_names) > 0

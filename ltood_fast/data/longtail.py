@@ -15,7 +15,7 @@ def exponential_counts(largest: int, n_classes: int, factor: float) -> list[int]
     """n_c = largest * factor^(-c / (n_classes - 1)), rounded down, at least 1 [Cui 2019]: the first class has `largest`
     images, the last one `largest / factor`."""
     if not factor >= 1:  # nor NaN
-        raise DataError(f"data: imbalance must be at least 1, or 0 for the set as it is, got {factor}")
+        raise DataError(f"data: imbalance must be at least 1, or 0 for the whole set, got {factor}")
     steps = max(n_classes - 1, 1)
     return [max(1, int(largest * factor ** (-c / steps) + 1e-9)) for c in range(n_classes)]
 

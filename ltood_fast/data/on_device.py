@@ -17,7 +17,7 @@ CHUNK = 4096  # images copied at a time: a set mapped from a file is larger than
 
 
 def put_on_device(data: DataBundle, device: torch.device, when: str) -> DataBundle:
-    """The bundle with its ID and OOD images in one tensor on the device, or as it is.
+    """The bundle with its ID and OOD images in one tensor on the device, or unchanged.
 
     Args:
         data: of `load_data`.

@@ -11,6 +11,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
+from .._keys import did_you_mean
 from .embedded import digits, letters
 from .image_files import ImageFiles, open_files
 from .image_set import DataError, ImageFileError, ImageSet, user_path
@@ -24,7 +25,7 @@ CONTAINERS = {"images", "train", "val", "test"}  # folders that hold a class or 
 
 @dataclass(frozen=True)
 class Source:
-    """What a source needs to know beside its path."""
+    """The path of a source and all options that apply to it."""
 
     path: str = ""
     root: str = ""
@@ -47,9 +48,16 @@ def open_set(spec: str, **options) -> ImageSet:
     """The set that a specification names: `digits`, `letters`, `cifar10`, `cifar100`, `folder:PATH`, `list:PATH`,
     `npy:PATH`, `noise`, and pools by name (`random_images`, `imagenet_r`, `places_extra69`), where they are unpacked
     below the root or at the path."""
-    kind, _, path = spec.partition(":")
+    kind, colon, path = spec.partition(":")
     if kind not in SOURCES:
-        raise DataError(f"data: set must be one of {', '.join(SOURCES)} (kind or kind:path), got {spec!r}")
+        hint = did_you_mean(kind, SOURCES)
+        if user_path(spec).is_dir():
+            hint = f", which is a folder: did you mean folder:{spec}?"
+        raise DataError(f"data: set must be one of {', '.join(SOURCES)} (kind or kind:path), got {spec!r}{hint}")
+    if path and kind in WITHOUT_PATH:
+        raise DataError(f"data: set must be {kind} without a path, got {spec!r}")
+    if not path and (colon or kind in WITH_PATH):
+        raise DataError(f"data: set must be {kind}:PATH, got {spec!r}")
     return SOURCES[kind](Source(path=path, **options))
 
 
@@ -67,7 +75,7 @@ def _cifar(source: Source, name: str) -> ImageSet:
     except (ImportError, RuntimeError, OSError) as error:
         reason = " ".join(str(error).split())
         raise DataError(
-            f"data: {name} needs torchvision, which cannot be imported beside this torch ({reason}): "
+            f"data: {name} needs torchvision, which cannot be imported with this torch ({reason}): "
             "install the CUDA build of torch and its torchvision, which also run without a GPU"
         ) from error
     make = {"cifar10": datasets.CIFAR10, "cifar100": datasets.CIFAR100}[name]
@@ -83,9 +91,12 @@ def _cifar(source: Source, name: str) -> ImageSet:
     return ImageSet(images, torch.tensor(data.targets), tuple(data.classes), name)
 
 
-def _folder(source: Source) -> ImageSet:
-    """`<class>/**/image`, Places' `<initial>/<class>/**/image`, or images without a class folder (label -1)."""
-    root = source.resolve(source.path).absolute()
+def image_files(root: Path) -> list[Path]:
+    """The images below a folder, sorted.
+
+    Raises:
+        DataError: no such folder, or no image in it.
+    """
     if not root.is_dir():
         raise DataError(f"data: folder must exist, got {root}")
     # os.walk: a class folder may be a link, which Path.rglob passes by
@@ -96,16 +107,29 @@ def _folder(source: Source) -> ImageSet:
         if Path(name).suffix.lower() in IMAGE_SUFFIXES
     )
     if not files:
-        raise DataError(f"data: folder must hold images, got none below {root}")
+        allowed = ", ".join(sorted(IMAGE_SUFFIXES))
+        raise DataError(f"data: folder must hold images ({allowed}), got none below {root}")
+    return files
+
+
+def labels_by_class_folder(root: Path, files: Sequence[Path]) -> tuple[torch.Tensor, tuple[str, ...]]:
+    """(int64 [N], -1 for an image that lies in no folder below the root; the names of the classes)."""
     folders = [f.relative_to(root).parts[:-1] for f in files]
     classes = [_below_initial(folder) for folder in folders]
     if not all(classes):
         classes = [folder[0] if folder else "" for folder in folders]
     names = tuple(sorted(set(classes) - {""}))
     index = {name: label for label, name in enumerate(names)}
-    labels = torch.tensor([index.get(name, -1) for name in classes])
+    return torch.tensor([index.get(name, -1) for name in classes]), names
+
+
+def _folder(source: Source) -> ImageSet:
+    """`<class>/**/image`, Places' `<initial>/<class>/**/image`, or images without a class folder (label -1)."""
+    root = source.resolve(source.path).absolute()
+    files = image_files(root)
+    labels, names = labels_by_class_folder(root, files)
     images = source.open_files(files, root.name)
-    return ImageSet(images, labels, names, root.name)
+    return ImageSet(images, labels, names, root.name, tuple(str(f.relative_to(root)) for f in files))
 
 
 def _list(source: Source) -> ImageSet:
@@ -134,7 +158,7 @@ def _list(source: Source) -> ImageSet:
         images = source.open_files(files, path.stem)
     except ImageFileError as error:
         raise DataError(f"{error} (line {_line_of(path, files.index(error.file))} of {path})") from error
-    return ImageSet(images, torch.tensor(labels), names, path.stem)
+    return ImageSet(images, torch.tensor(labels), names, path.stem, tuple(map(str, relative)))
 
 
 def _check_inside(root: Path, paths: Sequence[Path]) -> None:
@@ -186,7 +210,7 @@ def read_list(path: Path) -> tuple[list[Path], list[int]]:
 
 
 def _read_words(root: Path) -> dict[str, str]:
-    """ImageNet's `words.txt` beside the images, where there is one: "n01443537" -> "n01443537 goldfish"."""
+    """ImageNet's `words.txt` in the folder of the images, where there is one: "n01443537" -> "n01443537 goldfish"."""
     path = root / "words.txt"
     if not path.is_file():
         return {}
@@ -295,4 +319,5 @@ SOURCES: dict[str, Callable[[Source], ImageSet]] = {
         _folder, "http://places2.csail.mit.edu/download.html", "data_256_extra", "data_large_extra"
     ),
 }
+WITHOUT_PATH, WITH_PATH = ("digits", "letters", "noise"), ("folder", "list", "npy")
 POOLS = ("letters", "npy", "noise", "list", "random_images", "imagenet_r", "places_extra69")  # sets without a test part

@@ -23,11 +23,11 @@ class Agreement(TypedDict):
     nmi: float
     """Mutual information over the arithmetic mean of the entropies, in [0, 1]."""
     ari: float
-    """Share of pairs on which both agree, less what chance gives; 1 at best, about 0 by chance."""
+    """Share of pairs on which both agree, minus that by chance; 1 at best, about 0 by chance."""
 
 
 def agreement(assignments: Tensor, labels: Tensor) -> Agreement | None:
-    """Of clusters with classes.
+    """Agreement of clusters with classes.
 
     Args:
         assignments: integers [N], the cluster of each row.

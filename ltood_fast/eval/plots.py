@@ -55,7 +55,7 @@ class Picture(NamedTuple):
 def draw_pictures(results: RunResults) -> list[Picture]:
     """Every picture that the results have something to show for, in the order of the report."""
     drawn = []
-    if results.stages:
+    if results.stages and results.has_labels:
         drawn += [groups_picture(results), class_size_picture(results)]
     if results.resamplings:
         drawn.append(tailness_picture(results, results.resamplings[-1]))
@@ -63,6 +63,8 @@ def draw_pictures(results: RunResults) -> list[Picture]:
         drawn.append(history_picture(results))
     if any(stage.test_features is not None for stage in results.stages):
         drawn.append(embedding_picture(results))
+    for stage in (stage for stage in results.stages[-1:] if stage.without_labels is not None):
+        drawn += [clusters_picture(stage), retrieval_picture(stage)]
     return drawn
 
 
@@ -244,9 +246,7 @@ def _draw_taken(ax: Axes, text_ax: Axes, resampling: Resampling, shown: list[int
         ax.set_xlim(-0.5, columns - 0.5)
         for row, c in enumerate(shown):
             for column, image in enumerate(resampling.thumbnails[c]):
-                pixels = image.expand(3, -1, -1).permute(1, 2, 0).numpy()
-                extent = (column - 0.46, column + 0.46, row + 0.46, row - 0.46)
-                ax.imshow(pixels, extent=extent, aspect="auto", interpolation="nearest")
+                _draw_image(ax, image, column, row)
     if resampling.ood_classes:
         text_ax.set_title("their classes", loc="left")
         text_ax.set_xlim(0, 1)
@@ -308,15 +308,13 @@ def _line(n_points: int) -> dict:
 
 
 def embedding_picture(results: RunResults, *, method: str = "tsne", max_points: int = 1000, seed: int = 0) -> Picture:
-    """The test embeddings of each stage in two dimensions, tail classes on top.
+    """The test embeddings of each stage in two dimensions, tail classes on top; without labels, coloured by cluster.
 
     Args:
         method: ``tsne`` (of the 50 leading principal components of the unit rows) or ``pca``.
         max_points: test images shown at most, the same number of each class, the same images for each stage.
         seed: of the map.
     """
-    groups = split_groups(results.class_counts, results.scheme)
-    group_of = {c: group for group, classes in groups.items() for c in classes}
     stages = [stage for stage in results.stages if stage.test_features is not None]
 
     def draw() -> Figure:
@@ -326,29 +324,95 @@ def embedding_picture(results: RunResults, *, method: str = "tsne", max_points: 
             kept = _spread_over_classes(stage.test_labels, max_points)
             points = _in_two_dimensions(stage.test_features[kept], method, seed)
             labels = stage.test_labels[kept].numpy()
-            member = np.array([group_of[c] for c in labels])
-            for group, size, alpha in (("many", 9, 0.30), ("medium", 11, 0.45), ("few", 20, 0.85)):
-                inside = points[member == group]
-                ax.scatter(*inside.T, s=size, alpha=alpha, c=GROUP_COLORS[group], marker=GROUP_MARKERS[group],
-                           linewidths=0, label=group.capitalize())  # fmt: skip
-            _name_classes(ax, points, labels, group_of, results)
+            if results.has_labels:
+                _draw_groups(ax, points, labels, results)
+            else:
+                ax.scatter(*points.T, s=14, alpha=0.7, c=labels, cmap="tab20", linewidths=0)
             ax.set(title=stage.title, xticks=[], yticks=[], xlabel=f"{_METHOD_NAMES[method]} 1")
             ax.grid(visible=False)
         axes[0].set_ylabel(f"{_METHOD_NAMES[method]} 2")
-        handles, names = axes[0].get_legend_handles_labels()
-        legend = figure.legend(handles, names, loc="outside upper center", ncols=3, markerscale=1.6)
-        for handle in legend.legend_handles:
-            handle.set_alpha(1.0)
+        if results.has_labels:
+            handles, names = axes[0].get_legend_handles_labels()
+            legend = figure.legend(handles, names, loc="outside upper center", ncols=3, markerscale=1.6)
+            for handle in legend.legend_handles:
+                handle.set_alpha(1.0)
         return figure
 
+    shown, colours = (
+        ("equally many images of each class, at most", "Many, Medium and Few")
+        if results.has_labels
+        else ("at most", "cluster")
+    )
+    tail = " Few classes are on top and named; balanced features keep them apart from the rest."
+    more = tail if results.has_labels else ""
     return Picture(
         "embedding",
         "Map of the test embeddings",
-        f"{_METHOD_NAMES[method]} of test features, equally many images of each class, at most {max_points:,}. Few "
-        "classes are on top and named; balanced features keep them apart from the rest. Axes have no unit.",
-        f"Scatter plots of {len(stages)} stages: test images in two dimensions, coloured by Many, Medium and Few.",
+        f"{_METHOD_NAMES[method]} of test features, {shown} {max_points:,}.{more} Axes have no unit.",
+        f"Scatter plots of {len(stages)} stages: test images in two dimensions, coloured by {colours}.",
         _png(draw),
     )
+
+
+def _draw_groups(ax: Axes, points: np.ndarray, labels: np.ndarray, results: RunResults) -> None:
+    groups = split_groups(results.class_counts, results.scheme)
+    group_of = {c: group for group, classes in groups.items() for c in classes}
+    member = np.array([group_of[c] for c in labels])
+    for group, size, alpha in (("many", 9, 0.30), ("medium", 11, 0.45), ("few", 20, 0.85)):
+        inside = points[member == group]
+        ax.scatter(*inside.T, s=size, alpha=alpha, c=GROUP_COLORS[group], marker=GROUP_MARKERS[group], linewidths=0,
+                   label=group.capitalize())  # fmt: skip
+    _name_classes(ax, points, labels, group_of, results)
+
+
+def clusters_picture(stage: StageResult) -> Picture:
+    """A row a cluster, largest first: the training images nearest to its centroid."""
+    found = stage.without_labels
+    rows, sizes = found.cluster_images[:MAX_CLUSTERS], found.cluster_sizes[:MAX_CLUSTERS]
+    return Picture(
+        "clusters",
+        "Clusters of the training images",
+        f"k-means clusters of the features of {stage.title}, largest first, each with the images nearest to its "
+        "centroid.",
+        f"A row for each of {len(rows)} clusters of {', '.join(map(str, sizes))} images.",
+        _png(lambda: _thumbnail_rows(rows, [f"{size:,} images" for size in sizes])),
+    )
+
+
+def retrieval_picture(stage: StageResult) -> Picture:
+    """A row a query: a test image and the training images nearest to it."""
+    rows = stage.without_labels.retrieved
+    return Picture(
+        "retrieval",
+        "Nearest training images of test images",
+        f"Each row: a test image (left) and the training images nearest to it by the features of {stage.title}.",
+        f"{len(rows)} rows of thumbnails: a test image and its nearest training images.",
+        _png(lambda: _thumbnail_rows(rows, [f"test image {i + 1}" for i in range(len(rows))], gap=True)),
+    )
+
+
+def _thumbnail_rows(rows: list[Tensor], names: list[str], gap: bool = False) -> Figure:
+    """Images side by side, named on the left; `gap` sets the first one of a row apart."""
+    cell, columns = 0.72, max(map(len, rows)) + 0.4 * gap
+    figure = Figure(figsize=(1.5 + cell * columns, cell * len(rows)), layout="constrained")
+    ax = figure.subplots()
+    for y, images in enumerate(rows):
+        for i, image in enumerate(images):
+            x = i + 0.4 * (gap and i > 0)
+            _draw_image(ax, image, x, y)
+    ax.set(xlim=(-0.5, columns - 0.5), ylim=(len(rows) - 0.5, -0.5), xticks=[])
+    ax.set_yticks(range(len(rows)), names)
+    ax.tick_params(left=False)
+    ax.grid(visible=False)
+    for spine in ax.spines.values():
+        spine.set_visible(False)
+    return figure
+
+
+def _draw_image(ax: Axes, image: Tensor, x: float, y: int) -> None:
+    extent = (x - 0.46, x + 0.46, y + 0.46, y - 0.46)
+    pixels = image.expand(3, -1, -1).permute(1, 2, 0).numpy()
+    ax.imshow(pixels, extent=extent, aspect="auto", interpolation="nearest")
 
 
 _METHOD_NAMES = {"tsne": "t-SNE", "pca": "PCA"}

@@ -9,8 +9,9 @@ from pathlib import Path
 from typing import Any
 
 from .._files import write_atomic
+from .._keys import flatten
 from .plots import Picture, draw_pictures
-from .results import MEASURES, RunResults, measures_of, to_json
+from .results import MEASURES, STAGE_TITLES, RunResults, measures_of, to_json
 from .runs import SCHEMA, SCHEMA_VERSION
 from .signatures import Signature, check_signatures, format_signatures
 
@@ -56,41 +57,72 @@ def write_report(run_dir: str | Path, results: RunResults) -> Path:
 
 
 def report_data(results: RunResults, signatures: list[Signature]) -> dict[str, Any]:
-    """What report.json holds; `runs.read_report` reads it."""
+    """The content of report.json; `runs.read_report` reads it."""
     return {"schema": SCHEMA, "schema_version": SCHEMA_VERSION, **to_json(results), "signatures": to_json(signatures)}
 
 
 def render_page(results: RunResults, signatures: list[Signature], pictures: list[Picture]) -> str:
     """The page as one string of HTML."""
+    columns, table = _table(results)
+    return (
+        _environment()
+        .get_template("report.html.jinja")
+        .render(
+            results=results,
+            columns=columns,
+            table=table,
+            confusions=_confusions(results),
+            signatures=signatures,
+            warnings=sum(signature.state == "warning" for signature in signatures),
+            pictures=pictures,
+            base64=lambda png: base64.b64encode(png).decode(),
+            config=_pairs(to_json(results.config)),
+            build=_pairs({key: value for key, value in to_json(results.build).items() if key != "kernels"}),
+            kernels=_kernels(results),
+        )
+    )
+
+
+def render_live(
+    results: RunResults, picture: Picture, stage: str, epoch: int, epochs: int, left: float | None, every: float
+) -> str:
+    """The page of a run that trains.
+
+    Args:
+        results: its stages with nothing but their histories.
+        picture: of the histories.
+        stage, epoch, epochs: what trains, and how far it is.
+        left: seconds that the stage has left, None where that is not known.
+        every: seconds after which the page loads anew.
+    """
+    return _environment().get_template("live.html.jinja").render(
+        results=results, picture=picture, png=base64.b64encode(picture.png).decode(), stage=STAGE_TITLES[stage],
+        epoch=epoch, epochs=epochs, left=None if left is None else _duration(left), every=every,
+    )  # fmt: skip
+
+
+def _duration(seconds: float) -> str:
+    minutes = round(seconds / 60)
+    return f"{minutes // 60} h {minutes % 60} min" if minutes >= 60 else f"{max(minutes, 1)} min"
+
+
+def _environment() -> Any:
     import jinja2
 
-    columns, table = _table(results)
-    environment = jinja2.Environment(
+    return jinja2.Environment(
         loader=jinja2.PackageLoader("ltood_fast.eval", ""),
         autoescape=True,
         undefined=jinja2.StrictUndefined,
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    return environment.get_template("report.html.jinja").render(
-        results=results,
-        columns=columns,
-        table=table,
-        confusions=_confusions(results),
-        signatures=signatures,
-        warnings=sum(signature.state == "warning" for signature in signatures),
-        pictures=pictures,
-        base64=lambda png: base64.b64encode(png).decode(),
-        config=_flat(to_json(results.config)),
-        build=_flat({key: value for key, value in to_json(results.build).items() if key != "kernels"}),
-        kernels=_kernels(results),
-    )
 
 
 def _table(results: RunResults) -> tuple[list[str], list[tuple[str, list[str]]]]:
     """The titles of the columns, and (title, cells) of each stage."""
     values = [(stage.title, measures_of(to_json(stage))) for stage in results.stages]
-    columns = [m for m in MEASURES if m.key in ALWAYS or any(known[m.key] is not None for _, known in values)]
+    always = ALWAYS if results.has_labels else ()
+    columns = [m for m in MEASURES if m.key in always or any(known[m.key] is not None for _, known in values)]
     rows = [(title, [column.text(known[column.key]) for column in columns]) for title, known in values]
     return [column.title for column in columns], rows
 
@@ -119,13 +151,10 @@ def _kernels(results: RunResults) -> list[tuple[str, list[str]]]:
     ]
 
 
-def _flat(values: Mapping[str, Any], prefix: str = "") -> list[tuple[str, str]]:
+def _pairs(values: Mapping[str, Any]) -> list[tuple[str, str]]:
     """[("section.key", "value")] of nested dicts."""
-    pairs = []
-    for key, value in values.items():
-        if isinstance(value, Mapping):
-            pairs += _flat(value, f"{prefix}{key}.")
-        else:
-            text = ", ".join(map(str, value)) if isinstance(value, list) else str(value)
-            pairs.append((f"{prefix}{key}", text or "none"))
-    return pairs
+    texts = {
+        key: ", ".join(map(str, value)) if isinstance(value, list) else str(value)
+        for key, value in flatten(values).items()
+    }
+    return [(key, text or "none") for key, text in texts.items()]

@@ -1,4 +1,4 @@
-"""What a run found out, in one value: the trainer fills it, signatures, pictures and report read it.
+"""The results of a run in one value: the trainer fills it, signatures, pictures and report read it.
 
     RunResults
       stages       one StageResult for each of simclr, stage1, stage2 that ran, in that order
@@ -20,12 +20,12 @@ from torch import Tensor
 from ..ops import _check
 from .clustering import Agreement, agreement
 from .groups import GroupReport
+from .without_labels import PICTURE_ONLY, WithoutLabels
 
 if TYPE_CHECKING:
     from ..data.image_set import ImageSet
 
 STAGE_TITLES = {"simclr": "SimCLR", "stage1": "Stage 1", "stage2": "Stage 2", "joint": "Joint"}
-PICTURE_ONLY = {"picture_only": True}  # fields that feed pictures and stay out of report.json
 
 
 class Measure(NamedTuple):
@@ -54,6 +54,8 @@ MEASURES = (
     Measure("nmi", "NMI", ("clustering", "nmi"), scale=1, digits=3),
     Measure("ari", "ARI", ("clustering", "ari"), scale=1, digits=3),
     Measure("uniformity", "uniformity", ("uniformity",), scale=1, digits=3),
+    Measure("silhouette", "silhouette", ("without_labels", "silhouette"), scale=1, digits=3),
+    Measure("view_recall", "views found", ("without_labels", "view_recall")),
     Measure("alignment", "alignment", ("alignment",), scale=1, digits=3),
 )
 
@@ -75,20 +77,22 @@ class StageResult:
 
     name: str
     """``simclr``, ``stage1`` or ``stage2``."""
-    probe: GroupReport
-    """Linear probe, in groups."""
-    confusion: list[list[int]]
+    probe: GroupReport | None = None
+    """Linear probe, in groups; None where no image has a label."""
+    confusion: list[list[int]] = field(default_factory=list)
     """[C, C] test images by true class (row) and the linear probe's answer (column)."""
     knn: GroupReport | None = None
     """Weighted kNN, in groups."""
     few_shot: GroupReport | None = None
     """Linear probe that learnt from a few images a class, in groups."""
     clustering: Agreement | None = None
-    """Of k-means clusters of the test features with the classes."""
+    """Agreement of k-means clusters of the test features with the classes."""
     uniformity: float | None = None
-    """Of the test features, see `geometry.uniformity`."""
+    """See `geometry.uniformity`, of the test features."""
     alignment: float | None = None
-    """Of the features of two random views of test images, see `geometry.alignment`."""
+    """See `geometry.alignment`, of two random views of test images."""
+    without_labels: WithoutLabels | None = None
+    """Takes the place of all accuracies where no image has a label."""
     history: list[dict[str, Any]] = field(default_factory=list)
     """The lines of history.jsonl, one an epoch: ``epoch``, ``loss``, ``images_per_second`` and, where known, ``parts``
     (loss terms by name), ``seconds`` (of the epoch, re-sampling included), ``resample_seconds``, ``neighbor_purity``
@@ -97,7 +101,7 @@ class StageResult:
     test_features: Tensor | None = field(default=None, metadata=PICTURE_ONLY)
     """[T, F] for the embedding map."""
     test_labels: Tensor | None = field(default=None, metadata=PICTURE_ONLY)
-    """int64 [T]."""
+    """int64 [T], the classes, or without labels the clusters."""
 
     @property
     def title(self) -> str:
@@ -127,7 +131,7 @@ class Resampling:
     """Per cluster, OOD class name -> images taken, most frequent first, where the OOD set has labels."""
     seconds: float | None = None
     clustering: Agreement | None = None
-    """Of the clusters with the classes of the ID images, where labels are at hand."""
+    """Agreement of the clusters with the classes of the ID images, where labels are at hand."""
     thumbnails: list[Tensor] | None = field(default=None, metadata=PICTURE_ONLY)
     """Per cluster uint8 [up to n, C, H, W]: the first OOD images taken, nearest first."""
 
@@ -147,6 +151,10 @@ class RunResults:
     config: Mapping[str, Any] = field(default_factory=dict)
     build: Mapping[str, Any] = field(default_factory=dict)
     """`ltood_fast.build_info()` of the run."""
+
+    @property
+    def has_labels(self) -> bool:
+        return len(self.class_names) > 0
 
     def stage(self, name: str) -> StageResult | None:
         return next((stage for stage in self.stages if stage.name == name), None)
@@ -239,7 +247,7 @@ def _taken_classes(ood: ImageSet, taken: list[Tensor]) -> list[dict[str, int]] |
 
 
 def to_json(value: Any) -> Any:
-    """Plain JSON values: dataclasses become dicts (less the fields that only feed pictures), tensors lists, NaN and
+    """Plain JSON values: dataclasses become dicts (without the fields that only feed pictures), tensors lists, NaN and
     infinities null, paths and other objects their text."""
     if is_dataclass(value) and not isinstance(value, type):
         kept = [f.name for f in fields(value) if not f.metadata.get("picture_only")]

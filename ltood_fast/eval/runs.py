@@ -26,12 +26,13 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from .._files import write_atomic
+from .._keys import flatten
 from .results import MEASURES, STAGE_TITLES, Measure, measures_of
 
 SCHEMA, SCHEMA_VERSION = "ltood_fast.report", 1
 TABLE_SCHEMA = "ltood_fast.runs"
 REPETITION = re.compile(r"(?:seed|split)[-_]?\d+")
-# What repetitions of one variant may differ in: the seed, the split, where files lie and where it ran.
+# Keys in which repetitions of one variant may differ: the seed, the split, where files lie and where it ran.
 FREE_KEYS = re.compile(r"seed|data\.(seed|split|root|ood_root|cache_dir|\w+_list)|stage2\.guide|run\..*")
 
 
@@ -80,7 +81,7 @@ class Run:
     """One report.json."""
 
     variant: str
-    """Folders between the one that was searched and the run, less repetitions and what all runs have in common."""
+    """Folders between the one that was searched and the run, without repetitions and folders that all runs share."""
     folder: Path
     report: dict[str, Any] = field(repr=False)
 
@@ -146,7 +147,7 @@ def find_runs(folder: str | Path) -> list[Run]:
     """Every run below a folder, in the order of the paths (of their numbers where they have some).
 
     Raises:
-        ValueError: there is none, or a report.json is none of ours.
+        ValueError: there is none, or a report.json is not ltood_fast's.
     """
     folder = Path(folder)
     paths = sorted(folder.rglob("report.json"), key=_natural)
@@ -192,7 +193,9 @@ def mixed_settings(runs: Iterable[Run]) -> dict[str, list[str]]:
     splits, paths and `run.*` aside."""
     grouped: dict[str, list[dict[str, str]]] = {}
     for run in runs:
-        grouped.setdefault(run.variant, []).append(_flat(run.report["config"]))
+        grouped.setdefault(run.variant, []).append(
+            {key: json.dumps(value) for key, value in flatten(run.report["config"]).items()}
+        )
     mixed = {}
     for variant, configs in grouped.items():
         keys = {key for config in configs for key in config if not FREE_KEYS.fullmatch(key)}
@@ -201,13 +204,6 @@ def mixed_settings(runs: Iterable[Run]) -> dict[str, list[str]]:
         if different:
             mixed[variant] = different
     return mixed
-
-
-def _flat(values: dict[str, Any], prefix: str = "") -> dict[str, str]:
-    flat = {}
-    for key, value in values.items():
-        flat |= _flat(value, f"{prefix}{key}.") if isinstance(value, dict) else {f"{prefix}{key}": json.dumps(value)}
-    return flat
 
 
 def known_measures(rows: Sequence[Row]) -> list[Measure]:

@@ -1,4 +1,4 @@
-"""What a classifier of features got right, and the checks that the classifiers share."""
+"""The score of a classifier of features, and the checks that the classifiers share."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Failure signatures of the method, checked on a run's results and spoken in plain sentences.
+"""Failure signatures of the method, checked on a run's results and reported in plain sentences.
 
 METHOD: a high spread over Many, Medium and Few says that the OOD images do not reach the tail classes (look at how
 tailness is distributed); stage 2 below stage 1 says that distillation holds the student back; re-sampling that takes
@@ -36,7 +36,7 @@ class Signature:
     """``ok``, ``warning`` or ``unknown`` (the run holds nothing to judge by)."""
     sentence: str
     remedy: str = ""
-    """What to try; empty unless the state is ``warning``."""
+    """A remedy to try; empty unless the state is ``warning``."""
 
 
 def check_signatures(results: RunResults) -> list[Signature]:
@@ -59,7 +59,9 @@ def _verdict(name: str, bad: bool, sentence: str, remedy: str) -> Signature:
 
 def _group_spread(name: str, results: RunResults) -> Signature:
     """High spread over the groups, by itself or against the baseline of the run."""
-    judged = [stage for stage in results.stages if stage.probe["std"] is not None]
+    judged = [stage for stage in results.stages if stage.probe is not None and stage.probe["std"] is not None]
+    if not results.has_labels:
+        return Signature(name, "unknown", "No image has a label, so there are no groups of classes to compare.")
     if not judged:
         return Signature(name, "unknown", "No stage was evaluated, so the spread over the groups is not known.")
     last, baseline = judged[-1], results.stage("simclr")
@@ -82,6 +84,8 @@ def _group_spread(name: str, results: RunResults) -> Signature:
 
 def _stage2_below_stage1(name: str, results: RunResults) -> Signature:
     first, second = results.stage("stage1"), results.stage("stage2")
+    if not results.has_labels:
+        return Signature(name, "unknown", "No image has a label, so the stages cannot be compared by accuracy.")
     if first is None or second is None:
         return Signature(name, "unknown", "Stage 1 and stage 2 were not both evaluated, so they cannot be compared.")
     a, b = first.probe["overall"], second.probe["overall"]
@@ -183,6 +187,8 @@ def _resampling_time(name: str, results: RunResults) -> Signature:
 
 def _neighbor_purity(name: str, results: RunResults) -> Signature:
     lines = [line for stage in results.stages for line in stage.history if line.get("neighbor_purity") is not None]
+    if not results.has_labels:
+        return Signature(name, "unknown", "No image has a label, so the purity of pseudo-positives is not known.")
     if not lines:
         return Signature(name, "unknown", "The purity of pseudo-positives was not logged.")
     if results.config.get("stage1", {}).get("neighbor_weight") == 0:
@@ -277,7 +283,7 @@ def _correlation(values: list[float], sizes: list[int]) -> float | None:
 
 
 def _class_correlation(last: Resampling, finite: list[int], results: RunResults) -> float | None:
-    """Of a class's mean tailness (that of its images' clusters) with the log of its size."""
+    """The correlation of a class's mean tailness (that of its images' clusters) with the log of its size."""
     if last.cluster_classes is None:
         return None
     members = torch.tensor(last.cluster_classes, dtype=torch.float64)[finite]  # [K, C]

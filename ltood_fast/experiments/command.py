@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import difflib
 import json
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from .. import _files
+from .._keys import did_you_mean
 from ..eval.results import to_json
 from .grid import GridResult, Run, collect, plan_runs, train_grid
 from .outcomes import Outcomes, read_outcomes
@@ -26,8 +26,7 @@ FOLDERS = ("data.root", "data.ood_root", "data.cache_dir")
 def find_experiment(name: str) -> Experiment:
     if name in EXPERIMENTS:
         return EXPERIMENTS[name]
-    near = difflib.get_close_matches(name, EXPERIMENTS, n=1)
-    hint = f", did you mean {near[0]}?" if near else ""
+    hint = did_you_mean(name, EXPERIMENTS)
     raise ExperimentError(f"experiment: name must be one of {', '.join(EXPERIMENTS)}, got {name!r}{hint}")
 
 
@@ -50,6 +49,8 @@ def run_experiment(name: str, setting: Setting, *, train: bool = True) -> str:
     experiment = find_experiment(name)
     if setting.jobs < 1:
         raise ExperimentError(f"experiment: jobs must be at least 1, got {setting.jobs}")
+    if setting.output.exists() and not setting.output.is_dir():
+        raise ExperimentError(f"experiment: output must be a folder, got the file {setting.output}")
     variants = experiment.variants(setting)
     runs = plan_runs(setting, variants)
     result = train_grid(setting, runs) if train else collect(runs)

@@ -55,7 +55,7 @@ class CheckpointError(RuntimeError):
 
 
 def rng_state() -> dict[str, Any]:
-    """Of torch (CPU and, where there is one, CUDA), NumPy and Python, as values that `weights_only` loading allows."""
+    """Random states of torch (CPU, and CUDA if any), NumPy and Python, as values that `weights_only` loading allows."""
     name, keys, position, has_gauss, cached = np.random.get_state()
     return {
         "torch": torch.get_rng_state(),
@@ -118,6 +118,8 @@ def load_tensors(path: Path) -> tuple[dict[str, Any], bool]:
     seal = SEAL.fullmatch(content[-SEAL_BYTES:])
     if seal and hashlib.sha256(memoryview(content)[:-SEAL_BYTES]).hexdigest().encode() != seal[1]:
         raise _refused(path, whole, "a damaged one (its content is not that of its checksum)")
+    if not content.startswith(b"PK"):
+        raise _refused(path, whole, "an empty file" if not content else "a file of another kind")
     try:
         state = torch.load(io.BytesIO(content), map_location="cpu", weights_only=True)
     except Exception as error:  # bytes that torch did not write can raise anything in its reader

@@ -9,6 +9,8 @@ import warnings
 
 from .._faiss import load_faiss
 from .checkpoint import load_checkpoint
+from .encoders import initialise
+from .history import check_loggers
 from .methods import METHODS, Joint, Stage1, Stage2, first_state
 from .methods.samplers import sampler_of
 from .ranks import TrainingError, on_first_rank
@@ -23,11 +25,14 @@ def check_run(session: Session) -> None:
 
     Raises:
         ValueError, TrainingError: a stage cannot be trained on this data.
+        ConfigError: the network cannot be made for the images, or not with the weights of model.init.
         CheckpointError: a checkpoint of the run, or the guide, cannot be used.
         DataError: the list or split of the few-shot probe cannot be used.
-        ImportError: a stage needs FAISS, and it cannot be imported.
+        ImportError: a stage needs FAISS, or a logger its package, and it cannot be imported.
     """
     small: dict[str, int] = {}
+    check_loggers(session.config.run.loggers)
+    initialise(session.new_model().encoder, session.config.model, session.channels, session.config.data.image_size)
     for stage in session.config.stages:
         METHODS[stage].check(session)
         _check_checkpoint(session, stage)
@@ -109,7 +114,7 @@ def _check_evaluation(session: Session) -> None:
     from .evaluate import few_shot_set
 
     labels = session.data.probe.labels
-    if not bool((labels != labels[0]).any()):
+    if session.data.has_labels and not bool((labels != labels[0]).any()):
         raise ValueError(
             f"train: the probe set must hold at least two classes for the evaluation, got class {int(labels[0])} only"
         )

@@ -6,7 +6,8 @@ Every value has a type and a range; an unknown key and a value of the wrong type
 from __future__ import annotations
 
 import dataclasses
-import difflib
+import datetime
+import functools
 import json
 import math
 from dataclasses import dataclass, field
@@ -14,8 +15,13 @@ from pathlib import Path
 from typing import Any, get_args, get_origin, get_type_hints
 
 from .._files import write_atomic
+from .._keys import did_you_mean, flatten
 
 PRESETS = Path(__file__).resolve().parent.parent / "configs"
+MOST = 2**31 - 1
+MOST_EPOCHS = 10**6
+MOST_SEED = 10**9  # k-means adds the epoch to it, and FAISS takes 32 bits
+LIBRARIES = ("torchvision:", "timm:")  # of encoders by name
 STAGES = ("simclr", "stage1", "stage2", "joint")
 OLD_PRESETS = {"cifar10_lt_hour": "cifar10_lt_small"}  # name in saved commands and results -> name today
 
@@ -24,12 +30,20 @@ class ConfigError(ValueError):
     """A sentence about one key of the configuration."""
 
 
-def _number(default: float, low: float = 0, high: float = math.inf) -> Any:
+def _number(default: float, low: float = 0, high: float | None = None) -> Any:
+    """`high` None: no bound for a number, MOST for an integer, which goes into 32 bits somewhere."""
+    if high is None:
+        high = MOST if isinstance(default, int) else math.inf
     return field(default=default, metadata={"low": low, "high": high})
 
 
-def _choice(default: str, *others: str) -> Any:
-    return field(default=default, metadata={"choices": (default, *others)})
+def _choice(default: str, *others: str, prefixes: tuple[str, ...] = ()) -> Any:
+    """`prefixes`: any name after one of them is allowed, too."""
+    return field(default=default, metadata={"choices": (default, *others), "prefixes": prefixes})
+
+
+def _list_of(default: str, *others: str) -> Any:
+    return field(default=(default,), metadata={"items": (default, *others)})
 
 
 @dataclass(frozen=True)
@@ -41,13 +55,14 @@ class DataConfig:
     root: str = ""  # folder that relative paths refer to
     ood_root: str = ""  # the same for the OOD set; empty: root
     id_list: str = ""  # `path label` lists, for sets of the kind `list`
-    ood_list: str = ""
+    ood_list: str = ""  # the same of the OOD pool; labels are for the report
     probe_list: str = ""  # balanced labelled set of the linear probe
-    test_list: str = ""
+    test_list: str = ""  # balanced labelled set that is tested on
     few_shot_list: str = ""  # of the few-shot probe; or .npy indices of the probe set; empty: see eval.few_shot
     split: str = ""  # official .npy index split of the ID set
     probe_split: str = ""  # the same of the linear probe's training set; empty: the whole training part
-    imbalance: float = _number(0.0)  # largest class / smallest class, exponential in between; 0 or 1: as it is
+    test_fraction: float = _number(0.2, 0.01, 0.9)  # of each class, of a folder that has no test part
+    imbalance: float = _number(0.0)  # largest class / smallest class, exponential in between; 0 or 1: unchanged
     class_order: str = _choice("fixed", "shuffled")  # [ltood_fast] large classes: by number, or drawn from the seed
     image_size: int = _number(32, 4, 1024)  # pixels
     cache_dir: str = ""  # where decoded sets are kept; empty: under the user's cache folder
@@ -56,7 +71,7 @@ class DataConfig:
         0, 0, 1024
     )  # processes that decode sets over 2 GiB as they are used; 0: decoded once, cached
     ood_size: int = _number(0)  # images to render or to keep at most; 0: all
-    seed: int = _number(0)  # of the imbalance's and the pool's random choices
+    seed: int = _number(0, 0, MOST_SEED)  # of the imbalance's and the pool's random choices
 
 
 @dataclass(frozen=True)
@@ -64,37 +79,40 @@ class AugmentConfig:
     """SimCLR's augmentation; the defaults are the source's for CIFAR."""
 
     crop_min: float = _number(0.1, 0.01, 1.0)  # smallest part of the area that a random resized crop keeps
-    crop_max: float = _number(1.0, 0.01, 1.0)
+    crop_max: float = _number(1.0, 0.01, 1.0)  # largest part of it
     flip: float = _number(0.5, 0, 1)  # probability of a horizontal flip
     rotate: float = _number(0.0, 0, 180)  # [ltood_fast] degrees at most, for sets without colour such as digits
     shift: float = _number(0.0, 0, 0.5)  # [ltood_fast] share of the image's side at most
     jitter: float = _number(0.4, 0, 1)  # strength for brightness, contrast, saturation; hue a quarter of it
-    jitter_p: float = _number(0.8, 0, 1)
-    gray_p: float = _number(0.2, 0, 1)
-    blur_p: float = _number(0.0, 0, 1)  # 0.5 for ImageNet
+    jitter_p: float = _number(0.8, 0, 1)  # probability of the colour jitter
+    gray_p: float = _number(0.2, 0, 1)  # probability of a grey view
+    blur_p: float = _number(0.0, 0, 1)  # probability of a blurred view; 0.5 for ImageNet
 
 
 @dataclass(frozen=True)
 class ModelConfig:
-    encoder: str = _choice("resnet18", "resnet50", "small_resnet", "tiny_conv")
+    encoder: str = _choice(  # one of these, or any network of torchvision or timm without its classifier
+        "resnet18", "resnet50", "small_resnet", "tiny_conv", prefixes=LIBRARIES
+    )
+    init: str = ""  # weights that training starts from: a file, or timm for timm's pretrained ones; empty: random
     stem: str = _choice("cifar", "imagenet")  # resnet18/50: 3x3 stride 1 without pooling, or 7x7 stride 2 with it
     width: int = _number(24, 1, 4096)  # small_resnet, tiny_conv: channels of the first stage
-    hidden: int = _number(512, 1, 65536)  # projection head
-    out: int = _number(128, 1, 65536)
-    channels_last: bool = False
+    hidden: int = _number(512, 1, 65536)  # width of the projection head
+    out: int = _number(128, 1, 65536)  # width of the embeddings that the losses compare
+    channels_last: bool = False  # memory layout of images and weights; faster on most devices
     sync_batchnorm: bool = True  # [ltood_fast] on several ranks: BatchNorm over the batch of all of them
 
 
 @dataclass(frozen=True)
 class OptimConfig:
-    name: str = _choice("sgd", "adamw")
+    name: str = _choice("sgd", "adamw")  # optimiser
     batch_size: int = _number(512, 2)  # images of all ranks; twice as many views
     micro_batch: int = _number(0)  # [ltood_fast] images of a rank in memory at a time, see grad_cache; 0: all
-    lr: float = _number(0.5)
-    momentum: float = _number(0.9, 0, 1)  # sgd
-    weight_decay: float = _number(1e-4)
+    lr: float = _number(0.5)  # highest rate, after the warm-up; 0.5 for a batch of 512 [paper]
+    momentum: float = _number(0.9, 0, 1)  # of sgd
+    weight_decay: float = _number(1e-4)  # of all parameters [paper]
     warmup_epochs: int = _number(10)  # linear to lr, then cosine to min_lr
-    min_lr: float = _number(1e-6)
+    min_lr: float = _number(1e-6)  # rate at the end [paper]
 
 
 @dataclass(frozen=True)
@@ -109,8 +127,8 @@ class BaseConfig:
 class SimCLRConfig:
     """The baseline: instance discrimination on the ID set alone."""
 
-    epochs: int = _number(2000, 1)
-    temperature: float = _number(0.2, 1e-3)
+    epochs: int = _number(2000, 1, MOST_EPOCHS)  # of this stage [paper]
+    temperature: float = _number(0.2, 1e-3)  # of the softmax [paper]
 
 
 @dataclass(frozen=True)
@@ -122,29 +140,29 @@ class Stage1Config:
     `mutual`, an image keeps lam if it is the nearest of its nearest image, whatever `neighbors` is.
     """
 
-    epochs: int = _number(2000, 1)
+    epochs: int = _number(2000, 1, MOST_EPOCHS)  # of this stage, warm-up included [paper]
     init: str = _choice("scratch", "simclr")  # [ltood_fast] simclr: go on from that stage's weights
-    temperature: float = _number(0.2, 1e-3)
-    alpha: float = _number(0.3)  # [paper]
+    temperature: float = _number(0.2, 1e-3)  # of the softmax [paper]
+    alpha: float = _number(0.3)  # weight of the domain loss L_DD [paper]
     k: int = _number(1, 1)  # neighbours that are positives
     warmup_epochs: int = _number(100)  # NT-Xent on ID alone before the first sampling
     resample_every: int = _number(25, 1)  # T, epochs [paper]
     budget: int = _number(10000, 1)  # N_b, OOD images [paper]
-    ood_strategy: str = _choice("tailness", "random", "none")
+    ood_strategy: str = _choice("tailness", "random", "none")  # how OOD images are chosen; none: ID images alone
     targets: str = _choice("clusters", "samples")  # [ltood_fast] OOD images must be near to these, see choose_ood
     target_samples: int = _number(256, 1)  # [ltood_fast] how many of the sparsest ID images are targets
-    clusters: int = _number(10, 1)
+    clusters: int = _number(10, 1)  # of the ID images, which share the budget [Bai 2023]
     tailness_k: int = _number(10, 1)  # neighbours of the density, or largest probabilities of the momentum score
     tailness: str = _choice("sparsity", "momentum")  # of an ID image; momentum: COLT's, see methods.colt_tailness
     tailness_momentum: float = _number(0.97, 0, 1)  # of the last epochs' score [Bai 2023]
-    budget_temperature: float = _number(1.0, 1e-3)  # [ltood_fast] T_c
-    refine_steps: int = _number(100)  # [ltood_fast] KL refinement of the k-means centroids; 0: k-means as it is
-    refine_lr: float = _number(0.1)  # [ltood_fast]
+    budget_temperature: float = _number(1.0, 1e-3)  # [ltood_fast] T_c; smaller: more for the sparsest clusters
+    refine_steps: int = _number(100)  # [ltood_fast] KL refinement of the k-means centroids; 0: plain k-means
+    refine_lr: float = _number(0.1)  # [ltood_fast] rate of that refinement
     cluster_space: str = _choice("features", "projection")  # [ltood_fast] which embeddings are clustered and searched
     neighbors: str = _choice("in_batch", "queue", "dataset")  # [ltood_fast] where the neighbours of a row come from
-    queue_size: int = _number(4096, 1)  # rows
+    queue_size: int = _number(4096, 1)  # rows of the queue
     same_domain: bool = True  # neighbours from the own domain only
-    neighbor_weight: float = _number(1.0)  # [ltood_fast] lam
+    neighbor_weight: float = _number(1.0)  # [ltood_fast] lam, weight of the pseudo-positives; 0: none
     neighbor_weighting: str = _choice("none", "density", "gate", "mutual")  # [ltood_fast] who keeps lam, see above
     gate: float = _number(0.4, 0, 1)  # [ltood_fast] share of the densest images that do
 
@@ -154,15 +172,15 @@ class Stage2Config:
     """ID images alone, guided by the frozen network of stage 1."""
 
     guide: str = ""  # [ltood_fast] checkpoint of the network that guides; empty: the one of this run's stage 1
-    epochs: int = _number(500, 1)
-    temperature: float = _number(0.2, 1e-3)
+    epochs: int = _number(500, 1, MOST_EPOCHS)  # of this stage [paper]
+    temperature: float = _number(0.2, 1e-3)  # of the softmax [paper]
     lr_scale: float = _number(1.0)  # [ltood_fast] times optim.lr, as the student starts trained
-    beta: float = _number(0.4)  # [paper]
-    distill: str = _choice("relational", "feature")  # [ltood_fast]
+    beta: float = _number(0.4)  # weight of the distillation [paper]
+    distill: str = _choice("relational", "feature")  # [ltood_fast] similarities or features are distilled
     k: int = _number(5, 1)  # [ltood_fast] positives that the guide chooses
     weighted: bool = True  # similarity sets the forces [paper]
-    gamma: float = _number(1.0)  # [ltood_fast]
-    clusters: int = _number(10, 1)
+    gamma: float = _number(1.0)  # [ltood_fast] exponent of the forces
+    clusters: int = _number(10, 1)  # of the guide's features, which choose negatives
     guide_views: str = _choice("augmented", "clean")  # [ltood_fast] the guide sees the student's views, or images
 
 
@@ -172,24 +190,26 @@ class EvalConfig:
 
     probe: str = _choice("logistic", "sgd")  # sgd: the source's protocol; logistic [ltood_fast]: without a rate
     few_shot: int = _number(0)  # images a class of a second probe, which learns from these alone; 0: none
-    knn_k: int = _number(20, 1)
+    knn_k: int = _number(20, 1)  # neighbours of the kNN classifier; cut to the size of the probe set
     groups: str = _choice("rank", "count")  # rank: 4/3/3 classes as on CIFAR-10; count: 100 and 20 images
 
 
 @dataclass(frozen=True)
 class RunConfig:
-    device: str = _choice("auto", "cpu", "cuda")
-    precision: str = _choice("32-true", "bf16-mixed")
-    threads: int = _number(0)  # 0: torch's own choice
+    device: str = _choice("auto", "cpu", "cuda")  # auto: the GPU where there is one
+    precision: str = _choice("32-true", "bf16-mixed")  # of the network; the losses are float32
+    threads: int = _number(0, 0, 1024)  # of the CPU; 0: torch's own choice
     checkpoint_every: int = _number(1, 1)  # epochs
     timeout: float = _number(600.0, 1)  # seconds a rank waits for another one before the run ends
-    progress: bool = True
+    progress: bool = True  # bars of training, decoding and embedding
+    loggers: tuple[str, ...] = _list_of("tensorboard", "csv", "wandb", "mlflow", "none")  # of history.jsonl's values
+    report_every: float = _number(60.0)  # seconds between two pages report.html while training; 0: at the end alone
 
 
 @dataclass(frozen=True)
 class Config:
-    seed: int = _number(0)
-    stages: tuple[str, ...] = ("simclr", "stage1", "stage2")
+    seed: int = _number(0, 0, MOST_SEED)  # of weights, views, the order of images and k-means
+    stages: tuple[str, ...] = ("simclr", "stage1", "stage2")  # trained one after the other; joint: all losses in one
     data: DataConfig = field(default_factory=DataConfig)
     augment: AugmentConfig = field(default_factory=AugmentConfig)
     model: ModelConfig = field(default_factory=ModelConfig)
@@ -202,6 +222,7 @@ class Config:
     run: RunConfig = field(default_factory=RunConfig)
 
 
+@functools.cache
 def known_keys() -> dict[str, tuple[dataclasses.Field, Any]]:
     """Every key as `section.key` (or `key` at the top) with its field and type."""
     keys = {}
@@ -215,16 +236,17 @@ def known_keys() -> dict[str, tuple[dataclasses.Field, Any]]:
 
 
 def _unknown(key: str, keys: list[str]) -> ConfigError:
-    near = difflib.get_close_matches(key, keys, n=1, cutoff=0.4)
-    hint = f", did you mean {near[0]}?" if near else ""
-    return ConfigError(f"config: key must be a known one, got {key!r}{hint}")
+    if inside := [name for name in keys if name.startswith(f"{key}.")]:
+        return ConfigError(f"config: key must be one of the section {key} ({', '.join(inside)}), got {key!r} itself")
+    return ConfigError(f"config: key must be a known one, got {key!r}{did_you_mean(key, keys, cutoff=0.4)}")
 
 
 def _parse(key: str, kind: Any, value: Any) -> Any:
     """A YAML value or a command-line string as the type of its field."""
 
     def wrong(allowed: str) -> ConfigError:
-        return ConfigError(f"config: {key} must be {allowed}, got {value!r}")
+        got = value if isinstance(value, datetime.date) else repr(value)
+        return ConfigError(f"config: {key} must be {allowed}, got {got}")
 
     if kind is bool:
         if isinstance(value, str) and value.lower() in ("true", "false"):
@@ -245,7 +267,7 @@ def _parse(key: str, kind: Any, value: Any) -> Any:
         items = value.split(",") if isinstance(value, str) else value
         if not isinstance(items, (list, tuple)) or not all(isinstance(item, get_args(kind)[0]) for item in items):
             raise wrong("a list of names")
-        return tuple(items)
+        return tuple(item.strip() for item in items)
     if not isinstance(value, str):
         raise wrong("a string")
     return value
@@ -253,28 +275,40 @@ def _parse(key: str, kind: Any, value: Any) -> Any:
 
 def _check_range(key: str, f: dataclasses.Field, value: Any) -> None:
     if (choices := f.metadata.get("choices")) and value not in choices:
-        raise ConfigError(f"config: {key} must be one of {', '.join(choices)}, got {value!r}")
+        prefixes = f.metadata["prefixes"]
+        if not any(value.startswith(prefix) and len(value) > len(prefix) for prefix in prefixes):
+            allowed = ", ".join((*choices, *(f"{prefix}NAME" for prefix in prefixes)))
+            raise ConfigError(f"config: {key} must be one of {allowed}, got {value!r}")
+    if (items := f.metadata.get("items")) and (not value or set(value) - set(items) or len(set(value)) < len(value)):
+        got = ",".join(value) or "nothing"
+        raise ConfigError(f"config: {key} must be some of {', '.join(items)}, each once, got {got!r}")
     if "low" in f.metadata and not f.metadata["low"] <= value <= f.metadata["high"]:
         low, high = f.metadata["low"], f.metadata["high"]
-        allowed = f"at least {low:g}" if high == math.inf else f"in [{low:g}, {high:g}]"
+        allowed = (
+            f"at least {low:g}" if high == math.inf or (high == MOST and not value > high) else in_range(low, high)
+        )
         raise ConfigError(f"config: {key} must be {allowed}, got {value}")
     if isinstance(value, float) and not math.isfinite(value):
         raise ConfigError(f"config: {key} must be finite, got {value}")
 
 
+def in_range(low: float, high: float) -> str:
+    return f"in [{low:.10g}, {high:.10g}]"
+
+
 def _check_together(config: Config) -> None:
     """The rules that bind two keys."""
 
-    def require(condition: bool, key: str, allowed: str, got: object) -> None:
+    def require(condition: bool, key: str, allowed: str, got: object, must: str = "be") -> None:
         if not condition:
-            raise ConfigError(f"config: {key} must be {allowed}, got {got}")
+            raise ConfigError(f"config: {key} must {must} {allowed}, got {got}")
 
-    order = [STAGES.index(s) for s in config.stages if s in STAGES]
+    order, stages = [STAGES.index(s) for s in config.stages if s in STAGES], ",".join(config.stages) or "none"
     sorted_subset = len(order) == len(config.stages) and order == sorted(set(order))
-    require(bool(order) and sorted_subset, "stages", f"some of {', '.join(STAGES)} in that order", config.stages)
+    require(bool(order) and sorted_subset, "stages", f"some of {', '.join(STAGES)} in that order", stages)
     guided = "stage1" in config.stages or config.stage2.guide
     require("stage2" not in config.stages or bool(guided), "stages",
-            "with stage1, the guide of stage2, or stage2.guide must be a checkpoint", config.stages)  # fmt: skip
+            "stage1, the guide of stage2, unless stage2.guide names a checkpoint", stages, must="hold")  # fmt: skip
     s1 = config.stage1
     require(s1.init == "scratch" or "simclr" in config.stages, "stage1.init", "scratch without stage simclr", s1.init)
     require(s1.warmup_epochs <= s1.epochs, "stage1.warmup_epochs", f"at most stage1.epochs = {s1.epochs}",
@@ -282,38 +316,37 @@ def _check_together(config: Config) -> None:
     by_momentum = s1.tailness == "momentum" and s1.ood_strategy == "tailness"
     require(not by_momentum or s1.warmup_epochs > 0, "stage1.warmup_epochs",
             "at least 1 with stage1.tailness momentum, which scores what was trained on", 0)  # fmt: skip
+    loggers = config.run.loggers
+    require(loggers == ("none",) or "none" not in loggers, "run.loggers", "none alone, or others", ",".join(loggers))
     a = config.augment
+    encoder, init = config.model.encoder, config.model.init
+    require(init != "timm" or encoder.startswith("timm:"), "model.init", "a file for an encoder that is not timm:NAME",
+            init)  # fmt: skip
     require(a.crop_min <= a.crop_max, "augment.crop_min", f"at most augment.crop_max = {a.crop_max}", a.crop_min)
+
+
+def parse_key(key: str, value: Any) -> Any:
+    """The value of a key in its type and range."""
+    keys = known_keys()
+    if key not in keys:
+        raise _unknown(key, list(keys))
+    f, kind = keys[key]
+    parsed = _parse(key, kind, value)
+    _check_range(key, f, parsed)
+    return parsed
 
 
 def from_dict(values: dict[str, Any]) -> Config:
     """A checked Config of `{"section.key": value}`; what is not named keeps its default."""
-    keys = known_keys()
     sections: dict[str, dict[str, Any]] = {}
     for key, value in values.items():
-        if key not in keys:
-            raise _unknown(key, list(keys))
-        f, kind = keys[key]
-        parsed = _parse(key, kind, value)
-        _check_range(key, f, parsed)
         section, _, name = key.rpartition(".")
-        sections.setdefault(section, {})[name] = parsed
+        sections.setdefault(section, {})[name] = parse_key(key, value)
     top = sections.pop("", {})
     types = get_type_hints(Config)
     config = Config(**top, **{section: types[section](**fields) for section, fields in sections.items()})
     _check_together(config)
     return config
-
-
-def flatten(values: dict[str, Any], prefix: str = "") -> dict[str, Any]:
-    """`{"a": {"b": 1}}` as `{"a.b": 1}`."""
-    flat = {}
-    for key, value in values.items():
-        if isinstance(value, dict):
-            flat.update(flatten(value, f"{prefix}{key}."))
-        else:
-            flat[f"{prefix}{key}"] = value
-    return flat
 
 
 def to_dict(config: Config) -> dict[str, Any]:
@@ -331,24 +364,57 @@ def load_config(name_or_path: str, overrides: dict[str, Any] | None = None) -> C
     Raises:
         ConfigError: the file is missing or no YAML mapping; a key is unknown, a value of the wrong type or range.
     """
-    import yaml
+    return from_dict({**config_values(name_or_path), **(overrides or {})})
 
+
+def config_values(name_or_path: str) -> dict[str, Any]:
+    """`{"section.key": value}` of a preset or YAML file, each value checked by itself.
+
+    Raises:
+        ConfigError: as `load_config`.
+    """
     path = PRESETS / f"{OLD_PRESETS.get(name_or_path, name_or_path)}.yaml"
     if not path.is_file():
         path = Path(name_or_path)
     if not path.is_file():
-        near = difflib.get_close_matches(name_or_path, presets(), n=1)
-        hint = f", did you mean {near[0]}?" if near else ""
+        hint = did_you_mean(name_or_path, presets())
         raise ConfigError(
             f"config: config must be a preset ({', '.join(presets())}) or a YAML file, got {name_or_path!r}{hint}"
         )
+    values = _read_file(path)
     try:
-        values = yaml.safe_load(path.read_text(encoding="utf-8"))
+        for key, value in values.items():
+            parse_key(key, value)
+    except ConfigError as error:
+        raise ConfigError(f"{error} (in {path})") from None
+    return values
+
+
+def _read_file(path: Path) -> dict[str, Any]:
+    """`{"section.key": value}` of a YAML file.
+
+    Raises:
+        ConfigError: it is no mapping of sections, or names a key twice (YAML's readers take the last one).
+    """
+    import yaml
+
+    class Loader(yaml.SafeLoader):
+        def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
+            names = [key.value for key, _ in node.value]
+            if twice := [name for name in names if isinstance(name, str) and names.count(name) > 1]:
+                raise ConfigError(f"config: {path} must name a key once, got {twice[0]!r} twice")
+            return super().construct_mapping(node, deep)
+
+    try:
+        values = yaml.load(path.read_text(encoding="utf-8"), Loader)
     except (yaml.YAMLError, UnicodeDecodeError) as error:
         raise ConfigError(f"config: {path} must be YAML, got {' '.join(str(error).split())}") from None
     if values is not None and not isinstance(values, dict):
-        raise ConfigError(f"config: {path} must hold sections of keys, got a {type(values).__name__}")
-    return from_dict({**flatten(values or {}), **(overrides or {})})
+        kind = {list: "a list", str: "plain text"}.get(type(values), "a single value")
+        raise ConfigError(f"config: {path} must hold sections of keys, got {kind}")
+    sections = {key.partition(".")[0] for key in known_keys() if "." in key}
+    # A section whose keys are all commented out is null.
+    return flatten({key: value for key, value in (values or {}).items() if value is not None or key not in sections})
 
 
 def save_config(config: Config, path: Path) -> None:
@@ -368,8 +434,7 @@ def differing_keys(mine: Config, theirs: dict[str, Any], stage: str | None = Non
     """The keys that must not differ from a saved configuration, and do.
 
     Args:
-        theirs: the saved one. A key that it lacks, as it is younger, stands for its default: that is what was done
-            before.
+        theirs: the saved one. A key that it lacks is newer than the run and has its default, which is what the run did.
         stage: only keys that the weights of this stage depend on; its epochs are free, as a stage may get more.
     """
     a, b = _binding(to_dict(mine)), {**_binding(to_dict(Config())), **_binding(theirs)}

@@ -15,9 +15,10 @@ import ltood_fast
 from ..eval.evaluate import EvalProtocol, evaluate_features
 from ..eval.probe import few_shot_rows
 from ..eval.results import Resampling, RunResults, SampleTensors, StageResult, resampling_result
+from ..eval.without_labels import Embedded, evaluate_without_labels
 from .checkpoint import CheckpointError, fitted, load_checkpoint, load_tensors
 from .config import STAGES, to_dict
-from .loop import read_history
+from .history import read_history
 from .model import ContrastiveModel
 from .session import Session, embed
 
@@ -56,7 +57,7 @@ def _class_counts(session: Session) -> list[int]:
 
 
 def few_shot_set(session: Session) -> Tensor | ImageSet | None:
-    """What the few-shot probe learns from: rows of the probe set, or images of their own; None where none is asked for.
+    """The few-shot probe's training images: rows of the probe set, or other images; None where the probe is off.
 
     Raises:
         DataError: the list or split cannot be read, or its labels are not those of the classes.
@@ -64,8 +65,17 @@ def few_shot_set(session: Session) -> Tensor | ImageSet | None:
     """
     data, probe = session.config.data, session.data.probe
     n_classes = len(session.data.train.class_names)
+    if not session.data.has_labels:
+        if data.few_shot_list or session.config.eval.few_shot:
+            raise ValueError("eval: eval.few_shot must be 0 and data.few_shot_list empty where no image has a label")
+        return None
     if not data.few_shot_list:
-        per_class = session.config.eval.few_shot
+        per_class, least = session.config.eval.few_shot, int(torch.bincount(probe.labels).min())
+        if per_class > least:
+            raise ValueError(
+                f"eval: eval.few_shot must be at most {least}, the images of the smallest class of the probe set, got "
+                f"{per_class}"
+            )
         return few_shot_rows(probe.labels, n_classes, per_class, data.seed) if per_class else None
     from ..data import open_set
     from ..data.bundle import with_channels
@@ -96,6 +106,9 @@ def _evaluate_stage(session: Session, name: str, few_shot: Tensor | ImageSet | N
     model = session.new_model()
     with fitted(path, "this run's network"):
         model.load_state_dict(state["model"])
+    history = read_history(session.run_dir / name / "history.jsonl")
+    if not session.data.has_labels:
+        return StageResult(name, history=history, **_without_labels(session, model))
     data, options = session.data, session.config.eval
     probe_features, probe_labels = session.embed(model, data.probe.images)[0], data.probe.labels.to(session.device)
     if isinstance(few_shot, Tensor):
@@ -113,8 +126,16 @@ def _evaluate_stage(session: Session, name: str, few_shot: Tensor | ImageSet | N
         EvalProtocol(options.groups, options.probe, options.knn_k, seed=session.config.seed),
         few_shot=few,
         views=_two_views(session, model),
-        history=read_history(session.run_dir / name / "history.jsonl"),
+        history=history,
     )
+
+
+def _without_labels(session: Session, model: ContrastiveModel) -> dict[str, Any]:
+    train, test = (
+        Embedded(part.images, session.embed(model, part.images)[0]) for part in (session.data.train, session.data.test)
+    )
+    clusters = session.config.stage1.clusters
+    return evaluate_without_labels(train, test, _two_views(session, model), clusters, seed=session.config.seed)
 
 
 def _two_views(session: Session, model: ContrastiveModel) -> tuple[Tensor, Tensor]:
@@ -129,7 +150,7 @@ def _two_views(session: Session, model: ContrastiveModel) -> tuple[Tensor, Tenso
 
 
 def _resamplings(session: Session) -> list[Resampling]:
-    """Of the strategy "tailness" for clusters; another choice belongs to no cluster."""
+    """The re-samplings of the strategy "tailness" for clusters; another choice belongs to no cluster."""
     options = session.config.stage1
     if options.ood_strategy != "tailness" or options.targets != "clusters":
         return []

@@ -43,7 +43,7 @@ def cached_backward(
         micro_batch: images a part.
 
     Returns:
-        What `loss_of` returns, without graph.
+        The value of `loss_of`, without a graph.
     """
     parts = parts_of(len(views) // 2, micro_batch, views.device)
     states, embeddings = [], []
@@ -64,7 +64,7 @@ def cached_backward(
 
 
 class _RandomState:
-    """Of torch, so that the second pass of a part draws what its first pass drew (dropout)."""
+    """The state of torch's generators, so that the second pass of a part draws what its first pass drew (dropout)."""
 
     def __init__(self):
         self.cpu = torch.get_rng_state()

@@ -43,16 +43,22 @@ def run_lock(run_dir: Path) -> Iterator[None]:
     the process, after `kill -9` too. Where the file system knows no locks, a warning says so and the run goes on.
 
     Raises:
-        LockedError: another process holds it.
-        OSError: the folder cannot be made or written.
+        LockedError: another process holds it; the folder cannot be made.
+        OSError: the folder cannot be written.
     """
     if launched_ranks()[0] > 0:
         yield
         return
-    if run_dir.exists() and not run_dir.is_dir():
-        raise LockedError(f"train: run-dir must be a folder, got the file {run_dir}")
+    file = next((path for path in (run_dir, *run_dir.parents) if path.exists()), run_dir)
+    if not file.is_dir():
+        raise LockedError(f"train: run-dir must be a folder, got {run_dir}, where {file} is a file")
     made = [folder for folder in (run_dir, *run_dir.parents) if not folder.exists()]
-    run_dir.mkdir(parents=True, exist_ok=True)
+    try:
+        run_dir.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise LockedError(
+            f"train: run-dir must be a folder that can be made, got {run_dir} ({error.strerror})"
+        ) from None
     try:
         with _locked(run_dir / NAME):
             for folder in (run_dir, *(path for path in run_dir.iterdir() if path.is_dir())):

@@ -7,11 +7,9 @@ and take each its part of every batch, so one RNG state serves them all, and any
 
 from __future__ import annotations
 
-import json
 import math
 import sys
 import time
-import warnings
 from collections import defaultdict
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,10 +18,12 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from .._files import write_atomic
 from .checkpoint import COMPETITOR, fitted, load_checkpoint, restore_rng, rng_state, save_checkpoint, seed_all
 from .config import OptimConfig
+from .encoders import initialise
 from .grad_cache import cached_backward
+from .history import History
+from .live import LivePage
 from .methods import METHODS, Method, first_state
 from .model import ContrastiveModel
 from .ranks import TrainingError, on_first_rank
@@ -87,60 +87,6 @@ class Meter:
         return {name: sum(values) / len(values) if values else None for name, values in known.items()}
 
 
-class History:
-    """`<stage>/history.jsonl`, one line an epoch, and TensorBoard scalars of the same values; of rank 0 alone."""
-
-    def __init__(self, session: Session, stage: str, next_epoch: int):
-        self.writes = session.rank == 0
-        if not self.writes:
-            return
-        from torch.utils.tensorboard import SummaryWriter
-
-        self.path = session.run_dir / stage / "history.jsonl"
-        kept = [line for line in read_history(self.path) if line["epoch"] < next_epoch]
-        write_atomic(self.path, "".join(json.dumps(line) + "\n" for line in kept).encode())
-        self.board = SummaryWriter(str(session.run_dir / "tensorboard" / stage), purge_step=next_epoch)
-
-    def add(self, line: dict[str, Any]) -> None:
-        if not self.writes:
-            return
-        try:
-            with open(self.path, "a", encoding="utf-8") as file:
-                file.write(json.dumps(line) + "\n")
-        except OSError as error:  # a failed write, unlike a failed open, does not say which file it was
-            raise TrainingError(
-                f"train: {self.path} cannot be written ({error.strerror}); the last checkpoint is kept"
-            ) from error
-        flat = {**{key: line[key] for key in line if key != "parts"}, **line["parts"]}
-        epoch = flat.pop("epoch")
-        for name, value in flat.items():
-            if value is not None:
-                self.board.add_scalar(name, value, epoch)
-        self.board.flush()
-
-    def close(self) -> None:
-        if self.writes:
-            self.board.close()
-
-
-def read_history(path: Path) -> list[dict[str, Any]]:
-    """The whole lines of a history, up to one that a killed run cut short or that is damaged, which a warning names."""
-    lines = []
-    texts = path.read_text(encoding="utf-8", errors="replace").splitlines() if path.is_file() else []
-    for number, text in enumerate(texts, 1):
-        try:
-            line = json.loads(text)
-        except (ValueError, RecursionError):
-            line = None
-        if not isinstance(line, dict) or not isinstance(line.get("epoch"), int):
-            if number < len(texts):
-                warnings.warn(f"train: line {number} of {path} is damaged; it and those after it are left out",
-                              stacklevel=2)  # fmt: skip
-            break
-        lines.append(line)
-    return lines
-
-
 @dataclass
 class Stage:
     """A stage under way: what a checkpoint of it holds."""
@@ -169,6 +115,8 @@ class Stage:
         if first is not None:
             with fitted(start, "this run's network"):
                 model.load_state_dict(first["model"])
+        else:
+            initialise(model.encoder, session.config.model, session.channels, session.config.data.image_size)
         method = METHODS[name](session, model)
         if session.ranks > 1 and session.config.model.sync_batchnorm:
             model = synchronised(model, session.device)
@@ -218,6 +166,7 @@ class Stage:
         self.checkpoint.parent.mkdir(parents=True, exist_ok=True)
         on_first_rank(self._forget_later_samples)
         history = History(self.session, self.name, self.epoch)
+        live = LivePage(self.session.config, self.session.run_dir)
         with _progress_bar(self) as bar:
             while not self.finished:
                 line = self.train_epoch(bar)
@@ -225,6 +174,8 @@ class Stage:
                 self.finished = self.epoch >= self.method.epochs
                 self._check_weights()
                 history.add(line)
+                if self.session.rank == 0:
+                    live.epoch_ended(self.name, self.epoch, self.method.epochs)
                 if self.finished or self.epoch % self.session.config.run.checkpoint_every == 0:
                     self.save()
         history.close()

@@ -7,7 +7,7 @@ in L layers; embeddings of D; m parts of a step (`optim.micro_batch`), f = 2 m f
 
     sent, a step         (W - 1) / W (8 P + 32 m C + 8 (C + L)) + (W - 1) f (16 C + 8 L) + the loss
     between steps        16 P (weights, gradients, momenta, DDP's buckets; AdamW 20 P; stage 2's guide 4 P more)
-    a step beside that   4 N H + the larger of 8 N D + the loss and 12 N D + the passes of one part
+    a step adds to it    4 N H + the larger of 8 N D + the loss and 12 N D + the passes of one part
 
 for m > 1; else 4 N H + the passes of all views + the loss. The loss is what the docstrings of `ltood_fast.nt_xent` and
 `ltood_fast.guided_contrastive` say of it. A re-sampling of stage 1, with K clusters of N_id images by F features, T

@@ -1,17 +1,17 @@
-"""The baselines and the method by name: what each changes in a configuration.
+"""The baselines and the method by name, each as changes of a configuration.
 
 `ltood train --recipe NAME --config PRESET`: the preset says how large (network, epochs, batch, budget, T), the recipe
 which method, and `--section.key value` stands over both. Figures are the papers': [paper] arXiv 2506.12698, SDCLR
 [Jiang 2021, Self-Damaging Contrastive Learning], COLT [Bai 2023, On the Effectiveness of Out-of-Distribution Data in
-Self-Supervised Long-Tail Learning], the latter two as their published code has them. What they share with the defaults
-of the configuration stands there: budget 10,000, from epoch 100 on every 25, tau 0.2.
+Self-Supervised Long-Tail Learning], the latter two as their published code has them. They share with the defaults
+of the configuration: budget 10,000, from epoch 100 on every 25, tau 0.2.
 """
 
 from __future__ import annotations
 
-import difflib
-from typing import Any
+from typing import Any, NamedTuple
 
+from .._keys import did_you_mean
 from .config import ConfigError
 
 Overrides = dict[str, Any]  # "section.key" -> value
@@ -38,39 +38,43 @@ _COLT: Overrides = {
     "stage1.tailness": "momentum",
     "stage1.tailness_momentum": 0.97,  # COLT
     "stage1.tailness_k": 10,  # COLT
-    "stage1.clusters": 10,  # COLT, k-means as it is, of the projections
+    "stage1.clusters": 10,  # COLT, k-means without refinement, of the projections
     "stage1.refine_steps": 0,
     "stage1.cluster_space": "projection",
     "stage1.budget_temperature": 1.0,  # COLT
     "stage1.neighbor_weight": 0.0,  # no pseudo-positives
 }
 
-RECIPES: dict[str, Overrides] = {
-    # Instance discrimination on the ID images alone [Chen 2020].
-    "simclr": {"stages": ["simclr"], "base.name": "simclr"},
-    # The same against a pruned competitor; SDCLR's figures for CIFAR and for ImageNet-100.
-    "sdclr": {**_SDCLR, "base.prune": 0.9},
-    "sdclr-imagenet100": {**_SDCLR, "base.prune": 0.3, "simclr.temperature": 0.3},
+
+class Recipe(NamedTuple):
+    summary: str
+    overrides: Overrides
+
+
+RECIPES: dict[str, Recipe] = {
+    "simclr": Recipe(
+        "instance discrimination on the ID images alone [Chen 2020]", {"stages": ["simclr"], "base.name": "simclr"}
+    ),
+    "sdclr": Recipe("the same against a pruned competitor, SDCLR's figures for CIFAR", {**_SDCLR, "base.prune": 0.9}),
+    "sdclr-imagenet100": Recipe(
+        "SDCLR with its figures for ImageNet-100", {**_SDCLR, "base.prune": 0.3, "simclr.temperature": 0.3}
+    ),
     # OOD images for the clusters of low momentum score, SimCLR's loss on all images and that of the domains; COLT's
     # weights of the latter for CIFAR-10 (none), CIFAR-100 and ImageNet-100.
-    "colt": {**_COLT, "stage1.alpha": 0.0},
-    "colt-cifar100": {**_COLT, "stage1.alpha": 0.2},
-    "colt-imagenet100": {**_COLT, "stage1.alpha": 0.01},
-    # Stage 1 with OOD images that are drawn at random: the [paper]'s baseline of the sampling.
-    "random-ood": {**_STAGE1, "stage1.ood_strategy": "random"},
-    # Stage 1 as it stands: OOD images for the clusters of high tailness, L_PSD + alpha L_DD.
-    "stage1": _STAGE1,
-    # The full method, on SimCLR and on SDCLR (its stage 1; the student of stage 2 has a guide).
-    "two-stage": {**_STAGE1, **_STAGE2, "stages": ["stage1", "stage2"]},
-    "two-stage-sdclr": {
-        **_STAGE1,
-        **_STAGE2,
-        "stages": ["stage1", "stage2"],
-        "base.name": "sdclr",
-        "base.prune": 0.9,
-    },
-    # All losses in one stage on ID and OOD images.
-    "joint": {**_STAGE1, **_STAGE2, "stages": ["joint"]},
+    "colt": Recipe("OOD images by COLT's momentum score, its figures for CIFAR-10", {**_COLT, "stage1.alpha": 0.0}),
+    "colt-cifar100": Recipe("COLT with its figures for CIFAR-100", {**_COLT, "stage1.alpha": 0.2}),
+    "colt-imagenet100": Recipe("COLT with its figures for ImageNet-100", {**_COLT, "stage1.alpha": 0.01}),
+    "random-ood": Recipe(
+        "stage 1 with OOD images drawn at random, the baseline of the sampling [paper]",
+        {**_STAGE1, "stage1.ood_strategy": "random"},
+    ),
+    "stage1": Recipe("stage 1: OOD images for the clusters of high tailness, L_PSD + alpha L_DD", _STAGE1),
+    "two-stage": Recipe("the full method, on SimCLR", {**_STAGE1, **_STAGE2, "stages": ["stage1", "stage2"]}),
+    "two-stage-sdclr": Recipe(
+        "the full method, its stage 1 on SDCLR (the student of stage 2 has a guide)",
+        {**_STAGE1, **_STAGE2, "stages": ["stage1", "stage2"], "base.name": "sdclr", "base.prune": 0.9},
+    ),
+    "joint": Recipe("all losses in one stage on ID and OOD images", {**_STAGE1, **_STAGE2, "stages": ["joint"]}),
 }
 
 
@@ -81,7 +85,6 @@ def recipe(name: str) -> Overrides:
         ConfigError: no such recipe; the sentence lists them.
     """
     if name not in RECIPES:
-        near = difflib.get_close_matches(name, RECIPES, n=1)
-        hint = f", did you mean {near[0]}?" if near else ""
+        hint = did_you_mean(name, RECIPES)
         raise ConfigError(f"config: recipe must be one of {', '.join(RECIPES)}, got {name!r}{hint}")
-    return dict(RECIPES[name])
+    return dict(RECIPES[name].overrides)

@@ -5,16 +5,18 @@ from __future__ import annotations
 import shlex
 import sys
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
+from .._keys import flatten
+from .._progress import progress_shown
 from .config import (
     STAGES,
     Config,
     ConfigError,
     differing_keys,
-    flatten,
     from_dict,
     is_binding,
+    known_keys,
     load_config,
     save_config,
     start_of,
@@ -25,6 +27,8 @@ from .session import Session
 
 if TYPE_CHECKING:
     import numpy as np
+
+    from ..data import ImageSet
 
 
 class RunError(RuntimeError):
@@ -118,7 +122,7 @@ def train_run(config: Config, run_dir: Path) -> Session:
 
 
 def _keep_config(config: Config, run_dir: Path) -> None:
-    """Saved in the folder, unless the one there says the same about the weights."""
+    """Saves it in the folder, unless the one there says the same about the weights."""
     saved = run_dir / "config.yaml"
     if begun_stages(run_dir) and saved.exists() and not differing_keys(config, to_dict(_load(str(saved)))):
         return
@@ -154,30 +158,60 @@ def saved_progress(run_dir: Path) -> str:
     return f"{state['epoch']} epochs of {state['stage']} are saved in {newest}, {resume}"
 
 
-def embed_set(checkpoint: Path, spec: str, overrides: dict[str, str], *, projection: bool = False) -> np.ndarray:
-    """Features float32 [N, F] of a set of images from the network of a checkpoint.
+# The keys that `ltood embed` reads: of the images, not of the network.
+EMBED_KEYS = ("data.root", "data.cache_dir", "data.workers", "data.image_size", "data.ood_size", "data.seed")
+
+
+class EmbeddedSet(NamedTuple):
+    features: np.ndarray
+    """float32 [N, F]"""
+    files: tuple[str, ...]
+    """The file of each row; empty where images are not files."""
+
+
+def embed_set(checkpoint: Path, spec: str, overrides: dict[str, str], *, projection: bool = False) -> EmbeddedSet:
+    """Features of a set of images from the network of a checkpoint.
 
     Args:
         checkpoint: a stage's last.pt.
         spec: as `data.id` or `data.ood`; a list as `list:/path.txt`.
-        overrides: of the configuration in the checkpoint: `data.root`, `data.cache_dir`, `data.ood_size`, `run.*`.
+        overrides: of the configuration in the checkpoint: EMBED_KEYS and `run.*`.
         projection: the projections [N, D] instead.
 
     Raises:
         CheckpointError, ConfigError, DataError: one sentence each.
     """
-    from ..data import make_eval_transform, open_set
+    from ..data import make_eval_transform
     from ..data.bundle import with_channels
     from .checkpoint import fitted, load_checkpoint
     from .model import make_model
     from .session import embed, make_fabric
 
+    if unread := [key for key in overrides if key not in EMBED_KEYS and not key.startswith("run.")]:
+        raise RunError(f"embed: key must be one of {', '.join(EMBED_KEYS)}, run.*, got {unread[0]}")
     state = load_checkpoint(checkpoint)
     with fitted(checkpoint, "a configuration of this version"):
         config = from_dict(flatten(state["config"]))
     config = from_dict({**flatten(state["config"]), **overrides})
+    data, image_size = config.data, state["config"]["data"]["image_size"]
+    fabric = make_fabric(config.run)
+    with progress_shown(config.run.progress):
+        opened = _open_images(spec, config)
+    with fitted(checkpoint, "the network that its configuration names"):
+        model = fabric.to_device(make_model(config.model, state["channels"], image_size))
+        model.load_state_dict(state["model"])
+    transform = fabric.to_device(make_eval_transform(data.image_size))
+    images = with_channels(opened.images, state["channels"])
+    with progress_shown(config.run.progress):
+        embedded = embed(model, images, fabric, transform)
+    return EmbeddedSet(embedded[projection].cpu().numpy(), opened.files)
+
+
+def _open_images(spec: str, config: Config) -> ImageSet:
+    from ..data import open_set
+
     data = config.data
-    images = open_set(
+    return open_set(
         spec,
         root=data.root,
         part="train",
@@ -186,21 +220,20 @@ def embed_set(checkpoint: Path, spec: str, overrides: dict[str, str], *, project
         workers=data.workers,
         limit=data.ood_size,
         seed=data.seed,
-    ).images
-    fabric = make_fabric(config.run)
-    with fitted(checkpoint, "the network that its configuration names"):
-        model = fabric.to_device(make_model(config.model, state["channels"]))
-        model.load_state_dict(state["model"])
-    transform = fabric.to_device(make_eval_transform(data.image_size))
-    return embed(model, with_channels(images, state["channels"]), fabric, transform)[projection].cpu().numpy()
+    )
 
 
 def saved_config(run_dir: Path, overrides: dict[str, str]) -> Config:
-    """Of a run that exists.
+    """The configuration of a run that exists.
 
     Raises:
-        RunError: the folder holds no run.
+        RunError: the folder holds no run; a key that its weights depend on.
     """
+    if fixed := [key for key in overrides if key in known_keys() and is_binding(key)]:
+        raise RunError(
+            f"eval: key must be one that the weights do not depend on (eval.*, run.* but run.precision, "
+            f"data.few_shot_list, data.on_device, data.workers), got {fixed[0]}, which the run has been trained with"
+        )
     saved = run_dir / "config.yaml"
     if not saved.exists():
         raise RunError(f"eval: run-dir must be the folder of a run, got {run_dir}, which holds no config.yaml")

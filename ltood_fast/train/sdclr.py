@@ -25,7 +25,7 @@ STAGES = ("simclr", "stage1", "joint")  # those that `base.name` is about: the s
 
 
 class Competitor(nn.Module):
-    """What the pruned branch has of its own: a mask of each convolution's weight, and the BatchNorm layers."""
+    """The parts of the pruned branch alone: a mask of each convolution's weight, and the BatchNorm layers."""
 
     def __init__(self, dense: nn.Module):
         super().__init__()
@@ -36,7 +36,7 @@ class Competitor(nn.Module):
         self.masks: dict[str, Tensor] = {}  # bool; no buffers: DDP would send them to all ranks at every step
 
     def tensors_for(self, dense: nn.Module) -> dict[str, Tensor]:
-        """What takes the place of the dense branch's parameters and buffers, by name."""
+        """The tensors that replace the dense branch's parameters and buffers, by name."""
         tensors = {f"{name}.weight": dense.get_parameter(f"{name}.weight") * mask for name, mask in self.masks.items()}
         for name, norm in zip(self.norm_names, self.norms, strict=True):
             own = chain(norm.named_parameters(), norm.named_buffers())

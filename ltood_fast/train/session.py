@@ -1,4 +1,4 @@
-"""What all stages of a run share: configuration, device, data, and how images become batches and features."""
+"""The state that all stages of a run share: configuration, device, data, and how images become batches and features."""
 
 from __future__ import annotations
 
@@ -13,6 +13,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
+from .._progress import progress_bar, progress_shown
 from ..ops._group import RankLayout
 from ..ops._shards import fetch, shards_of
 from .config import Config, RunConfig
@@ -33,7 +34,7 @@ def make_fabric(run: RunConfig) -> Fabric:
     here, which a bit-exact resume needs.
 
     Raises:
-        RuntimeError: a CUDA device was asked for and there is none.
+        RuntimeError: run.device is cuda and there is no CUDA device.
     """
     from lightning_fabric import Fabric
 
@@ -78,7 +79,8 @@ class Session:
         from ..data import load_data, make_augment, make_eval_transform, put_on_device
 
         fabric = make_fabric(config.run)
-        data = put_on_device(load_data(config.data), fabric.device, config.data.on_device)
+        with progress_shown(config.run.progress and fabric.global_rank == 0):
+            data = put_on_device(load_data(config.data), fabric.device, config.data.on_device)
         size = config.data.image_size
         return cls(
             config,
@@ -103,7 +105,7 @@ class Session:
 
     @property
     def group(self) -> dist.ProcessGroup | None:
-        """What the losses and the sampler take as `group`."""
+        """The argument `group` of the losses and the sampler."""
         return dist.group.WORLD if self.ranks > 1 else None
 
     @property
@@ -120,7 +122,7 @@ class Session:
         return 0 if self.data.ood is None else len(self.data.ood)
 
     def new_model(self) -> ContrastiveModel:
-        return self.fabric.to_device(make_model(self.config.model, self.channels))
+        return self.fabric.to_device(make_model(self.config.model, self.channels, self.config.data.image_size))
 
     def images(self, rows: Tensor) -> Tensor:
         """uint8 [B, C, H, W] on the device, of rows in [0, N_id) = ID images, [N_id, N_id + N_ood) = the OOD pool."""
@@ -129,7 +131,7 @@ class Session:
         return self.fabric.to_device(self._reader[rows])
 
     def expect(self, batches: list[Tensor]) -> None:
-        """The rows of an epoch's batches, in order, for workers to decode before `images` is asked for them."""
+        """The rows of an epoch's batches, in order, for workers to decode before `images` reads them."""
         if self.data.pool is None:
             self._reader.expect(batches)
 
@@ -150,7 +152,8 @@ class Session:
 
     def embed(self, model: ContrastiveModel, images: Tensor | ImageFiles) -> tuple[Tensor, Tensor]:
         """Features and projections of all images, see `embed`."""
-        return embed(model, images, self.fabric, self.transform)
+        with progress_shown(self.config.run.progress and self.rank == 0):
+            return embed(model, images, self.fabric, self.transform)
 
     def embed_part(self, model: ContrastiveModel, images: Tensor | ImageFiles) -> tuple[Tensor, Tensor]:
         """The same of this rank's part of the images, which `gather` and `fetch` bring together."""
@@ -183,6 +186,11 @@ def embed(
 
     was_training = model.training
     model.eval()
-    features, projections = zip(*batches(), strict=True)
+    features, projections = [], []
+    with progress_bar(len(images), "embed") as bar:
+        for part, part_projections in batches():
+            features.append(part)
+            projections.append(part_projections)
+            bar.update(len(part))
     model.train(was_training)
     return torch.cat(features), torch.cat(projections)

@@ -1,3 +1,5 @@
+from pathlib import Path
+
 import numpy as np
 import pytest
 import torch
@@ -128,9 +130,18 @@ def test_images_of_a_part_lie_in_class_folders(data_config, picture_root, save_i
         load_data(data_config(id=f"folder:{picture_root}", ood="", imbalance=3.0))
 
 
-def test_a_folder_without_a_held_out_part_is_refused(data_config, picture_root):
-    with pytest.raises(DataError, match="must hold the folders train, and test or val, got .*train"):
-        load_data(data_config(id=f"folder:{picture_root}/train", ood=""))
+def test_a_folder_without_a_test_part_gets_one(data_config, picture_root):
+    data = load_data(data_config(id=f"folder:{picture_root}/train", ood="", test_fraction=0.4))
+    assert data.train.class_counts().tolist() == [2, 2]
+    assert data.test.class_counts().tolist() == [1, 1]
+    assert sorted(greys(data.train.images) + greys(data.test.images)) == [0, 10, 20, 30, 40, 50]
+    assert {Path(file).parts[0] for file in data.test.files} == {"cat", "dog"}
+
+
+def test_a_test_part_alone_is_refused(data_config, picture_root):
+    (picture_root / "train").rename(picture_root / "training")
+    with pytest.raises(DataError, match="must hold the folder train in addition to test, got test alone"):
+        load_data(data_config(id=f"folder:{picture_root}", ood=""))
 
 
 @pytest.mark.parametrize("spec", ["letters", "npy:a.npy", "list:a.txt"])

@@ -141,5 +141,5 @@ def test_sets_from_files_and_their_subsets(data_config, streamed, picture_root, 
 
 
 def test_colours_beside_grey_images_are_not_streamed(data_config, streamed, picture_root):
-    with pytest.raises(DataError, match="data.workers must be 0 for a large OOD set in colour beside grey ID images"):
+    with pytest.raises(DataError, match="data.workers must be 0 for a large OOD set in colour with grey ID images"):
         load_data(data_config(ood=f"folder:{picture_root}/train", workers=1))

@@ -59,7 +59,7 @@ def test_uneven_classes_shrink_the_whole_curve_to_fit():
 
 @pytest.mark.parametrize("factor", [0.5, -1, float("nan")])
 def test_a_factor_below_one_is_refused(factor):
-    with pytest.raises(DataError, match=f"imbalance must be at least 1, or 0 for the set as it is, got {factor}"):
+    with pytest.raises(DataError, match=f"imbalance must be at least 1, or 0 for the whole set, got {factor}"):
         make_long_tailed(balanced(4), factor, 0)
 
 

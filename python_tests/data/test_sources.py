@@ -25,6 +25,17 @@ def test_an_unknown_kind_names_the_known_ones(open_small):
         open_small("svhn")
 
 
+def test_a_set_that_is_nearly_right_is_told_from_a_wrong_one(open_small, tmp_path):
+    with pytest.raises(DataError, match="got 'cifar_10', did you mean cifar10"):
+        open_small("cifar_10")
+    with pytest.raises(DataError, match=f"which is a folder: did you mean folder:{tmp_path}"):
+        open_small(str(tmp_path))
+    with pytest.raises(DataError, match="set must be digits without a path, got 'digits:test'"):
+        open_small("digits:test")
+    with pytest.raises(DataError, match="set must be folder:PATH, got 'folder:'"):
+        open_small("folder:")
+
+
 # ---- folders
 
 
@@ -74,7 +85,7 @@ def test_a_missing_and_an_empty_folder_are_refused(open_small, tmp_path):
     with pytest.raises(DataError, match="folder must exist, got .*nowhere"):
         open_small(f"folder:{tmp_path}/nowhere")
     (tmp_path / "empty").mkdir()
-    with pytest.raises(DataError, match="folder must hold images, got none below .*empty"):
+    with pytest.raises(DataError, match=r"folder must hold images \(.*\.webp\), got none below .*empty"):
         open_small(f"folder:{tmp_path}/empty")
 
 
@@ -134,7 +145,7 @@ def test_a_malformed_line_is_named_by_number(tmp_path, line, number):
 def test_a_missing_an_empty_and_a_binary_list_are_refused(open_small, tmp_path):
     with pytest.raises(DataError, match="list must be an existing file, got .*nowhere.txt"):
         open_small(f"list:{tmp_path}/nowhere.txt")
-    with pytest.raises(DataError, match="list must be an existing file, got none"):
+    with pytest.raises(DataError, match="set must be list:PATH, got 'list'"):
         open_small("list")
     with pytest.raises(DataError, match="list must name at least one image, got an empty file"):
         open_small(f"list:{write_list(tmp_path / 'empty.txt', '')}")
@@ -328,7 +339,7 @@ def test_cifar_that_is_not_there_is_refused_and_not_downloaded(tmp_path):
 
 def test_without_torchvision_cifar_says_what_to_install(monkeypatch):
     monkeypatch.setitem(sys.modules, "torchvision", None)
-    with pytest.raises(DataError, match="cifar10 needs torchvision, which cannot be imported beside this torch"):
+    with pytest.raises(DataError, match="cifar10 needs torchvision, which cannot be imported with this torch"):
         open_set("cifar10")
 
 

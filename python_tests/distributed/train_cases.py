@@ -14,7 +14,8 @@ import torch.distributed as dist
 from ltood_fast import cli, data
 from ltood_fast.train import loop, session
 from ltood_fast.train.checkpoint import CheckpointError
-from ltood_fast.train.loop import Stage, read_history
+from ltood_fast.train.history import read_history
+from ltood_fast.train.loop import Stage
 
 # Name -> (options, stages, one network without BatchNorm). What the methods can do with other ranks' rows: neighbours
 # in the batch, in a queue and in the data set, weights of all kinds, samples of all kinds, scores, both guides.

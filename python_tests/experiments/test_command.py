@@ -68,7 +68,7 @@ def test_the_table_of_what_is_there(tmp_path, quick_training, capsys):
         (["what", *ARGUMENTS], "name must be one of simclr-balance, "),
         (["ablation", "--config", "smoke", "--seeds", "0,0"], "must be distinct numbers with commas"),
         (["ablation", "--config", "smoke", "--seeds", "a"], "must be distinct numbers with commas"),
-        (["ablation", *ARGUMENTS, "--jobs", "0"], "jobs must be at least 1, got 0"),
+        (["ablation", *ARGUMENTS, "--jobs", "0"], "--jobs: must be an integer in [1, 1000000000], got 0"),
         (["ablation", *ARGUMENTS, "--stage1.alfa", "1"], "did you mean stage1.alpha"),
         (["ablation", *ARGUMENTS, "--seed", "3"], "seed must be left to the experiment, got '3'"),
         (["ablation"], "--config"),

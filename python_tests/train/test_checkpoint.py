@@ -111,8 +111,11 @@ def saved(value):
             lambda good: good[: len(good) // 2],
             "must be a whole checkpoint of ltood_fast, got a truncated or foreign file",
         ),
-        (lambda good: b"", "must be a whole checkpoint of ltood_fast, got a truncated or foreign file"),
-        (lambda good: b"hello, I am a text file", "must be a whole checkpoint of ltood_fast"),
+        (lambda good: b"", "must be a whole checkpoint of ltood_fast, got an empty file"),
+        (
+            lambda good: b"hello, I am a text file",
+            "must be a whole checkpoint of ltood_fast, got a file of another kind",
+        ),
         (lambda good: saved(CONFIG), "must be a whole checkpoint of ltood_fast"),  # a pickled object: not loaded
         (lambda good: saved({"state_dict": {}}), "must be a checkpoint of ltood_fast, got a file of something else"),
         (lambda good: saved([1, 2]), "must be a checkpoint of ltood_fast, got a file of something else"),

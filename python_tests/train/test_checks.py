@@ -11,7 +11,7 @@ from made_up import SMALL, data
 import ltood_fast.data
 from ltood_fast.cli import main
 from ltood_fast.train import loop
-from ltood_fast.train.loop import read_history
+from ltood_fast.train.history import read_history
 
 KEYS = [text for key, value in SMALL.items() for text in (f"--{key}", value)]
 
@@ -57,7 +57,10 @@ REFUSED = {
     "guide's k": (["--stage2.k", "32"], "stage2.k must be less than the 32 views of a batch of stage2, got 32"),
     "neighbours": (["--stage1.k", "32"], "stage1.k must be less than the 32 views of a batch of stage1, got 32"),
     "few-shot list": (["--data.few_shot_list", "none.npy"], "must be an existing .npy file, got none.npy"),
-    "few-shot images": (["--eval.few_shot", "11"], "per_class must be at most the 10 images of class 0, got 11"),
+    "few-shot images": (
+        ["--eval.few_shot", "11"],
+        "eval.few_shot must be at most 10, the images of the smallest class",
+    ),
     "a part of one image": (
         ["--base.name", "sdclr", "--optim.micro_batch", "5"],
         "base.name sdclr must see two images of a rank or more at a time, got 1 in simclr",

@@ -172,7 +172,7 @@ def test_a_full_disk_ends_the_run_and_it_goes_on_later(made_up_data, tmp_path, r
     [
         (
             (),
-            "required: train|eval|report|embed|sample-ood|experiment|info (ltood --help lists the commands)",
+            "required: train|eval|report|embed|export|sample-ood|experiment|config|doctor|info (ltood --help ",
         ),
         (("trian",), "invalid choice: 'trian'"),
         (("train",), "the following arguments are required: --run-dir"),
@@ -182,7 +182,18 @@ def test_a_full_disk_ends_the_run_and_it_goes_on_later(made_up_data, tmp_path, r
         (("train", "--run-dir", "{new}", "--config", "smoke", "--optim.lr"), "--optim.lr must have a value, got none"),
         (("train", "--run-dir", "{new}", "--config", "smoke", "stray"), "must be --section.key value, got 'stray'"),
         (("eval", "--run-dir", "{new}"), "holds no config.yaml"),
+        (("train", "--run-dir", "", "--config", "smoke"), "argument --run-dir: must be a path, got ''"),
+        (("train", "--run-dir", "{new}", "--config", "smoke", "--config", "demo"), "--config: must be given once"),
+        (("train", "--run-dir", "{new}", "--config", "smoke", "--optim", "1"), "must be one of the section optim"),
+        (("eval", "--run-dir", "{new}", "--stages", "stage1"), "got stages, which the run has been trained with"),
+        (("eval", "--run-dir", "{new}", "--evall", "1"), "holds no config.yaml"),
+        (("report", "{new}"), "report: runs must be an existing folder, got "),
+        (
+            ("embed", "--checkpoint", "{new}", "--data", "letters", "--output", "x.npy", "--optim.lr", "1"),
+            "embed: key must be one of data.root, ",
+        ),
         (("info", "--optim.lr", "1"), "argument --optim.lr is unknown to ltood info"),
+        (("info", "extra"), "argument extra is unknown to ltood info"),
         (("embed", "--checkpoint", "{new}", "--data", "letters", "--output", "x.npy"), "got no such file"),
     ],
 )
@@ -190,6 +201,29 @@ def test_what_a_user_gets_wrong(argv, sentence, refused, tmp_path):
     new = tmp_path / "new"
     assert sentence in refused(*(part.replace("{new}", str(new)) for part in argv))
     assert not new.exists()
+
+
+def test_the_traceback_may_be_anywhere_on_the_line(tmp_path, capsys):
+    assert main(["eval", "--traceback", "--run-dir", str(tmp_path)]) == 2
+    shown = capsys.readouterr().err
+    assert shown.startswith("Traceback")
+    assert shown.endswith("which holds no config.yaml\n")
+
+
+def test_a_run_dir_below_a_file_is_refused(tmp_path, refused):
+    (tmp_path / "file").write_text("")
+    sentence = refused("train", "--config", "smoke", "--run-dir", tmp_path / "file" / "run")
+    assert sentence == f"train: run-dir must be a folder, got {tmp_path}/file/run, where {tmp_path}/file is a file"
+
+
+def test_the_config_of_another_version_is_named(made_up_data, tmp_path, refused):
+    assert train(tmp_path, "--stages", "simclr") == 0
+    saved = yaml.safe_load((tmp_path / "config.yaml").read_text())
+    saved["optim"]["nesterov"] = True
+    (tmp_path / "config.yaml").write_text(yaml.safe_dump(saved))
+    sentence = refused("eval", "--run-dir", tmp_path)
+    assert "got 'optim.nesterov'" in sentence
+    assert sentence.endswith(f"(in {tmp_path}/config.yaml)")
 
 
 def test_a_run_without_checkpoints_is_not_evaluated(made_up_data, tmp_path, refused):
@@ -258,8 +292,25 @@ def test_sample_ood_prints_what_each_cluster_took(arrays, capsys):
 
 
 def test_sample_ood_refuses_what_it_cannot_use(arrays, refused):
-    assert "at least as many rows as the budget 91, got 90 rows" in refused(*sample_argv(arrays, "--budget", "91"))
-    assert "invalid int value: 'x'" in refused(*sample_argv(arrays, "--budget", "x"))
+    assert "--budget must be at most the 90 rows of --candidates, got 91" in refused(
+        *sample_argv(arrays, "--budget", "91")
+    )
+    for option, value, allowed in [
+        ("budget", "x", "an integer in [1, 1000000000], got 'x'"),
+        ("budget", "0", "an integer in [1, 1000000000], got 0"),
+        ("seed", "99999999999999999999", "an integer in [0, 1000000000], got 99999999999999999999"),
+        ("temperature", "nan", "a positive number, got 'nan'"),
+    ]:
+        refusal = refused(*sample_argv(arrays, f"--{option}", value))
+        assert refusal.startswith(f"argument --{option}: must be {allowed}")
+    few = [text if text != "3" else "61" for text in sample_argv(arrays, "--budget", "2")]
+    assert refused(*few) == "sample-ood: --clusters must be at most the 60 rows of --id, got 61"
+    ids = np.load(arrays / "id.npy")
+    np.save(arrays / "id.npy", ids[:, :5])
+    assert "must be embeddings of 5 features, as those of --id, got 8" in refused(*sample_argv(arrays, "--budget", "3"))
+    np.save(arrays / "id.npy", ids)
+    over = [text.replace("chosen.npy", "ood.npy") for text in sample_argv(arrays, "--budget", "3")]
+    assert "--output must be another file than --candidates" in refused(*over)
     np.save(arrays / "ood.npy", np.zeros((5, 8), dtype=np.int64))
     assert "must hold a float matrix [N, F], got int64 (5, 8)" in refused(*sample_argv(arrays, "--budget", "3"))
     (arrays / "ood.npy").write_bytes(b"no array")

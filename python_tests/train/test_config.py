@@ -25,7 +25,7 @@ def test_presets_load_and_survive_saving(name, tmp_path):
 def test_the_presets_are_those_documented():
     assert presets() == [
         "cifar100_lt", "cifar10_lt", "cifar10_lt_cpu", "cifar10_lt_small", "demo", "imagenet100_lt", "imagenet_lt",
-        "places_lt", "smoke",
+        "own_images", "places_lt", "smoke",
     ]  # fmt: skip
 
 
@@ -38,7 +38,7 @@ def test_cifar10_lt_is_the_sources_recipe():
 
 
 def test_overrides_are_typed():
-    config = load_config("smoke", {"optim.lr": "1e-2", "stages": "simclr,stage1", "model.channels_last": "true"})
+    config = load_config("smoke", {"optim.lr": "1e-2", "stages": "simclr, stage1", "model.channels_last": "true"})
     assert config.optim.lr == 0.01
     assert config.stages == ("simclr", "stage1")
     assert config.model.channels_last is True
@@ -66,12 +66,17 @@ def test_a_config_is_frozen():
         ("optim.batch_size", 64.0, "config: optim.batch_size must be an integer, got 64.0"),
         ("model.channels_last", "yes", "config: model.channels_last must be true or false, got 'yes'"),
         ("model.encoder", "vgg", "config: model.encoder must be one of resnet18, resnet50, small_resnet, tiny_conv, "
-         "got 'vgg'"),
+         "torchvision:NAME, timm:NAME, got 'vgg'"),
         ("data.id", 3, "config: data.id must be a string, got 3"),
-        ("stages", "stage2", "config: stages must be with stage1, the guide of stage2, or stage2.guide must "
-         "be a checkpoint, got ('stage2',)"),
+        ("stages", "stage2", "config: stages must hold stage1, the guide of stage2, unless stage2.guide names a "
+         "checkpoint, got stage2"),
         ("stages", "stage1,simclr", "config: stages must be some of simclr, stage1, stage2, joint in that order, got "
-         "('stage1', 'simclr')"),
+         "stage1,simclr"),
+        ("stages", "", "config: stages must be some of simclr, stage1, stage2, joint in that order, got none"),
+        ("seed", "99999999999999999999", "config: seed must be in [0, 1000000000], got 99999999999999999999"),
+        ("run.threads", "100000", "config: run.threads must be in [0, 1024], got 100000"),
+        ("stage1.budget", "3000000000", "config: stage1.budget must be in [1, 2147483647], got 3000000000"),
+        ("base", "3", "config: key must be one of the section base (base.name, base.prune), got 'base' itself"),
         ("stages", [1], "config: stages must be a list of names, got [1]"),
         ("stage1.warmup_epochs", "99", "config: stage1.warmup_epochs must be at most stage1.epochs = 4, got 99"),
         ("augment.crop_max", "0.1", "config: augment.crop_min must be at most augment.crop_max = 0.1, got 0.5"),
@@ -95,7 +100,12 @@ def test_stage1_from_simclr_needs_that_stage():
         (b"\xff\xfe\x00", "must be YAML"),
         (b"- 1\n- 2\n", "must hold sections of keys, got a list"),
         (b"optim:\n  lrr: 1\n", "did you mean optim.lr?"),
-        (b"optim: 3\n", "got 'optim'"),
+        (b"optim: 3\n", "must be one of the section optim (optim.name, "),
+        (b"optim:\n  lr: x\n", "config: optim.lr must be a number, got 'x' (in "),
+        (b"seed: 2020-01-01\n", "config: seed must be an integer, got 2020-01-01 (in "),
+        (b"seed: 1\nseed: 2\n", "must name a key once, got 'seed' twice"),
+        (b"optim:\n  lr: 1\n  lr: 2\n", "must name a key once, got 'lr' twice"),
+        (b"words", "must hold sections of keys, got plain text"),
     ],
 )
 def test_a_broken_file_is_one_sentence(content, sentence, tmp_path):
@@ -105,6 +115,11 @@ def test_a_broken_file_is_one_sentence(content, sentence, tmp_path):
         load_config(str(path))
     assert sentence in str(error.value)
     assert "\n" not in str(error.value)
+
+
+def test_a_section_without_keys_has_its_defaults(tmp_path):
+    (tmp_path / "null.yaml").write_text("optim:\n  # lr: 1\nseed: 3\n")
+    assert load_config(str(tmp_path / "null.yaml")) == from_dict({"seed": 3})
 
 
 def test_a_missing_file_names_the_presets():
@@ -141,3 +156,10 @@ def test_a_key_missing_in_a_saved_run_has_its_default():
 def test_every_default_is_in_its_own_range():
     defaults = {key: f.default for key, (f, _) in known_keys().items()}
     assert from_dict(defaults) == Config()
+
+
+def test_integers_fit_where_they_are_used():
+    """Each goes into a 32-bit field somewhere: a seed plus an epoch into FAISS's."""
+    highest = {key: f.metadata["high"] for key, (f, kind) in known_keys().items() if kind is int}
+    assert max(highest.values()) <= 2**31 - 1
+    assert highest["seed"] + highest["stage1.epochs"] < 2**31

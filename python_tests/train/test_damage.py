@@ -12,7 +12,7 @@ from made_up import SMALL
 from ltood_fast import cli
 from ltood_fast.cli import main
 from ltood_fast.train.checkpoint import save_tensors
-from ltood_fast.train.loop import read_history
+from ltood_fast.train.history import read_history
 
 KEYS = [text for key, value in SMALL.items() for text in (f"--{key}", value)]
 

@@ -27,7 +27,7 @@ def test_few_shot_rows_follow_the_seed_of_the_data(tmp_path):
 
 
 def test_more_than_the_probe_set_has(tmp_path):
-    with pytest.raises(ValueError, match="per_class must be at most the 10 images of class 0, got 11"):
+    with pytest.raises(ValueError, match="eval.few_shot must be at most 10, the images of the smallest class"):
         few_shot_set(session(tmp_path, eval__few_shot=11))
 
 

@@ -3,7 +3,8 @@ import torch
 from made_up import train, weights
 
 import ltood_fast
-from ltood_fast.train.loop import Stage, read_history
+from ltood_fast.train.history import read_history
+from ltood_fast.train.loop import Stage
 
 JOINT = {"stages": "joint"}
 

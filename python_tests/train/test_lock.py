@@ -81,7 +81,7 @@ def test_a_refused_start_leaves_no_folder(tmp_path, capsys):
     assert list(tmp_path.iterdir()) == []
     (tmp_path / "file").write_text("")
     assert main(["train", "--config", "smoke", "--run-dir", str(tmp_path / "file")]) == 2
-    assert f"run-dir must be a folder, got the file {tmp_path / 'file'}" in capsys.readouterr().err
+    assert f"run-dir must be a folder, got {tmp_path / 'file'}, where" in capsys.readouterr().err
 
 
 def terminate(after: Path) -> None:

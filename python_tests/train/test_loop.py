@@ -5,7 +5,8 @@ import pytest
 import torch
 
 from ltood_fast.train.config import OptimConfig
-from ltood_fast.train.loop import CHECK_EVERY, Meter, TrainingError, learning_rate, make_optimizer, read_history
+from ltood_fast.train.history import read_history
+from ltood_fast.train.loop import CHECK_EVERY, Meter, TrainingError, learning_rate, make_optimizer
 
 
 def test_learning_rate_warms_up_then_falls_as_a_cosine():

@@ -4,7 +4,8 @@ import pytest
 import torch
 
 from ltood_fast.train.config import ModelConfig
-from ltood_fast.train.model import ENCODERS, make_model
+from ltood_fast.train.encoders import ENCODERS
+from ltood_fast.train.model import make_model
 
 
 @pytest.mark.parametrize(

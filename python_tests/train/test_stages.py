@@ -7,7 +7,8 @@ from made_up import NoBar, train, weights
 
 from ltood_fast.train.checkpoint import FIELDS, CheckpointError, load_checkpoint, save_checkpoint
 from ltood_fast.train.config import load_config
-from ltood_fast.train.loop import Stage, TrainingError, read_history
+from ltood_fast.train.history import read_history
+from ltood_fast.train.loop import Stage, TrainingError
 from ltood_fast.train.methods import Stage1, Stage2
 
 

@@ -34,7 +34,7 @@ def first_state(stage: str, session: Session) -> dict[str, Any] | None:
         state = load_checkpoint(Path(config.stage2.guide))
         mine, theirs = ({**part["model"], "channels": n} for part, n in
                         ((to_dict(config), session.channels), (state["config"], state["channels"])))  # fmt: skip
-        free = ("channels_last", "sync_batchnorm")  # how it is computed, not what it is
+        free = ("channels_last", "sync_batchnorm", "init")  # how it is computed and where it began, not what it is
         if other := [key for key in mine if key not in free and key in theirs and mine[key] != theirs[key]]:
             raise CheckpointError(
                 f"checkpoint: {config.stage2.guide} must be of this run's network, got another {', '.join(other)}"

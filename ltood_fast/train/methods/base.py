@@ -1,4 +1,4 @@
-"""What the loop asks of a method."""
+"""The interface between the loop and a method."""
 
 from __future__ import annotations
 

@@ -145,8 +145,9 @@ class Purity:
         labels = torch.full((session.n_id + session.n_ood,), -1)  # -1 for OOD images
         labels[: session.n_id] = train.labels
         counts = [int(count) for count in train.class_counts()]
-        few = torch.zeros(len(counts), dtype=torch.bool)
-        few[split_groups(counts, session.config.eval.groups)["few"]] = True
+        few = torch.zeros(max(len(counts), 1), dtype=torch.bool)  # without labels it is looked up, and counts nowhere
+        if counts:
+            few[split_groups(counts, session.config.eval.groups)["few"]] = True
         self.labels, self.is_few = session.fabric.to_device((labels, few))
 
     def of(self, ids: Tensor, columns: Tensor, found: Tensor) -> dict[str, Tensor]:
