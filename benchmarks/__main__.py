@@ -78,7 +78,7 @@ def _table(arguments: argparse.Namespace) -> int:
 
 
 def parser() -> argparse.ArgumentParser:
-    from . import autotune, pipeline, profile, scaling
+    from . import autotune, pipeline, profile, scaling, static_cost
 
     top = argparse.ArgumentParser(prog="python -m benchmarks", description="ltood_fast's ops against everybody else's.")
     commands = top.add_subparsers(dest="command", required=True)
@@ -118,6 +118,7 @@ def parser() -> argparse.ArgumentParser:
     pipeline.add_parser(commands)
     autotune.add_parser(commands)
     profile.add_parser(commands)
+    static_cost.add_parser(commands)
     return top
 
 
