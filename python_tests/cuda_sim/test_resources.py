@@ -14,6 +14,7 @@ MOST_REGISTERS = 239
 # Kernels of the sm_80 code that take more, and why they may: as many blocks fit at 255 registers as at 239.
 MORE_REGISTERS = {
     "contrastive_lse_bwd_kernel": "128 threads: two blocks",
+    "contrastive_tiles_kernel": "256 threads: one block where it searches neighbours",
     "guided_forward_kernel": "128 threads: two blocks",
     "guided_backward_kernel": "256 threads: one block",
     "pass_kernel": "128 threads: two blocks",
