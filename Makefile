@@ -22,7 +22,7 @@ CXX_FILES := $(shell find csrc -name '*.h' -o -name '*.cpp' -o -name '*.cu' -o -
 TEST_CXX_FILES := $(shell find python_tests benchmarks -name '*.h' -o -name '*.cpp' -o -name '*.cu' -o -name '*.cuh')
 SOURCES := $(CXX_FILES) csrc/sources.txt setup.py pyproject.toml
 
-.PHONY: demo test faults ptx-test lint format fuzz sanitize sanitize-build sanitize-fuzz isa-test isa-avx2 isa-baseline wheel gpu-check gpu-build gpu-test gpu-sanitize gpu-conformance gpu-bench gpu-autotune gpu-method bench rivals conformance clean
+.PHONY: demo test faults ptx-test lint format fuzz sanitize sanitize-build sanitize-fuzz isa-test isa-avx2 isa-baseline wheel gpu-check gpu-1 gpu-2 gpu-3 gpu-4 gpu-5 gpu-6 gpu-bench gpu-autotune gpu-method bench rivals conformance clean
 
 demo: $(READY)
 	$(PY) -m ltood_fast train --config demo --run-dir $(RUN_DIR) $(DEMO_ARGS)
@@ -93,30 +93,16 @@ isa-avx2 isa-baseline: isa-%: $(READY)
 	cd build/$@ && LTOOD_CUDA=0 LTOOD_CPU_ISA=$* $(SANITIZE_PY) setup.py -q build_ext --inplace
 	cd build/$@ && env $(ISA_LIMITS) $(SANITIZE_PY) -m pytest python_tests/ops -k 'not compile and not export and not opcheck' $(PYTEST_ARGS)
 
-# On a machine with a GPU, nvcc and a CUDA build of torch, without a network: make gpu-check VENV=
-# Every piece is a target of its own, meant to take less than ten minutes. None has run on hardware yet. Tests and
-# sanitizer go over both paths: the kernels for sm_80, and where they exist and the device is one, those for Hopper.
+# On a machine with a GPU, nvcc and a CUDA build of torch, without a network: make gpu-1 VENV=, ... gpu-6, or all of them
+# by make gpu-check VENV=. A step takes less than ten minutes, goes on after a failure, and leaves step-N.json in
+# GPU_RESULTS/gpu; `python -m benchmarks gpu-check N --list` prints its commands. None has run on hardware yet.
 GPU_RESULTS ?= benchmarks/results
-GPU_SMALL := python_tests/ops/test_cuda_device.py -k same_bits
-gpu-check: gpu-build gpu-test gpu-sanitize gpu-conformance gpu-bench gpu-autotune
+GPU_STEPS := gpu-1 gpu-2 gpu-3 gpu-4 gpu-5 gpu-6
+gpu-check:
+	failed=0; for step in $(GPU_STEPS); do $(MAKE) $$step || failed=1; done; exit $$failed
 
-gpu-build: $(READY)
-	LTOOD_CUDA=1 $(PY) setup.py -q build_ext --inplace
-	$(PY) -m ltood_fast info
-
-gpu-test: $(READY)
-	for path in sm80 sm90; do LTOOD_CUDA_PATH=$$path $(PY) -m pytest -q python_tests/ops -m cuda --durations=10 || exit 1; done
-
-gpu-sanitize: $(READY)
-	for path in sm80 sm90; do for tool in memcheck racecheck initcheck synccheck; do \
-	  LTOOD_CUDA_PATH=$$path PYTORCH_NO_CUDA_MEMORY_CACHING=1 compute-sanitizer --tool $$tool --error-exitcode 1 \
-	    $(PY) -m pytest -q $(GPU_SMALL) || exit 1; done; done
-
-gpu-conformance: $(READY)
-	mkdir -p build $(GPU_RESULTS)
-	nvcc -std=c++17 -DLTOOD_DUMP_MAIN -DLTOOD_HOPPER -gencode=arch=compute_90a,code=sm_90a -Icsrc python_tests/ptxsim/conformance.cu -o build/conformance
-	build/conformance $(GPU_RESULTS)/conformance.bin
-	PYTHONPATH=python_tests $(PY) -m ptxsim.conformance compare $(GPU_RESULTS)/conformance.bin
+$(GPU_STEPS): gpu-%: $(READY)
+	$(PY) -m benchmarks gpu-check $* --results $(GPU_RESULTS)/gpu
 
 gpu-bench: $(READY)
 	PYTHONPATH=$(RIVALS_DIR) $(PY) -m benchmarks run --device cuda --results $(GPU_RESULTS) $(BENCH_ARGS)

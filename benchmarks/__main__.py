@@ -78,7 +78,7 @@ def _table(arguments: argparse.Namespace) -> int:
 
 
 def parser() -> argparse.ArgumentParser:
-    from . import autotune, documents, pipeline, profile, scaling
+    from . import autotune, documents, gpu_check, pipeline, profile, scaling, static_cost
 
     top = argparse.ArgumentParser(prog="python -m benchmarks", description="ltood_fast's ops against everybody else's.")
     commands = top.add_subparsers(dest="command", required=True)
@@ -119,6 +119,8 @@ def parser() -> argparse.ArgumentParser:
     autotune.add_parser(commands)
     profile.add_parser(commands)
     documents.add_parser(commands)
+    static_cost.add_parser(commands)
+    gpu_check.add_parser(commands)
     return top
 
 

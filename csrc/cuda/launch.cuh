@@ -62,19 +62,32 @@ inline bool use_sm90() {
 #endif
 }
 
+// An error that we return is not left behind for whoever asks for the last one next.
+inline cudaError_t returned(cudaError_t error) {
+  if (error) (void)cudaGetLastError();
+  return error;
+}
+
 // Lets a kernel have more dynamic shared memory than the 48 KiB that need no asking.
 inline cudaError_t allow_shared(const void* kernel, int shared) {
   if (shared <= 48 * 1024) return cudaSuccess;
-  return cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, shared);
+  return returned(cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, shared));
 }
 
-// kernel<<<grid, block, shared>>>(params) on the stream; returns what the launch says. It waits for nothing and is safe
-// while a CUDA graph is being captured.
+// kernel<<<grid, block, shared>>>(params) on the stream; returns the status of this launch alone, where
+// cudaGetLastError would also return an earlier error of somebody else. It waits for nothing and is safe while a CUDA
+// graph is captured.
 template <typename Params>
 cudaError_t launch(void (*kernel)(Params), dim3 grid, int block, int shared, const Params& params, void* stream) {
-  if (const cudaError_t error = allow_shared(reinterpret_cast<const void*>(kernel), shared)) return error;
-  kernel<<<grid, block, shared, static_cast<cudaStream_t>(stream)>>>(params);
-  return cudaGetLastError();
+  const void* function = reinterpret_cast<const void*>(kernel);
+  if (const cudaError_t error = allow_shared(function, shared)) return error;
+  cudaLaunchConfig_t config{};
+  config.gridDim = grid;
+  config.blockDim = dim3(block);
+  config.dynamicSmemBytes = shared;
+  config.stream = static_cast<cudaStream_t>(stream);
+  void* arguments[] = {const_cast<Params*>(&params)};
+  return returned(cudaLaunchKernelExC(&config, function, arguments));
 }
 
 }  // namespace ltood::cuda

@@ -60,9 +60,7 @@ __global__ void prepare_rows_kernel(PrepareParams p) {
 
 template <typename in_t, typename half_t>
 int launch(const PrepareParams& p, void* stream) {
-  prepare_rows_kernel<in_t, half_t>
-      <<<cuda::ceil_div(p.rows, kWarps), 32 * kWarps, 0, static_cast<cudaStream_t>(stream)>>>(p);
-  return cudaGetLastError();
+  return cuda::launch(prepare_rows_kernel<in_t, half_t>, cuda::ceil_div(p.rows, kWarps), 32 * kWarps, 0, p, stream);
 }
 
 }  // namespace

@@ -1,5 +1,6 @@
 #include <cuda_runtime.h>
 
+#include "cuda/launch.cuh"
 #include "cuda/probe.h"
 
 namespace ltood {
@@ -16,10 +17,7 @@ __global__ void probe_kernel(int* out) {
 
 int cuda_runtime_version() { return CUDART_VERSION; }
 
-int launch_probe(int* out, void* stream) {
-  probe_kernel<<<1, 1, 0, static_cast<cudaStream_t>(stream)>>>(out);
-  return static_cast<int>(cudaGetLastError());
-}
+int launch_probe(int* out, void* stream) { return cuda::launch(probe_kernel, 1, 1, 0, out, stream); }
 
 const char* cuda_error_string(int error) { return cudaGetErrorString(static_cast<cudaError_t>(error)); }
 

@@ -29,7 +29,9 @@ __device__ __forceinline__ uint32_t chunk_offset(int row, int chunk) {
 struct Steps {
   int k_tiles, splits;
   __device__ int count() const { return splits == 2 ? 3 * k_tiles : k_tiles; }
-  __device__ int k_tile(int step) const { return step % k_tiles; }
+  __device__ int k_tile(int step) const {  // step % k_tiles, without a division
+    return step < k_tiles ? step : step < 2 * k_tiles ? step - k_tiles : step - 2 * k_tiles;
+  }
   __device__ int split_a(int step) const { return splits == 2 && step < k_tiles; }
   __device__ int split_b(int step) const { return splits == 2 && step >= k_tiles && step < 2 * k_tiles; }
 };
@@ -37,14 +39,19 @@ struct Steps {
 // Rows first_row ... of one k_tile, zeros beyond the last row. All kThreads threads take part.
 template <int kRows, int kThreads>
 __device__ __forceinline__ void load_k_tile(uint32_t shared, const Operand& x, int split, int k_tile, int first_row) {
-  static_assert(kRows * 8 % kThreads == 0);
+  static_assert(kRows * 8 % kThreads == 0 && kThreads % 64 == 0);
+  constexpr int kRowsApart = kThreads / 8;  // of a thread's chunks: a multiple of 8, so that their swizzle is the same
+  const int row = threadIdx.x / 8, chunk = threadIdx.x % 8, left = x.rows - first_row - row;
   const char* data = static_cast<const char*>(x.data);
+  const size_t row_bytes = size_t(x.k_tiles) * kRowBytes;
+  const char* from =
+      data + (size_t(split) * x.rows + first_row + row) * row_bytes + size_t(k_tile) * kRowBytes + chunk * 16;
+  const uint32_t to = shared + chunk_offset(row, chunk);
 #pragma unroll
   for (int i = 0; i < kRows * 8 / kThreads; ++i) {
-    const int chunk = i * kThreads + threadIdx.x, row = chunk / 8;
-    const bool inside = first_row + row < x.rows;
-    const size_t source = (size_t(split) * x.rows + (inside ? first_row + row : 0)) * x.k_tiles + k_tile;
-    prim::cp_async16(shared + chunk_offset(row, chunk % 8), data + source * kRowBytes + chunk % 8 * 16, inside);
+    const bool inside = i * kRowsApart < left;
+    prim::cp_async16(to + i * kRowsApart * kRowBytes, inside ? from : data, inside);
+    from += row_bytes * kRowsApart;
   }
 }
 

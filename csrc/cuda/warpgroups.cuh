@@ -97,23 +97,25 @@ __device__ __forceinline__ void multiply_tile(float (&c)[kHalves][kSize], int st
   for (int step = 0; step < steps; ++step, at.advance(ring.stages)) {
     ring.wait(at);
     const uint2 k_tiles = operands(step, ring.at(at));
-    prim::wgmma_fence();
+    const uint64_t a = prim::matrix_descriptor(prim::uniform(k_tiles.x));
+    const uint64_t b = prim::matrix_descriptor(prim::uniform(k_tiles.y));
+    prim::wgmma_fence(c);
 #pragma unroll
     for (int k = 0; k < kKTile / 16; ++k) {
 #pragma unroll
       for (int half = 0; half < kHalves; ++half) {
-        prim::wgmma_shared<half_t>(c[half], prim::matrix_descriptor(k_tiles.x + half * 64 * tiles::kRowBytes + k * 32),
-                                   prim::matrix_descriptor(k_tiles.y + k * 32), step > 0 || k > 0);
+        prim::wgmma_shared<half_t>(c[half], a + prim::descriptor_offset(half * 64 * tiles::kRowBytes + k * 32),
+                                   b + prim::descriptor_offset(k * 32), step > 0 || k > 0);
       }
     }
     prim::wgmma_commit();
     if (step < kInFlight) continue;
-    prim::wgmma_wait<kInFlight>();
+    prim::wgmma_wait<kInFlight>(c);
     ring.release(left);
     left.advance(ring.stages);
   }
   if (turns) end_turn();
-  prim::wgmma_wait<0>();
+  prim::wgmma_wait<0>(c);
   for (int step = max(0, steps - kInFlight); step < steps; ++step, left.advance(ring.stages)) ring.release(left);
 }
 

@@ -1,6 +1,7 @@
 """Operands and segment sums, executed, against numpy."""
 
 import ctypes
+from functools import partial
 
 import numpy as np
 import pytest
@@ -68,17 +69,28 @@ def test_broken_rows_stay_broken(simulate, kind, broken):
 
 @pytest.mark.parametrize("kind", ["float32", "bfloat16"])
 @pytest.mark.parametrize(
-    ("counts", "entries"),
+    ("counts", "entries", "d"),
     [
-        ([5, 3], 1),  # two segments in one block of 128 positions
-        ([100, 60, 0, 400, 1, 27], 1),  # one over four blocks, one empty, an end on a block's edge
-        ([128, 128, 44], 3),  # segments that begin on the edges; three entries a row
+        ([5, 3], 1, 70),  # two segments in one block of 16 positions
+        ([10, 20, 0, 400, 1, 15], 1, 70),  # one over 26 blocks, one empty, ends inside and on the edges of blocks
+        ([14, 16, 32, 44], 3, 70),  # segments that begin on the edges; three entries a row
+        ([2, 700], 1, 33),  # more pieces than lanes look at in one round
     ],
 )
-def test_segment_sums(simulate, kind, counts, entries):
+def test_segment_sums(simulate, kind, counts, entries, d):
+    check_segment_sums(simulate, kind, counts, entries, d)
+
+
+def test_segment_sums_of_many_rows(simulate):
+    """Blocks of 128 positions, which begin beyond 65,536 rows, here of few: a segment over four of them."""
+    many = {"LTOOD_FEW_POSITIONS": "64"}
+    check_segment_sums(partial(simulate, defines=many), "bfloat16", [100, 420, 3, 100], 1, 34)
+
+
+def check_segment_sums(simulate, kind, counts, entries, d):
     rng = np.random.default_rng(1)
     dev = simulate(*SUMS, seed=1)
-    count, d = sum(counts) + 2, 70
+    count = sum(counts) + 2
     n = -(-count // entries)
     x = prepare(dev, rng.standard_normal((n, d)), kind, normalize=False)
     keys = np.concatenate([[-1, -1], np.repeat(np.arange(len(counts)), counts)])
@@ -96,6 +108,24 @@ def test_segment_sums(simulate, kind, counts, entries):
         if size:
             want[key] = terms[keys == key].sum(0)
     assert np.abs(dev.get(sums) - want).max() < 1e-4 * np.abs(want).max()
+
+
+def test_a_launch_returns_its_own_error_alone(simulate):
+    """An error that another library's kernel left behind is neither returned nor taken away."""
+    dev = simulate(*OPERANDS, seed=1)
+    dev.earlier_error = 719
+    prepare(dev, np.ones((3, 5)), "float32")
+    assert dev.last_error == 719
+
+
+def test_a_failed_launch_leaves_no_error_behind(simulate):
+    dev = simulate(*SUMS, seed=1)
+    x = prepare(dev, np.ones((3, 5)), "float32")
+    unused = dev.empty((1, 5))
+    params = SegmentSumsParams(x.operand, unused.ptr, unused.ptr, 0, 1, None, 5, unused.ptr, unused.ptr)
+    assert dev.call("ltood_launch_segment_sums", params, None) == 9  # an empty grid: cudaErrorInvalidConfiguration
+    assert "grid or block" in dev.complaint
+    assert dev.last_error == 0
 
 
 @pytest.mark.parametrize("unscaled", [False, True])

@@ -94,6 +94,7 @@ def test_the_current_stream_is_used(name):
 def test_graph_capture(name):
     call = ops(512, 64, torch.bfloat16)[name]
     side = torch.cuda.Stream()
+    side.wait_stream(torch.cuda.current_stream())  # it made the inputs
     with torch.cuda.stream(side):
         expected = call()
     torch.cuda.synchronize()

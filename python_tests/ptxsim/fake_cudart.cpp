@@ -133,6 +133,10 @@ void ptxsim_clear() {
   state().complaint.clear();
 }
 
+// An error that somebody else's launch has left behind, and the one that cudaGetLastError would return now.
+void ptxsim_plant_error(int error) { state().error = static_cast<cudaError_t>(error); }
+int ptxsim_last_error() { return state().error; }
+
 // What nvcc's stubs call.
 
 void** __cudaRegisterFatBinary(void*) {

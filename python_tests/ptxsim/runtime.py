@@ -65,6 +65,7 @@ class Device:
         self.memory = GlobalMemory()
         self.launches: list[str] = []  # kernel names, in order
         self.instructions = 0
+        self.earlier_error = 0  # that somebody else's launch has left in the runtime, before every call
         self._clock = 1
         self._failure: BaseException | None = None
         self._callbacks = (_ON_LAUNCH(self._on_launch), _ON_MEMORY(self._on_memset), _ON_MEMORY(self._on_copy))
@@ -135,12 +136,18 @@ class Device:
         host.ptxsim_connect(*self._callbacks)
         host.ptxsim_set_device(*self._description)
         host.ptxsim_clear()
+        host.ptxsim_plant_error(self.earlier_error)
         self._failure = None
         result = function(*(argument if argtypes else _as_ctypes(argument) for argument in arguments))
         if self._failure is not None:
             failure, self._failure = self._failure, None
             raise failure
         return result
+
+    @property
+    def last_error(self) -> int:
+        """What cudaGetLastError would return."""
+        return self.library.host.ptxsim_last_error()
 
     @property
     def complaint(self) -> str:

@@ -13,6 +13,10 @@
 
 namespace ltood::prim {
 
+// The same value in all lanes of a warp: an address that the compiler knows to be uniform costs a descriptor no more
+// than an addition. All 32 lanes take part.
+__device__ __forceinline__ uint32_t uniform(uint32_t x) { return __shfl_sync(0xffffffffu, x, 0); }
+
 // Descriptor of an operand in shared memory as the copy engine lays it out: rows of 64 elements, 128 bytes, swizzled,
 // eight of them together. The other dimension's further blocks of 64 elements, of operands that are read with K along
 // the rows of the tile ("transposed"), are `leading` bytes apart.
@@ -21,15 +25,43 @@ __device__ __forceinline__ uint64_t matrix_descriptor(uint32_t shared, uint32_t 
   return uint64_t((shared & 0x3ffff) >> 4) | uint64_t(leading >> 4) << 16 | kEightRows << 32 | kSwizzle128 << 62;
 }
 
-// Before the first product, and after other instructions have written accumulators or registers of A.
-__device__ __forceinline__ void wgmma_fence() { asm volatile("wgmma.fence.sync.aligned;" ::: "memory"); }
+// No instruction: the compiler must have written these registers before this point and may read them only behind it.
+// The fences and waits below say nothing of the accumulators to the compiler, which could move arithmetic over them.
+template <int kSize>
+__device__ __forceinline__ void wgmma_tie(float (&d)[kSize]) {
+#pragma unroll
+  for (int i = 0; i < kSize; ++i) asm volatile("" : "+f"(d[i])::"memory");
+}
+template <int kSize>
+__device__ __forceinline__ void wgmma_tie(uint32_t (&a)[kSize]) {
+#pragma unroll
+  for (int i = 0; i < kSize; ++i) asm volatile("" : "+r"(a[i])::"memory");
+}
+template <int kRows, int kSize, typename T>
+__device__ __forceinline__ void wgmma_tie(T (&x)[kRows][kSize]) {
+#pragma unroll
+  for (int i = 0; i < kRows; ++i) wgmma_tie(x[i]);
+}
+
+// Before the first product, and after other instructions have written accumulators or registers of A: these are the
+// arguments.
+template <typename... Registers>
+__device__ __forceinline__ void wgmma_fence(Registers&... registers) {
+  (wgmma_tie(registers), ...);
+  asm volatile("wgmma.fence.sync.aligned;" ::: "memory");
+}
 __device__ __forceinline__ void wgmma_commit() { asm volatile("wgmma.commit_group.sync.aligned;" ::: "memory"); }
 
-// Waits until at most kPending committed groups are in flight.
-template <int kPending>
-__device__ __forceinline__ void wgmma_wait() {
+// Waits until at most kPending committed groups are in flight. The arguments are the accumulators and registers of A
+// that are used or written afterwards.
+template <int kPending, typename... Registers>
+__device__ __forceinline__ void wgmma_wait(Registers&... registers) {
   asm volatile("wgmma.wait_group.sync.aligned %0;" ::"n"(kPending) : "memory");
+  (wgmma_tie(registers), ...);
 }
+
+// How far a descriptor moves with its operand.
+__device__ constexpr uint64_t descriptor_offset(uint32_t bytes) { return bytes >> 4; }
 
 // d [64, N], N = 2 kSize: 64 or 128. A and B in shared memory, K along the rows; d = A B' (+ d).
 template <typename half_t, int kSize>

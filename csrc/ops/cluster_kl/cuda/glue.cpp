@@ -1,6 +1,6 @@
 #include <ATen/Context.h>
 #include <ATen/ops/empty.h>
-#include <ATen/ops/median.h>
+#include <ATen/ops/sort.h>
 #include <torch/library.h>
 
 #include <limits>
@@ -65,7 +65,8 @@ struct CudaProblem {
     z = z_given.detach().to(type).contiguous();
     centroids = centroids_given.detach().to(type).contiguous();
     rounded = at::globalContext().float32MatmulPrecision() == at::Float32MatmulPrecision::MEDIUM;
-    if (is_wide()) origin = std::get<0>(at::median(centroids, 0)).contiguous();
+    // The lower median of every feature. at::median is not deterministic on CUDA, and torch can be told to refuse it.
+    if (is_wide()) origin = std::get<0>(at::sort(centroids, 0)).select(0, (centroids.size(0) - 1) / 2).contiguous();
     const int splits = two_splits() ? 2 : 1;
     rows = prepare(z, origin, splits, true);
     mu = prepare(centroids, origin, splits, true);

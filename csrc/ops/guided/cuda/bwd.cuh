@@ -25,8 +25,13 @@ struct RowFields {
   int out_begin, out_count, in_begin, in_count;
 };
 
-// 2^x for what a factor multiplies: x can be large only where that is next to nothing, and 0 * 2^x must be 0.
-__device__ __forceinline__ float exp2_finite(float x) { return prim::exp2_fast(x > 127.f ? 127.f : x); }
+// 2^x for what a factor multiplies: x can be large only where that is next to nothing, and 0 * 2^x must be 0. NaN stays
+// NaN: the minimum that keeps it is one instruction, a comparison and a choice are two.
+__device__ __forceinline__ float exp2_finite(float x) {
+  float bounded;
+  asm("min.NaN.f32 %0, %1, %2;" : "=f"(bounded) : "f"(x), "f"(127.f));
+  return prim::exp2_fast(bounded);
+}
 
 __device__ __forceinline__ bool in_span(int at, int begin, int count) {
   return static_cast<unsigned>(at - begin) < static_cast<unsigned>(count);
@@ -67,15 +72,15 @@ __device__ __forceinline__ void read_row_fields(RowFields& row, const GuidedPara
 }
 
 // H_ij times the column's scale, which its operand lacks, from the operands' products; the row's own column is not
-// known here.
-template <bool kContrast, bool kDistill>
+// known here. kInside: the column exists.
+template <bool kContrast, bool kDistill, bool kInside = false>
 __device__ __forceinline__ float weighted_gradient(const GuidedParams& p, const RowFields& row, int column,
                                                    const float (&of_column)[kGuidedTileFields], float product_z,
                                                    float product_e, float teacher) {
   const float h = pair_gradient<kContrast, kDistill>(p, row, column, of_column,
                                                      product_z * (row.field[kScaleZ] * of_column[kScaleZ]),
                                                      product_e * (row.field[kScaleE] * of_column[kScaleE]), teacher);
-  return column < p.columns ? h * of_column[kScaleZ] : 0.f;
+  return kInside || column < p.columns ? h * of_column[kScaleZ] : 0.f;
 }
 
 // Where a block's share of the gradient of the row at a position goes.

@@ -53,10 +53,12 @@ __device__ __forceinline__ void for_each_column(Body body) {
   }
 }
 
-// s and c of one row; `self` is the row's own place among the tile's columns, `count` how many of them exist.
+// s and c of one row; `self` is the row's own place among the tile's columns, `count` how many of them exist. kInside:
+// all 64 columns count, and none of them is the row itself.
+template <bool kInside>
 __device__ __forceinline__ void add_distill(RowSums& sums, const Fragment& s, const Fragment& c, int half, float scale,
                                             int self, int count) {
-  const auto valid = [&](int column) { return column != self && column < count; };
+  const auto valid = [&](int column) { return kInside || (column != self && column < count); };
   float s_max = -INFINITY, t_max = -INFINITY;
   for_each_column([&](int j, int e, int column) {
     if (!valid(column)) return;
@@ -86,14 +88,16 @@ __device__ __forceinline__ void add_distill(RowSums& sums, const Fragment& s, co
 }
 
 // The negatives of one row: columns first, ..., first + count - 1 of the tile but for the row itself. Leaves exponents
-// in s and factors in c.
+// in s and factors in c. kInside: all 64 columns are negatives.
+template <bool kInside>
 __device__ __forceinline__ void add_negatives(RowSums& sums, const GuidedParams& p, Fragment& s, Fragment& c, int half,
                                               int self, int first, int count) {
   float max = -INFINITY;
   for_each_column([&](int j, int e, int column) {
     float &x = s[j][2 * half + e], &w = c[j][2 * half + e];
     const Repulsion pair(p, x, w);
-    const bool inside = static_cast<unsigned>(column - first) < static_cast<unsigned>(count) && column != self;
+    const bool inside =
+        kInside || (static_cast<unsigned>(column - first) < static_cast<unsigned>(count) && column != self);
     x = inside ? pair.exponent : -INFINITY;
     w = inside ? pair.factor : 0.f;
     max = fmaxf(max, x);
@@ -177,11 +181,12 @@ __global__ void __launch_bounds__(kForwardThreads) guided_forward_kernel(GuidedP
           s[i][j][2 * half] *= row_z * z.x, s[i][j][2 * half + 1] *= row_z * z.y;
           c[i][j][2 * half] *= row_e * e.x, c[i][j][2 * half + 1] *= row_e * e.y;
         }
-        if (kDistill) add_distill(sums[i][half], s[i], c[i], half, inv_teacher_tau, self, p.columns - first_column);
+        if (kDistill)
+          add_distill<false>(sums[i][half], s[i], c[i], half, inv_teacher_tau, self, p.columns - first_column);
         if (kContrast) {
           const GuidedSpans spans = row < p.n ? p.spans[row] : GuidedSpans{0, 0, 0, 0};
-          add_negatives(sums[i][half], p, s[i], c[i], half, self, spans.out_begin - first_column,
-                        spans.out_end - spans.out_begin);
+          add_negatives<false>(sums[i][half], p, s[i], c[i], half, self, spans.out_begin - first_column,
+                               spans.out_end - spans.out_begin);
         }
         __syncwarp();
       }

@@ -5,8 +5,9 @@
 //   registers  32 of S, 32 of the guide's product, 16 of H, 64 of the output
 //   shared     as forward; the columns come once for the products and, in bfloat16, once more for the output
 //   FLOP       2 (D + Dg) ceil(D / 128) + 2 D a pair
-//   limiter    exponentials: 4 a pair for distillation are 2,048 clocks a tile against 1,536 of products at D = Dg =
-//              128. A turn is the output's product of one tile and S and C of the next. Not yet verified on hardware
+//   limiter    by benchmarks/results/static_cost.md, a prediction, at D = Dg = 128: issue slots (2,263 clocks a tile of
+//              both warpgroups for distillation, special functions 2,048, products 1,536; modelled 2,440). A turn is
+//              the output's product of one tile and S and C of the next
 #pragma once
 
 #include "ops/guided/cuda/bwd.cuh"
@@ -61,14 +62,16 @@ class GuidedConsumer {
     prim::mbarrier_wait(block_.resident_full, 0);
     warpgroups::begin_turns();
     if (share.first < share.last) multiply_tile<half_t>(s_, c_, stages_, block_, p_);
-    stages_.settle();
+    finish_tile(s_, c_, stages_, p_);
     for (int tile = share.first; tile < share.last; ++tile) {
       form_gradient(tiles.next_column());
       if (turns_) warpgroups::wait_for_turn();
       multiply_values();
       if (tile + 1 < share.last) multiply_tile<half_t>(s_, c_, stages_, block_, p_);
       if (turns_) warpgroups::end_turn();
-      stages_.settle();
+      finish_tile(s_, c_, stages_, p_);
+      prim::wgmma_tie(out_);
+      prim::wgmma_tie(h_);
     }
     warpgroups::end_turns();
   }
@@ -105,8 +108,8 @@ class GuidedConsumer {
         float h[2];
 #pragma unroll
         for (int e = 0; e < 2; ++e) {
-          h[e] = weighted_gradient<kContrast, kDistill>(p_, rows_[half], column + e, of_column[e],
-                                                        s_[4 * j + 2 * half + e], c_[4 * j + 2 * half + e], teacher_);
+          h[e] = weighted_gradient<kContrast, kDistill, true>(
+              p_, rows_[half], column + e, of_column[e], s_[4 * j + 2 * half + e], c_[4 * j + 2 * half + e], teacher_);
         }
         h_[j / 2][j % 2 * 2 + half] = prim::pack<value_t>(h[0], h[1]);
       }
@@ -114,17 +117,19 @@ class GuidedConsumer {
 #pragma unroll
     for (int half = 0; half < 2; ++half) {
       const int self = own_column(p_, position(half)) - first_column;
-      if (self >= 0 && self < kGuidedColumns) clear_column(half, self);
+      if (self >= 0 && self < kGuidedColumns) clear_columns(half, self, self + 1);
+      if (p_.columns - first_column < kGuidedColumns) clear_columns(half, p_.columns - first_column, kGuidedColumns);
     }
   }
 
-  // Few tiles hold a row's own column: found here, it takes no registers above.
-  __device__ __forceinline__ void clear_column(int half, int column) {
+  // Few tiles hold a row's own column or columns that do not exist: found here, they take no registers and no
+  // instructions above.
+  __device__ __forceinline__ void clear_columns(int half, int from, int to) {
 #pragma unroll
     for (int j = 0; j < kColumnFragments; ++j) {
       uint32_t& pair = h_[j / 2][j % 2 * 2 + half];
-      if (fragment_col(j, 0) == column) pair &= 0xffff0000u;
-      if (fragment_col(j, 1) == column) pair &= 0x0000ffffu;
+      if (from <= fragment_col(j, 0) && fragment_col(j, 0) < to) pair &= 0xffff0000u;
+      if (from <= fragment_col(j, 1) && fragment_col(j, 1) < to) pair &= 0x0000ffffu;
     }
   }
 
@@ -135,14 +140,13 @@ class GuidedConsumer {
 
   // output += H V, V in the ring's next stage: beyond the last feature it holds zeros.
   __device__ __forceinline__ void multiply_values() {
-    const uint32_t values = stages_.take();
-    prim::wgmma_fence();
+    const uint64_t values = prim::matrix_descriptor(prim::uniform(stages_.take()), kColumnKTile);
+    prim::wgmma_fence(out_, h_);
 #pragma unroll
     for (int k = 0; k < kGuidedColumns / 16; ++k) {
-      prim::wgmma_registers<value_t>(out_, h_[k],
-                                     prim::matrix_descriptor(values + k * 16 * tiles::kRowBytes, kColumnKTile), true);
+      prim::wgmma_registers<value_t>(out_, h_[k], values + prim::descriptor_offset(k * 16 * tiles::kRowBytes), true);
     }
-    stages_.commit();
+    stages_.commit(out_, h_);
   }
 
   const GuidedParams& p_;
@@ -151,7 +155,7 @@ class GuidedConsumer {
   const bool turns_;
   const float teacher_;
   RowFields rows_[2];
-  Products s_, c_ = {};
+  Products s_, c_;
   float out_[kGuidedOutKTiles * kKTile / 2];
   uint32_t h_[kGuidedColumns / 16][4];
 };

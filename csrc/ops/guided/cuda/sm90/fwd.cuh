@@ -6,8 +6,10 @@
 //   shared     D = Dg = 128: 64 KiB of rows, 6 stages of 16 KiB; D + Dg <= 512
 //   FLOP       2 (D + Dg) a pair, N² pairs for distillation, about N² / K for the negatives alone
 //   bytes      from L2 a tile's columns, 32 KiB at D = Dg = 128: 21 bytes a clock and multiprocessor at the rate below
-//   limiter    exponentials: 3 a pair for distillation are 1,536 clocks a tile against 1,024 of products at D = Dg =
-//              128; the warpgroups take turns, one's products under the other's sums. Not yet verified on hardware
+//   limiter    by benchmarks/results/static_cost.md, a prediction, at D = Dg = 128: issue slots for distillation (1,999
+//              clocks a tile of both warpgroups, products 1,024, special functions 1,152; modelled 2,160), L2 for the
+//              negatives alone (1,365; modelled 1,472). The warpgroups take turns, one's products under the other's
+//              sums
 #pragma once
 
 #include "ops/guided/cuda/fwd.cuh"
@@ -46,14 +48,19 @@ class RowPair {
         c[j][2 * half + 1] = products_e[at + 1] * (scale_e_[half] * e.y);
       }
     }
+    // Most tiles lie wholly inside what counts: checks for every pair would be a third of their instructions.
+    bool inside = kGuidedColumns <= p_.columns - first_column, negatives = false;
 #pragma unroll
     for (int half = 0; half < 2; ++half) {
-      const int self = self_[half] - first_column;
-      if (kDistill) add_distill(sums_[half], s, c, half, teacher_, self, p_.columns - first_column);
-      if (kContrast) {
-        add_negatives(sums_[half], p_, s, c, half, self, spans_[half].out_begin - first_column,
-                      spans_[half].out_end - spans_[half].out_begin);
-      }
+      const int first = spans_[half].out_begin - first_column, end = spans_[half].out_end - first_column;
+      inside = inside && !in_tile(self_[half] - first_column);
+      if (kContrast) inside = inside && first <= 0 && kGuidedColumns <= end;
+      negatives = negatives || (first < kGuidedColumns && 0 < end);
+    }
+    if (__all_sync(prim::kFullWarp, inside)) {
+      add_rows<true>(s, c, first_column, true);
+    } else {
+      add_rows<false>(s, c, first_column, __any_sync(prim::kFullWarp, negatives));
     }
   }
 
@@ -65,6 +72,24 @@ class RowPair {
   }
 
  private:
+  __device__ __forceinline__ static bool in_tile(int column) {
+    return static_cast<unsigned>(column) < static_cast<unsigned>(kGuidedColumns);
+  }
+
+  // `negatives`: there are any for a row of the warp.
+  template <bool kInside>
+  __device__ __forceinline__ void add_rows(Fragment& s, Fragment& c, int first_column, bool negatives) {
+#pragma unroll
+    for (int half = 0; half < 2; ++half) {
+      const int self = self_[half] - first_column;
+      if (kDistill) add_distill<kInside>(sums_[half], s, c, half, teacher_, self, p_.columns - first_column);
+      if (kContrast && negatives) {
+        add_negatives<kInside>(sums_[half], p_, s, c, half, self, spans_[half].out_begin - first_column,
+                               spans_[half].out_end - spans_[half].out_begin);
+      }
+    }
+  }
+
   const GuidedParams& p_;
   const int row_;
   int self_[2];
@@ -97,11 +122,11 @@ __global__ void __launch_bounds__(warpgroups::kThreads, 1) guided_forward_sm90_k
     prim::mbarrier_wait(block.resident_full, 0);
     warpgroups::begin_turns();
     for (int tile = share.first; tile < share.last; ++tile) {
-      Products s, c = {};
+      Products s, c;
       if (turns) warpgroups::wait_for_turn();
       multiply_tile<half_t>(s, c, stages, block, p);
       if (turns) warpgroups::end_turn();
-      stages.settle();
+      finish_tile(s, c, stages, p);
       rows.add(s, c, tiles.next_column());
     }
     warpgroups::end_turns();

@@ -112,18 +112,21 @@ class Stages {
     return stage;
   }
 
-  __device__ __forceinline__ void commit() {
+  // The arguments of both are the registers of the products that may be in flight.
+  template <typename... Registers>
+  __device__ __forceinline__ void commit(Registers&... registers) {
     prim::wgmma_commit();
     if (flying_) {
-      prim::wgmma_wait<1>();
+      prim::wgmma_wait<1>(registers...);
       release();
     }
     flying_ = true;
   }
 
   // All products have ended.
-  __device__ __forceinline__ void settle() {
-    prim::wgmma_wait<0>();
+  template <typename... Registers>
+  __device__ __forceinline__ void settle(Registers&... registers) {
+    prim::wgmma_wait<0>(registers...);
     if (flying_) release();
     flying_ = false;
   }
@@ -143,29 +146,39 @@ class Stages {
 template <typename half_t>
 __device__ __forceinline__ void multiply(Products& d, Stages& stages, uint32_t rows, int k_tiles) {
   for (int from = 0; from < k_tiles; from += kStageKTiles) {
-    const uint32_t columns = stages.take();
-    prim::wgmma_fence();
+    const uint64_t a = prim::matrix_descriptor(prim::uniform(rows + from * kRowKTile));
+    const uint64_t b = prim::matrix_descriptor(prim::uniform(stages.take()));
+    prim::wgmma_fence(d);
 #pragma unroll
     for (int i = 0; i < kStageKTiles; ++i) {
       if (from + i >= k_tiles) continue;
 #pragma unroll
       for (int k = 0; k < kKTile / 16; ++k) {
-        prim::wgmma_shared<half_t>(d, prim::matrix_descriptor(rows + (from + i) * kRowKTile + k * 32),
-                                   prim::matrix_descriptor(columns + i * kColumnKTile + k * 32),
-                                   from > 0 || i > 0 || k > 0);
+        prim::wgmma_shared<half_t>(d, a + prim::descriptor_offset(i * kRowKTile + k * 32),
+                                   b + prim::descriptor_offset(i * kColumnKTile + k * 32), from > 0 || i > 0 || k > 0);
       }
     }
-    stages.commit();
+    stages.commit(d);
   }
 }
 
 // s and c of the next tile, one fragment of 16 rows a warp in the layout of cuda/tile.cuh: element 4 j + 2 half + e.
+// finish_tile waits for them.
 template <typename half_t>
 __device__ __forceinline__ void multiply_tile(Products& s, Products& c, Stages& stages, const Block& block,
                                               const GuidedParams& p) {
   const uint32_t rows = block.resident + warpgroups::consumer() * kRowKTile / 2;
   multiply<half_t>(s, stages, rows, p.z.k_tiles);
   multiply<half_t>(c, stages, rows + p.z.k_tiles * kRowKTile, guide_k_tiles(p));
+}
+
+// Without a guide there is no second product, and c is 0. It is cleared here and not before: a register that anything
+// but wgmma defines while products are in flight makes ptxas wait for every single one of them (C7515).
+__device__ __forceinline__ void finish_tile(Products& s, Products& c, Stages& stages, const GuidedParams& p) {
+  stages.settle(s, c);
+  if (guide_k_tiles(p) > 0) return;
+#pragma unroll
+  for (float& x : c) x = 0;
 }
 
 // A thread's first row; the other is 8 below.
