@@ -14,6 +14,7 @@ from .groups import group_report
 from .knn import knn_accuracy
 from .probe import Probe, linear_probe
 from .results import StageResult
+from .scores import pack_right
 
 FEW_SHOT_SGD = {"epochs": 100, "milestones": (40, 60)}  # [paper], the schedule of SDCLR's few-shot probe
 Labelled = tuple[Tensor, Tensor]
@@ -81,6 +82,7 @@ def evaluate_features(
         probe=grouped(fit.per_class_accuracy),
         confusion=fit.confusion.tolist(),
         knn=grouped(neighbors.per_class_accuracy),
+        right={"probe": pack_right(fit.right), "knn": pack_right(neighbors.right)},
         few_shot=None if few is None else grouped(few.per_class_accuracy),
         clustering=cluster_quality(test_features, test_labels, seed=seed),
         uniformity=uniformity(test_features),

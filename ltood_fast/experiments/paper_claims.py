@@ -21,6 +21,7 @@ from .variants import (
     NO_DOMAIN,
     NO_NEIGHBORS,
     NONE,
+    ORACLE_GAINS,
     RANDOM,
     SIMCLR,
     TAILNESS,
@@ -94,6 +95,7 @@ SIMCLR_BALANCE = Experiment(
         [Comparison("balanced", "simclr")],
         [Comparison("balanced", "simclr", "few"), Comparison("balanced", "simclr", "std")],
     ),
+    ORACLE_GAINS,
 )
 
 OOD_SAMPLING = Experiment(
@@ -112,6 +114,7 @@ OOD_SAMPLING = Experiment(
             Comparison("tailness", "simclr", "std"),
         ],
     ),
+    ORACLE_GAINS,
 )
 
 ABLATION = Experiment(
@@ -141,4 +144,5 @@ ABLATION = Experiment(
             Comparison("full", "simclr", "std"),
         ],
     ),
+    ORACLE_GAINS,
 )

@@ -95,7 +95,7 @@ def _neighbors_of(session: Session, stage: str) -> list[tuple[str, int]]:
     if stage == "stage2":
         return [("stage2.k", config.stage2.k)]
     searches = stage != "simclr" and config.stage1.warmup_epochs < config.stage1.epochs
-    return [("stage1.k", config.stage1.k)] if searches and config.stage1.neighbors == "in_batch" else []
+    return [("stage1.k", config.stage1.k)] if searches and config.stage1.neighbors in ("in_batch", "oracle") else []
 
 
 def _clusters_images(session: Session) -> bool:

@@ -141,7 +141,9 @@ class Stage1Config:
     refine_steps: int = _number(100)  # [ltood_fast] KL refinement of the k-means centroids; 0: k-means as it is
     refine_lr: float = _number(0.1)  # [ltood_fast]
     cluster_space: str = _choice("features", "projection")  # [ltood_fast] which embeddings are clustered and searched
-    neighbors: str = _choice("in_batch", "queue", "dataset")  # [ltood_fast] where the neighbours of a row come from
+    # [ltood_fast] where the neighbours of a row come from; oracle: the nearest of the row's class in the batch, by the
+    # labels, which is no method but the positive control of experiments
+    neighbors: str = _choice("in_batch", "queue", "dataset", "oracle")
     queue_size: int = _number(4096, 1)  # rows
     same_domain: bool = True  # neighbours from the own domain only
     neighbor_weight: float = _number(1.0)  # [ltood_fast] lam

@@ -13,6 +13,19 @@ from ltood_fast.experiments.registry import EXPERIMENTS
 from ltood_fast.experiments.spec import ExperimentError
 
 
+def test_every_experiment_declares_its_positive_control(setting):
+    """Two variants that are trained with it, or a sentence that says why there is none."""
+    for experiment in EXPERIMENTS.values():
+        if isinstance(experiment.control, str):
+            assert experiment.control.endswith(".")
+            continue
+        listed = experiment.variants(setting)
+        names = [variant.name for variant in experiment.with_control(listed)]
+        assert {experiment.control.comparison.better, experiment.control.comparison.worse} <= set(names)
+        assert len(set(names)) == len(names)
+        assert experiment.with_control(experiment.with_control(listed)) == experiment.with_control(listed)
+
+
 @pytest.mark.parametrize("name", EXPERIMENTS)
 def test_every_experiment_is_a_list_of_valid_runs(name, setting):
     variants = EXPERIMENTS[name].variants(setting)

@@ -78,6 +78,16 @@ def test_warmup_is_nt_xent_on_id_alone_and_then_both_losses(make_session, tmp_pa
         assert 0 <= line["neighbor_purity"] <= 1
 
 
+@pytest.mark.parametrize("strategy", ["none", "random"])
+def test_the_oracles_neighbors_are_all_right(strategy, make_session, tmp_path):
+    """Of the row's own class by the labels, OOD rows among themselves; the losses are the method's."""
+    train(make_session(stage1__neighbors="oracle", stage1__ood_strategy=strategy), "stage1")
+    for line in read_history(tmp_path / "stage1" / "history.jsonl")[1:]:
+        assert line["neighbor_purity"] == 1.0
+        domain = 0.3 * line["parts"]["domain"] if strategy == "random" else 0.0
+        assert line["loss"] == pytest.approx(line["parts"]["psd"] + domain, rel=1e-4)
+
+
 @pytest.mark.parametrize("neighbors", ["in_batch", "queue", "dataset"])
 def test_without_ood_there_is_no_domain_loss(neighbors, make_session, tmp_path):
     options = {"data__ood": "", "stage1__ood_strategy": "none", "stage1__neighbors": neighbors}

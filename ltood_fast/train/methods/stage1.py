@@ -135,10 +135,14 @@ class Stage1:
     def _psd_and_domain(self, z: Tensor, ids: Tensor, domain: Tensor) -> Loss:
         options = self.options
         shared = {**self.positives.arguments(ids), "group": self.session.group}
+        kind = self.positives.own_kind(ids, domain)
         if len(self.chosen) == 0:  # one domain: nothing to tell apart
-            own_domain = domain if options.same_domain else None
-            total, _, columns = ltood_fast.psd_loss(z, options.temperature, domain=own_domain, **shared)
+            total, _, columns = ltood_fast.psd_loss(z, options.temperature, domain=kind, **shared)
             parts = {"psd": total}
+        elif kind is not None and kind is not domain:  # neighbours by another rule than the domains' loss
+            psd, _, columns = ltood_fast.psd_loss(z, options.temperature, domain=kind, **shared)
+            apart = ltood_fast.domain_loss(z, domain, options.temperature, group=self.session.group)
+            total, parts = psd + options.alpha * apart, {"psd": psd, "domain": apart}
         else:
             losses, _, columns = ltood_fast.stage1_loss(
                 z, domain, options.temperature, alpha=options.alpha, same_domain=options.same_domain, **shared
