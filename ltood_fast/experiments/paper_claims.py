@@ -44,6 +44,11 @@ def balanced_source(setting: Setting) -> dict[str, str]:
         ExperimentError: the set is a list, and there is no balanced one.
     """
     if setting.balanced_list:
+        if Path(setting.balanced_list) == Path(setting.config.data.probe_list):
+            raise ExperimentError(
+                "experiment: data.probe_list must be another list than balanced-list, a larger one for all runs, got "
+                f"{setting.balanced_list} twice: the probe of the balanced run would learn from that run's own images"
+            )
         return {"data.imbalance": "0", "data.split": "", "data.id_list": setting.balanced_list}
     if setting.config.data.id == "list":
         raise ExperimentError(

@@ -98,9 +98,9 @@ def overview(found: dict[str, Summary]) -> str:
     ]  # fmt: skip
     note = (
         f"{RULE} Differences in points; a lower std is the better one. At first: by two standard errors, without a "
-        "correction. Over seeds alone, an interval speaks of these 10,000 test images. These runs do not say which test "
-        "images they got right, so that the test images' part is the bound for unpaired answers, which is wider than "
-        "the truth. None of the experiments had a positive control."
+        "correction. Over seeds alone, an interval speaks of these 10,000 test images. These runs do not say which "
+        "test images they got right, so that the test images' part is the bound for unpaired answers, wider "
+        "than the truth. None of the experiments had a positive control."
     )
     return to_markdown(Table("Committed differences, judged again", header, lines, note)) + "\n"
 

@@ -49,7 +49,10 @@ class DataConfig:
     probe_split: str = ""  # the same of the linear probe's training set; empty: the whole training part
     imbalance: float = _number(0.0)  # largest class / smallest class, exponential in between; 0 or 1: as it is
     class_order: str = _choice("fixed", "shuffled")  # [ltood_fast] large classes: by number, or drawn from the seed
-    image_size: int = _number(32, 4, 1024)  # pixels
+    image_size: int = _number(32, 4, 1024)  # pixels of a view
+    # side of the squares that files are decoded to and views are cropped from; evaluation sees their middle. 256 with
+    # an image_size of 224 is the baselines' evaluation; their crops come from the whole image. 0: image_size
+    decode_size: int = _number(0, 0, 2048)
     cache_dir: str = ""  # where decoded sets are kept; empty: under the user's cache folder
     on_device: str = _choice("auto", "always", "never")  # images as uint8 on the training device; auto: a GPU with room
     workers: int = _number(
@@ -95,6 +98,10 @@ class OptimConfig:
     weight_decay: float = _number(1e-4)
     warmup_epochs: int = _number(10)  # linear to lr, then cosine to min_lr
     min_lr: float = _number(1e-6)
+    # progress of the cosine in finished epochs, however long, or in steps as the baselines count them: then longer
+    # epochs, with OOD images, take a larger part of it
+    schedule: str = _choice("epochs", "steps")
+    last_batch: str = _choice("drop", "keep")  # images that do not fill a batch: left out, or a smaller batch
 
 
 @dataclass(frozen=True)
@@ -140,7 +147,9 @@ class Stage1Config:
     budget_temperature: float = _number(1.0, 1e-3)  # [ltood_fast] T_c
     refine_steps: int = _number(100)  # [ltood_fast] KL refinement of the k-means centroids; 0: k-means as it is
     refine_lr: float = _number(0.1)  # [ltood_fast]
-    cluster_space: str = _choice("features", "projection")  # [ltood_fast] which embeddings are clustered and searched
+    # [ltood_fast] which embeddings are clustered and searched: a choice, as the source says "extracted by f" and no
+    # more; COLT takes the normalised projections
+    cluster_space: str = _choice("features", "projection")
     # [ltood_fast] where the neighbours of a row come from; oracle: the nearest of the row's class in the batch, by the
     # labels, which is no method but the positive control of experiments
     neighbors: str = _choice("in_batch", "queue", "dataset", "oracle")
@@ -173,6 +182,10 @@ class EvalConfig:
     """Linear probes and kNN on frozen features."""
 
     probe: str = _choice("logistic", "sgd")  # sgd: the source's protocol; logistic [ltood_fast]: without a rate
+    # sgd alone: the probe learns from crops and flips drawn anew each epoch, and the epoch that is best on held-out
+    # images counts [SDCLR, COLT]; a pass of the network over the probe set an epoch
+    probe_augment: bool = False
+    probe_batch: int = _number(128, 1)  # sgd: images; 512 on ImageNet [COLT]
     few_shot: int = _number(0)  # images a class of a second probe, which learns from these alone; 0: none
     knn_k: int = _number(20, 1)
     groups: str = _choice("rank", "count")  # rank: 4/3/3 classes as on CIFAR-10; count: 100 and 20 images
@@ -181,7 +194,9 @@ class EvalConfig:
 @dataclass(frozen=True)
 class RunConfig:
     device: str = _choice("auto", "cpu", "cuda")
-    precision: str = _choice("32-true", "bf16-mixed")
+    # auto: bf16-mixed where the device computes it in hardware, else 32-true; on a processor without bf16 instructions
+    # bf16-mixed is 11 times slower than 32-true
+    precision: str = _choice("32-true", "bf16-mixed", "auto")
     threads: int = _number(0)  # 0: torch's own choice
     checkpoint_every: int = _number(1, 1)  # epochs
     timeout: float = _number(600.0, 1)  # seconds a rank waits for another one before the run ends

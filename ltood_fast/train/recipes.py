@@ -55,6 +55,7 @@ RECIPES: dict[str, Overrides] = {
     # weights of the latter for CIFAR-10 (none), CIFAR-100 and ImageNet-100.
     "colt": {**_COLT, "stage1.alpha": 0.0},
     "colt-cifar100": {**_COLT, "stage1.alpha": 0.2},
+    # (the interval of 25 epochs is that of CIFAR in COLT's script, of which ImageNet-100 has no other)
     "colt-imagenet100": {**_COLT, "stage1.alpha": 0.01},
     # Stage 1 with OOD images that are drawn at random: the [paper]'s baseline of the sampling.
     "random-ood": {**_STAGE1, "stage1.ood_strategy": "random"},

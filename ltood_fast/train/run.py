@@ -181,7 +181,7 @@ def embed_set(checkpoint: Path, spec: str, overrides: dict[str, str], *, project
         spec,
         root=data.root,
         part="train",
-        image_size=data.image_size,
+        image_size=data.decode_size or data.image_size,
         cache_dir=data.cache_dir,
         workers=data.workers,
         limit=data.ood_size,

@@ -78,6 +78,9 @@ def test_a_balanced_list_is_taken_as_it_is(setting):
     lists = replace(setting, overrides={"data.id": "list", "data.id_list": "tail.txt"})
     with pytest.raises(ExperimentError, match="balanced-list must be the list of a balanced set"):
         balanced(lists)
+    same = replace(lists, balanced_list="even.txt", overrides={**lists.overrides, "data.probe_list": "even.txt"})
+    with pytest.raises(ExperimentError, match=r"another list than balanced-list.* got even.txt twice"):
+        balanced(same)
     variant = balanced(replace(lists, balanced_list="even.txt"))
     assert plan_runs(lists, [variant])[0].config.data.id_list == "even.txt"
     assert not setting.output.exists()

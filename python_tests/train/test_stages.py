@@ -370,3 +370,19 @@ def test_a_guide_of_another_network_is_one_sentence(make_session, tmp_path):
     )
     with pytest.raises(CheckpointError, match="must be of this run's network, got another out$"):
         Stage.open("stage2", session)
+
+
+@pytest.mark.parametrize("strategy", ["tailness", "random"])
+def test_distinct_ood_images_are_counted(strategy, make_session, tmp_path):
+    """Of all choices so far, each image once; a resumed run goes on counting."""
+    options = {"stage1__ood_strategy": strategy, "stage1__epochs": 6, "stage1__warmup_epochs": 1}
+    train(make_session(**options), "stage1", epochs=4)
+    train(make_session(**options), "stage1")
+    seen, expected = set(), [0]
+    for epoch in range(1, 6):
+        if (path := tmp_path / "stage1" / f"resample_{epoch:04d}.pt").exists():
+            seen |= set(torch.load(path, weights_only=True)["indices"].tolist())
+        expected.append(len(seen))
+    last = read_history(tmp_path / "stage1" / "history.jsonl")
+    assert [line["ood_distinct"] for line in last] == expected[-len(last) :]
+    assert expected[-1] > 20  # more than one choice

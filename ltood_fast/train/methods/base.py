@@ -34,6 +34,12 @@ class Method(Protocol):
         On several ranks views and rows are this rank's part of the batch, the loss and its parts are those of all.
         """
 
+    def images_in(self, epoch: int) -> int:
+        """How many images an epoch shows, of one that is yet to come as well."""
+
+    def facts(self) -> dict[str, int]:
+        """Of the epoch that has ended, for the log."""
+
     def state_dict(self) -> dict[str, Any]: ...
 
     def load_state_dict(self, state: dict[str, Any]) -> None: ...

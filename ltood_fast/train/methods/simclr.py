@@ -36,6 +36,12 @@ class SimCLR:
     def begin_epoch(self, epoch: int) -> Tensor:
         return self.rows
 
+    def images_in(self, epoch: int) -> int:
+        return len(self.rows)
+
+    def facts(self) -> dict[str, int]:
+        return {}
+
     def loss(self, network: nn.Module, views: Tensor, rows: Tensor, epoch: int) -> Loss:
         return ltood_fast.nt_xent(network(views), self.temperature, group=self.group), {}
 

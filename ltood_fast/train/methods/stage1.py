@@ -50,6 +50,7 @@ class Stage1:
         self.positives = POSITIVES[self.options.neighbors](session)
         self.purity = Purity(session)
         self.chosen = torch.empty(0, dtype=torch.int64)  # of the OOD pool
+        self.seen = torch.zeros(session.n_ood, dtype=torch.bool)  # which of the pool were ever trained on
 
     @staticmethod
     def check(session: Session) -> None:
@@ -94,6 +95,7 @@ class Stage1:
             sample = self.sampler.sample(id_images.space, pool.space, self.tailness.of_own_part(), seed)
             self._save(sample, epoch)
             self.chosen = sample.indices.cpu()
+            self.seen[self.chosen] = True
             chosen = Embedded(*(session.fetch(part, sample.indices) for part in (pool.space, pool.z)))
         self.positives.renew(id_images, chosen, self._rows().to(session.device))
         return id_images.z
@@ -151,9 +153,18 @@ class Stage1:
         found = shared["bank"].ids if "bank" in shared else self.session.gather(ids)
         return total, {**parts, **self.purity.of(ids, columns, found)}
 
+    def images_in(self, epoch: int) -> int:
+        with_ood = self.sampler is not None and epoch >= self.options.warmup_epochs
+        return self.n_id + (self.options.budget if with_ood else 0)
+
+    def facts(self) -> dict[str, int]:
+        """How many OOD images were trained on so far, each counted once: random choices are drawn anew and see more."""
+        return {} if self.sampler is None else {"ood_distinct": int(self.seen.sum())}
+
     def state_dict(self) -> dict[str, Any]:
         return {
             "chosen": self.chosen,
+            "seen": self.seen,
             "tailness": self.tailness.state_dict(),
             "positives": self.positives.state_dict(),
         }
@@ -161,6 +172,8 @@ class Stage1:
     def load_state_dict(self, state: dict[str, Any]) -> None:
         state = _by_part(state)
         self.chosen = state["chosen"]
+        self.seen = state.get("seen", self.seen)
+        self.seen[self.chosen] = True
         self.tailness.load_state_dict(state["tailness"])
         self.positives.load_state_dict(state["positives"])
 
