@@ -146,6 +146,7 @@ def _numbers(found: Findings, origin: dict[str, Any]) -> dict[str, Any]:
                 "stages": variant.stages,
                 "overrides": without_folders(variant.overrides),
                 "guide": variant.guide or None,
+                "trunk": variant.trunk or None,
                 "measures": {m.key: _spread(outcomes, variant, m.key) for m in outcomes.known},
             }
             for variant in outcomes.variants

@@ -28,7 +28,7 @@ def stored_outcomes(data: dict[str, Any]) -> Outcomes:
     """The runs of a results.json."""
     images = data.get("test_images")
     variants = [
-        Variant(name, saved["overrides"], tuple(saved["stages"]), saved["guide"] or "")
+        Variant(name, saved["overrides"], tuple(saved["stages"]), saved["guide"] or "", saved.get("trunk") or "")
         for name, saved in data["variants"].items()
     ]
     by_run = {}

@@ -31,6 +31,8 @@ class Variant:
     stages: tuple[str, ...] = ("stage1",)
     guide: str = ""
     """The variant whose stage 1, of the same seed, guides stage 2."""
+    trunk: str = ""
+    """The variant whose network of stage `simclr`, of the same seed, stage 1 starts from."""
     counts_of: str = ""
     """The variant whose class sizes make the groups; empty: its own."""
 

@@ -46,4 +46,5 @@ def unless_same(setting: Setting, variant: Variant, known: Variant) -> Variant:
     def config(of: Variant):
         return load_config(setting.preset, {**setting.overrides, **of.overrides, "stages": ",".join(of.stages)})
 
-    return known if variant.guide == known.guide and config(variant) == config(known) else variant
+    same_start = (variant.guide, variant.trunk) == (known.guide, known.trunk)
+    return known if same_start and config(variant) == config(known) else variant

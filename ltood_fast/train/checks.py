@@ -37,8 +37,13 @@ def check_run(session: Session) -> None:
                 small[stage] = images
     if _clusters_images(session):
         load_faiss("train")
-    if "stage2" in session.config.stages and session.config.stage2.guide:
-        first_state("stage2", session)
+    starts = {"stage1": session.config.stage1.init_from, "joint": session.config.stage1.init_from,
+              "stage2": session.config.stage2.guide}  # fmt: skip
+    for stage in session.config.stages:
+        if starts.get(stage):
+            first_state(stage, session)
+    if session.config.stage1.pairing == "cross" and session.ranks > 1:
+        raise ValueError(f"train: stage1.pairing must be same on several ranks, got cross on {session.ranks}")
     on_first_rank(lambda: _check_evaluation(session))
     if small and session.rank == 0:
         of_stages = ", ".join(f"{images} of {stage}" for stage, images in small.items())

@@ -106,10 +106,18 @@ class OptimConfig:
 
 @dataclass(frozen=True)
 class BaseConfig:
-    """The second view that the stages simclr, stage1 and joint compare a view with: see `train.sdclr`."""
+    """The second view that the stages simclr, stage1 and joint compare a view with, see `train.sdclr`, and how warm.
+
+    `temperature_schedule` cosine [Kukleva 2023]: in epoch t their temperature is low + (high - low) (1 + cos(2 pi t /
+    period)) / 2, in place of the stages' own constant one.
+    """
 
     name: str = _choice("simclr", "sdclr")  # sdclr: the second view goes through a pruned competitor [Jiang 2021]
     prune: float = _number(0.9, 0, 1)  # share of weights that it lacks: 0.9 on CIFAR, 0.3 on ImageNet-100 [Jiang 2021]
+    temperature_schedule: str = _choice("constant", "cosine")
+    temperature_low: float = _number(0.1, 1e-3)  # [Kukleva 2023]
+    temperature_high: float = _number(1.0, 1e-3)  # [Kukleva 2023]
+    temperature_period: int = _number(400, 1)  # [ltood_fast] epochs from the highest to the highest again
 
 
 @dataclass(frozen=True)
@@ -131,6 +139,9 @@ class Stage1Config:
 
     epochs: int = _number(2000, 1)
     init: str = _choice("scratch", "simclr")  # [ltood_fast] simclr: go on from that stage's weights
+    init_from: str = (
+        ""  # [ltood_fast] checkpoint of another run to start from: branches from one trunk; empty: see init
+    )
     temperature: float = _number(0.2, 1e-3)
     alpha: float = _number(0.3)  # [paper]
     k: int = _number(1, 1)  # neighbours that are positives
@@ -147,6 +158,10 @@ class Stage1Config:
     budget_temperature: float = _number(1.0, 1e-3)  # [ltood_fast] T_c
     refine_steps: int = _number(100)  # [ltood_fast] KL refinement of the k-means centroids; 0: k-means as it is
     refine_lr: float = _number(0.1)  # [ltood_fast]
+    refine_batch: int = _number(
+        0
+    )  # rows of a step, as L_cluster is a mean over a minibatch [paper]; 0 [ltood_fast]: all
+    refine_nu: float = _number(1.0, 1e-3)  # the parameter in the denominator of q [paper]; 1: DEC's [ltood_fast]
     # [ltood_fast] which embeddings are clustered and searched: a choice, as the source says "extracted by f" and no
     # more; COLT takes the normalised projections
     cluster_space: str = _choice("features", "projection")
@@ -154,6 +169,12 @@ class Stage1Config:
     # labels, which is no method but the positive control of experiments
     neighbors: str = _choice("in_batch", "queue", "dataset", "oracle")
     queue_size: int = _number(4096, 1)  # rows
+    # [ltood_fast] when neighbours of the data set are embedded anew, with their weights; epoch: one pass more of the
+    # network over the ID images and the chosen OOD ones an epoch
+    bank_renewal: str = _choice("resampling", "epoch")
+    pairing: str = _choice("same", "cross")  # [ltood_fast] a view and its neighbour, or the other view's: see psd_loss
+    neighbor_start_epoch: int = _number(0)  # [ltood_fast] before it neighbours weigh nothing
+    ood_neighbors: bool = True  # [ltood_fast] whether OOD images have neighbours as positives
     same_domain: bool = True  # neighbours from the own domain only
     neighbor_weight: float = _number(1.0)  # [ltood_fast] lam
     neighbor_weighting: str = _choice("none", "density", "gate", "mutual")  # [ltood_fast] who keeps lam, see above
@@ -294,11 +315,15 @@ def _check_together(config: Config) -> None:
             "with stage1, the guide of stage2, or stage2.guide must be a checkpoint", config.stages)  # fmt: skip
     s1 = config.stage1
     require(s1.init == "scratch" or "simclr" in config.stages, "stage1.init", "scratch without stage simclr", s1.init)
+    require(not s1.init_from or s1.init == "scratch", "stage1.init_from", "empty with stage1.init simclr", s1.init_from)
     require(s1.warmup_epochs <= s1.epochs, "stage1.warmup_epochs", f"at most stage1.epochs = {s1.epochs}",
             s1.warmup_epochs)  # fmt: skip
     by_momentum = s1.tailness == "momentum" and s1.ood_strategy == "tailness"
     require(not by_momentum or s1.warmup_epochs > 0, "stage1.warmup_epochs",
             "at least 1 with stage1.tailness momentum, which scores what was trained on", 0)  # fmt: skip
+    b = config.base
+    require(b.temperature_low <= b.temperature_high, "base.temperature_low",
+            f"at most base.temperature_high = {b.temperature_high}", b.temperature_low)  # fmt: skip
     a = config.augment
     require(a.crop_min <= a.crop_max, "augment.crop_min", f"at most augment.crop_max = {a.crop_max}", a.crop_min)
 
@@ -400,7 +425,8 @@ def is_binding(key: str) -> bool:
 
 
 POOL_KEYS = ("data.ood", "data.ood_root", "data.ood_list", "data.ood_size")
-CLUSTER_KEYS = ("stage1.refine_steps", "stage1.refine_lr")  # of the guide's clusters too
+# Of the guide's clusters too.
+CLUSTER_KEYS = ("stage1.refine_steps", "stage1.refine_lr", "stage1.refine_batch", "stage1.refine_nu")
 
 
 def _reads(stage: str, key: str) -> bool:

@@ -20,7 +20,7 @@ from ..config import Config
 from ..model import ContrastiveModel
 from ..ranks import on_first_rank
 from ..session import Session
-from .base import Loss
+from .base import Loss, temperature_in
 from .positives import POSITIVES, Embedded, Purity
 from .samplers import sampler_of
 from .tailness import tailness_of
@@ -75,6 +75,8 @@ class Stage1:
         since_warmup = epoch - self.options.warmup_epochs
         if since_warmup >= 0 and since_warmup % self.options.resample_every == 0:
             self.resample(epoch)
+        elif since_warmup >= 0 and self.options.bank_renewal == "epoch":
+            self._renew_positives()
         return self._rows()
 
     def _rows(self) -> Tensor:
@@ -100,6 +102,16 @@ class Stage1:
         self.positives.renew(id_images, chosen, self._rows().to(session.device))
         return id_images.z
 
+    def _renew_positives(self) -> None:
+        """As the network sees the images now; on every rank the chosen OOD ones, as after a re-sampling."""
+        session = self.session
+        id_images = self._embed(session.data.train)
+        chosen = Embedded(id_images.space[:0], id_images.z[:0])
+        if len(self.chosen):
+            features, z = session.embed(self.model, session.data.ood.images[self.chosen])
+            chosen = Embedded(features if self.options.cluster_space == "features" else z, z)
+        self.positives.renew(id_images, chosen, self._rows().to(session.device))
+
     def _embed(self, images: ImageSet) -> Embedded:
         features, z = self.session.embed_part(self.model, images.images)
         return Embedded(features if self.options.cluster_space == "features" else z, z)
@@ -118,6 +130,9 @@ class Stage1:
         state = {"epoch": epoch, **{name: value.cpu() for name, value in tensors.items()}}
         on_first_rank(lambda: save_tensors(path, state))
 
+    def temperature(self, epoch: int) -> float:
+        return temperature_in(self.session.config.base, self.options.temperature, epoch)
+
     def loss(self, network: nn.Module, views: Tensor, rows: Tensor, epoch: int) -> Loss:
         return self.loss_of(network(views), views, rows, epoch)
 
@@ -128,26 +143,30 @@ class Stage1:
         domain = (ids >= self.n_id).long()
         self.tailness.observe(z, ids[:n])
         if epoch < self.options.warmup_epochs:
-            result = ltood_fast.nt_xent(z, self.options.temperature, group=self.session.group), {}
+            result = ltood_fast.nt_xent(z, self.temperature(epoch), group=self.session.group), {}
         else:
-            result = self._psd_and_domain(z, ids, domain)
+            result = self._psd_and_domain(z, ids, domain, epoch)
         self.positives.observe(z[:n], ids[:n], domain[:n])
         return result
 
-    def _psd_and_domain(self, z: Tensor, ids: Tensor, domain: Tensor) -> Loss:
-        options = self.options
-        shared = {**self.positives.arguments(ids), "group": self.session.group}
+    def _psd_and_domain(self, z: Tensor, ids: Tensor, domain: Tensor, epoch: int) -> Loss:
+        options, temperature = self.options, self.temperature(epoch)
+        shared = {**self.positives.arguments(ids), "group": self.session.group, "pairing": options.pairing}
+        if epoch < options.neighbor_start_epoch:
+            shared["neighbor_weight"] = torch.zeros_like(shared["neighbor_weight"])
+        elif not options.ood_neighbors:
+            shared["neighbor_weight"] = shared["neighbor_weight"] * (domain == 0)
         kind = self.positives.own_kind(ids, domain)
         if len(self.chosen) == 0:  # one domain: nothing to tell apart
-            total, _, columns = ltood_fast.psd_loss(z, options.temperature, domain=kind, **shared)
+            total, _, columns = ltood_fast.psd_loss(z, temperature, domain=kind, **shared)
             parts = {"psd": total}
         elif kind is not None and kind is not domain:  # neighbours by another rule than the domains' loss
-            psd, _, columns = ltood_fast.psd_loss(z, options.temperature, domain=kind, **shared)
-            apart = ltood_fast.domain_loss(z, domain, options.temperature, group=self.session.group)
+            psd, _, columns = ltood_fast.psd_loss(z, temperature, domain=kind, **shared)
+            apart = ltood_fast.domain_loss(z, domain, temperature, group=self.session.group)
             total, parts = psd + options.alpha * apart, {"psd": psd, "domain": apart}
         else:
             losses, _, columns = ltood_fast.stage1_loss(
-                z, domain, options.temperature, alpha=options.alpha, same_domain=options.same_domain, **shared
+                z, domain, temperature, alpha=options.alpha, same_domain=options.same_domain, **shared
             )
             total, parts = losses.total, {"psd": losses.psd, "domain": losses.domain}
         found = shared["bank"].ids if "bank" in shared else self.session.gather(ids)
