@@ -100,7 +100,7 @@ class Findings:
 def write_results(folder: Path, found: Findings) -> None:
     origin = provenance()
     folder.mkdir(parents=True, exist_ok=True)
-    data = _numbers(found, origin)
+    data = numbers_of(found, origin)
     missing = [f"{name} seed {seed}" for name, seed in sorted(found.result.failures)]
     write_files(folder, data, page_of(found.experiment, found.setting, found.summary, missing, origin), found.summary)
 
@@ -130,7 +130,8 @@ def page_of(
     return "\n\n".join(parts) + "\n"
 
 
-def _numbers(found: Findings, origin: dict[str, Any]) -> dict[str, Any]:
+def numbers_of(found: Findings, origin: dict[str, Any] | None = None) -> dict[str, Any]:
+    """The content of results.json."""
     experiment, setting, outcomes, summary = found.experiment, found.setting, found.outcomes, found.summary
     return {
         "schema": SCHEMA,
@@ -167,7 +168,7 @@ def _numbers(found: Findings, origin: dict[str, Any]) -> dict[str, Any]:
         "tables": [vars(table) for table in summary.tables if table.title not in JUDGED],
         "missing": [run.name for run in found.runs if run.key in found.result.failures],
         **summary.values,
-        **origin,
+        **(provenance() if origin is None else origin),
     }
 
 

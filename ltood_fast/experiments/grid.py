@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import fcntl
+import math
 import os
 import subprocess
 import sys
@@ -151,8 +152,16 @@ def collect(runs: Sequence[Run]) -> GridResult:
     return result
 
 
-def train_grid(setting: Setting, runs: Sequence[Run]) -> GridResult:
-    """Trains what is not done yet, `setting.jobs` runs at a time; a run that fails leaves the others alone."""
+class TimeOverError(ExperimentError):
+    """The time was over before every run was done; the runs go on with the next call."""
+
+
+def train_grid(setting: Setting, runs: Sequence[Run], until: float = math.inf) -> GridResult:
+    """Trains what is not done yet, `setting.jobs` runs at a time; a run that fails leaves the others alone.
+
+    Raises:
+        TimeOverError: at `until` of `time.monotonic`; the training processes end, with their finished epochs saved.
+    """
     result, waiting = GridResult(), list(runs)
     active: dict[RunKey, _Job] = {}
     announced: set[RunKey] = set()
@@ -191,6 +200,10 @@ def train_grid(setting: Setting, runs: Sequence[Run]) -> GridResult:
                     del active[key]
                     settle(job.run, job.end())
             if active or waiting:
+                if time.monotonic() >= until:
+                    raise TimeOverError(
+                        f"experiment: {len(active) + len(waiting)} of {len(runs)} runs are not done yet"
+                    )
                 time.sleep(POLL_SECONDS)
     return result
 
