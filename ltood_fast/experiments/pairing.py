@@ -34,10 +34,11 @@ TAILNESS_OOD = branch("tailness", ood_strategy="tailness")
 BOTH = branch("tailness-cross", ood_strategy="tailness", neighbor_weight="1", pairing="cross")
 ORACLE = branch("oracle", neighbors="oracle", neighbor_weight="1")
 STUDENT = guided("branch-student", TAILNESS_OOD)
+CLEAN_STUDENT = guided("branch-student-clean", TAILNESS_OOD, guide_views="clean")
 
 
 def variants(setting: Setting) -> list[Variant]:
-    return [TRUNK, OFF, SAME, CROSS, RANDOM_OOD, TAILNESS_OOD, BOTH, STUDENT]
+    return [TRUNK, OFF, SAME, CROSS, RANDOM_OOD, TAILNESS_OOD, BOTH, STUDENT, CLEAN_STUDENT]
 
 
 PAIRING = Experiment(
@@ -56,6 +57,7 @@ PAIRING = Experiment(
             Comparison(TAILNESS_OOD.name, RANDOM_OOD.name, "few"),
             Comparison(BOTH.name, TAILNESS_OOD.name),
             Comparison(STUDENT.name, TAILNESS_OOD.name),
+            Comparison(CLEAN_STUDENT.name, STUDENT.name),
         ],
     ),
     Control(Comparison(ORACLE.name, OFF.name), (OFF, ORACLE)),
