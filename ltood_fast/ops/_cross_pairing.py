@@ -10,12 +10,18 @@ One gathered row a neighbour: O(N D) at a time.
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import Tensor
 
 from ..reference._common import full_precision, unit_rows
 from ..reference.options import Bank
-from ._contrastive_op import ContrastiveRows
+from . import _check as check
+from ._contrastive_op import ContrastiveRows, contrastive
+from ._group import GroupContext
+
+PAIRINGS = ("same", "cross")
 
 
 def next_view(n: int, instance_ids: Tensor | None, device: torch.device) -> Tensor:
@@ -59,3 +65,21 @@ def cross_rows(
         if bank is None:  # at least 0 but for rounding, as every similarity is part of the log-sum-exp
             losses = losses - losses.detach().clamp(max=0)
         return losses, views > 0
+
+
+def check_pairing(op: str, pairing: str, context: GroupContext) -> None:
+    check.choice(op, "pairing", pairing, PAIRINGS)
+    allowed = "same over a process group, where a neighbour's row may lie on another rank"
+    check.require(pairing == "same" or not context.many, op, "pairing", allowed, repr(pairing))
+
+
+def instance_rows(
+    z: Tensor, temperature: float | Tensor, pairing: str, context: GroupContext, kernel: bool, **options: Any
+) -> tuple[ContrastiveRows, tuple[Tensor, Tensor]]:
+    """The operator's rows, and (losses, which rows have a positive) of the instance part."""
+    if pairing == "same":
+        rows = contrastive(z, temperature, context=context, kernel=kernel, **options)
+        return rows, rows.instance
+    rows = contrastive(z, temperature, context=context, kernel=kernel, **{**options, "neighbor_weight": 0.0})
+    names = ("neighbor_weight", "bank", "instance_ids", "normalize")
+    return rows, cross_rows(rows, z, temperature, **{name: options[name] for name in names})

@@ -19,7 +19,7 @@ from . import _check as check
 from . import _contrastive_group  # noqa: F401  (registers the operator of many ranks)
 from ._backend import use_kernel
 from ._contrastive_op import ContrastiveRows, contrastive
-from ._cross_pairing import cross_rows
+from ._cross_pairing import check_pairing, instance_rows
 from ._group import GroupContext, all_of, reduce_parts
 
 if TYPE_CHECKING:
@@ -31,7 +31,6 @@ if TYPE_CHECKING:
 __all__ = ["Stage1Result", "domain_loss", "nt_xent", "psd_loss", "stage1_loss", "supcon"]
 
 DOMAIN_KINDS = ("supcon", "bce")
-PAIRINGS = ("same", "cross")
 
 
 def check_common(op: str, z: Tensor, temperature: float | Tensor, reduction: str, normalize: bool) -> float | Tensor:
@@ -98,24 +97,6 @@ def _check_neighbors(
         check.require(z.shape[0] > 1, op, "z", allowed, lambda: f"{z.shape[0]} row")
         check.count(op, "k", k, 1, z.shape[0] - 1)
     return _check_neighbor_weight(op, neighbor_weight, z)
-
-
-def _check_pairing(op: str, pairing: str, context: GroupContext) -> None:
-    check.choice(op, "pairing", pairing, PAIRINGS)
-    allowed = "same over a process group, where a neighbour's row may lie on another rank"
-    check.require(pairing == "same" or not context.many, op, "pairing", allowed, repr(pairing))
-
-
-def _instance_rows(
-    z: Tensor, temperature: float | Tensor, pairing: str, context: GroupContext, kernel: bool, **options: Any
-) -> tuple[ContrastiveRows, tuple[Tensor, Tensor]]:
-    """The operator's rows, and (losses, which rows have a positive) of the instance part."""
-    if pairing == "same":
-        rows = contrastive(z, temperature, context=context, kernel=kernel, **options)
-        return rows, rows.instance
-    rows = contrastive(z, temperature, context=context, kernel=kernel, **{**options, "neighbor_weight": 0.0})
-    names = ("neighbor_weight", "bank", "instance_ids", "normalize")
-    return rows, cross_rows(rows, z, temperature, **{name: options[name] for name in names})
 
 
 def _kernel(op: str, backend: str, context: GroupContext, *inputs: Tensor | None, decoupled: bool = False) -> bool:
@@ -372,7 +353,7 @@ def psd_loss(
     with GroupContext(op, group, reduction, exchange) as context:
         temperature = check_common(op, z, temperature, reduction, normalize)
         neighbor_weight = _check_neighbors(op, z, k, neighbor_weight, domain, bank, instance_ids, context)
-        _check_pairing(op, pairing, context)
+        check_pairing(op, pairing, context)
         kernel = _kernel(op, backend, context, z, bank and bank.z)
         check_views(op, z, instance_ids, kernel and not context.many)
     options = {
@@ -384,7 +365,7 @@ def psd_loss(
         "normalize": normalize,
     }
     if kernel or context.many:
-        rows, instance = _instance_rows(z, temperature, pairing, context, kernel, **options)
+        rows, instance = instance_rows(z, temperature, pairing, context, kernel, **options)
         (loss,) = reduce_parts([instance], reduction, context)
         return _with_extras(loss, rows, return_lse, return_neighbors)
     options |= {"reduction": reduction, "return_lse": return_lse, "return_neighbors": return_neighbors}
@@ -586,7 +567,7 @@ def stage1_loss(
         check.flag(op, "same_domain", same_domain)
         alpha = check.nonnegative_number(op, "alpha", alpha)
         neighbor_weight = _check_neighbors(op, z, k, neighbor_weight, own_domain, bank, instance_ids, context)
-        _check_pairing(op, pairing, context)
+        check_pairing(op, pairing, context)
         kernel = _kernel(op, backend, context, z, bank and bank.z)
         check_views(op, z, instance_ids, kernel and not context.many)
     options = {
@@ -598,7 +579,7 @@ def stage1_loss(
     }
     if kernel or context.many:
         options |= {"labels": domain, "domain": own_domain}
-        rows, instance = _instance_rows(z, temperature, pairing, context, kernel, **options)
+        rows, instance = instance_rows(z, temperature, pairing, context, kernel, **options)
         psd, separation = reduce_parts([instance, rows.classes], reduction, context)
         result = Stage1Result(psd + alpha * separation, psd, separation)
         return _with_extras(result, rows, return_lse, return_neighbors)
