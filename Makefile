@@ -112,10 +112,13 @@ gpu-autotune: $(READY)
 	$(PY) -m benchmarks autotune > build/tile_sizes_sm90.txt
 	mv build/tile_sizes_sm90.txt $(GPU_RESULTS) && cat $(GPU_RESULTS)/tile_sizes_sm90.txt
 
-# The method against its baselines with ResNet-18; METHOD_ARGS says where the images are and how many epochs. Not in
-# gpu-check: it needs data, and a call that is cut off goes on where it stopped.
+# Pairings and OOD images as branches of one ResNet-18, half an hour a seed: the rate is measured for 20 s, the plan is
+# printed and shrinks to the time, a call takes less than ten minutes and the next one goes on, and each seed leaves
+# build/method/pairing_seed<k>.json; files of several days add up (--merge). METHOD_ARGS says where the images are, e.g.
+# METHOD_ARGS="--seeds 0,1 --data.root /data --data.split /COLT/split/... --stage1.budget 4000". Not in gpu-check: it
+# needs data.
 gpu-method: $(READY)
-	$(PY) -m ltood_fast experiment baselines --config cifar10_lt --output build/method $(METHOD_ARGS)
+	$(PY) -m ltood_fast.experiments.timed --config cifar10_lt --output build/method $(METHOD_ARGS)
 
 # All ops against the rivals that are there, on the CPU. Pictures and a page from the JSON: python -m benchmarks plot|report
 bench: $(READY)

@@ -34,10 +34,39 @@ def _normalized(images: Tensor) -> Tensor:
 
 
 class EvalTransform(nn.Module):
-    """uint8 [B, C, H, W] -> float [B, C, H, W] as evaluation sees it."""
+    """uint8 [B, C, H, W] -> float [B, C, size, size] as evaluation sees it: the middle; size None: all of it."""
+
+    def __init__(self, size: int | None = None):
+        super().__init__()
+        self.size = size
 
     def forward(self, images: Tensor) -> Tensor:
+        if self.size is not None:
+            top, left = ((side - self.size) // 2 for side in images.shape[-2:])
+            images = images[..., top : top + self.size, left : left + self.size]
         return _normalized(_scaled(images))
+
+
+class ProbeAugment(nn.Module):
+    """uint8 [B, C, H, W] -> float [B, C, size, size]: what a linear probe learns from in the baselines' code.
+
+    At up to 64 pixels a shift by up to an eighth of the side over black borders, above that a random resized crop; and
+    a flip.
+    """
+
+    def __init__(self, size: int):
+        super().__init__()
+        import kornia.augmentation as K
+
+        if size <= 64:
+            self.crop = K.RandomCrop((size, size), padding=size // 8, cropping_mode="resample")
+        else:
+            self.crop = K.RandomResizedCrop((size, size), scale=(0.08, 1.0), cropping_mode="resample")
+        self.flip = K.RandomHorizontalFlip(p=0.5)
+
+    @torch.no_grad()
+    def forward(self, images: Tensor) -> Tensor:
+        return _normalized(self.flip(self.crop(_scaled(images))))
 
 
 class Color(nn.Module):
@@ -118,6 +147,15 @@ def make_augment(config: AugmentConfig, image_size: int) -> nn.Module:
     return Augment(config, image_size)
 
 
-def make_eval_transform(image_size: int) -> nn.Module:
-    """The transform of evaluation: scaled and normalised, nothing random."""
-    return EvalTransform()
+def make_eval_transform(image_size: int | None = None) -> nn.Module:
+    """The transform of evaluation: the middle of `image_size` pixels, scaled and normalised, nothing random.
+
+    Args:
+        image_size: of the middle; None: the images have the size that the network is to see.
+    """
+    return EvalTransform(image_size)
+
+
+def make_probe_augment(image_size: int) -> nn.Module:
+    """See `ProbeAugment`. Its randomness comes from torch's global RNG."""
+    return ProbeAugment(image_size)

@@ -55,7 +55,7 @@ def _open(config: DataConfig, spec: str, part: str = "train", root: str | None =
         spec,
         root=config.root if root is None else root,
         part=part,
-        image_size=config.image_size,
+        image_size=config.decode_size or config.image_size,
         cache_dir=config.cache_dir,
         workers=config.workers,
         limit=config.ood_size,

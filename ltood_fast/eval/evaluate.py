@@ -12,8 +12,9 @@ from .clustering import cluster_quality
 from .geometry import alignment, uniformity
 from .groups import group_report
 from .knn import knn_accuracy
-from .probe import Probe, linear_probe
+from .probe import EpochwiseProbe, Probe, linear_probe
 from .results import StageResult
+from .scores import pack_right
 
 FEW_SHOT_SGD = {"epochs": 100, "milestones": (40, 60)}  # [paper], the schedule of SDCLR's few-shot probe
 Labelled = tuple[Tensor, Tensor]
@@ -33,6 +34,10 @@ class EvalProtocol:
     knn_temperature: float = 0.07
     seed: int = 0
     """Seed of the SGD probe and of k-means."""
+    probe_batch: int = 128
+    """Of the SGD probe."""
+    epochwise: EpochwiseProbe | None = None
+    """How the SGD probe sees images anew each epoch and which epoch counts; None: the features of the probe set."""
 
 
 def evaluate_features(
@@ -64,7 +69,8 @@ def evaluate_features(
     """
     C, seed = len(class_counts), protocol.seed
     test_features, test_labels = test_set
-    fit = linear_probe(*probe_set, *test_set, C, Probe(protocol.probe, seed=seed))
+    probe = Probe(protocol.probe, seed=seed, batch_size=protocol.probe_batch)
+    fit = linear_probe(*probe_set, *test_set, C, probe, protocol.epochwise)
     k = min(protocol.knn_k, len(probe_set[0]))
     neighbors = knn_accuracy(*probe_set, *test_set, C, k=k, temperature=protocol.knn_temperature)
     few = None
@@ -81,6 +87,7 @@ def evaluate_features(
         probe=grouped(fit.per_class_accuracy),
         confusion=fit.confusion.tolist(),
         knn=grouped(neighbors.per_class_accuracy),
+        right={"probe": pack_right(fit.right), "knn": pack_right(neighbors.right)},
         few_shot=None if few is None else grouped(few.per_class_accuracy),
         clustering=cluster_quality(test_features, test_labels, seed=seed),
         uniformity=uniformity(test_features),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
@@ -36,6 +37,20 @@ class Probe:
     """Seed of the order of the batches. The same seed gives the same answer."""
 
 
+@dataclass(frozen=True)
+class EpochwiseProbe:
+    """The baselines' way to train a probe [SDCLR, COLT]; with "sgd" alone."""
+
+    features_of: Callable[[int], Tensor]
+    """Features [M, F] of the training images in an epoch, of views that are drawn anew."""
+    labels: Tensor
+    """int64 [M] of these images; they take the place of the training set."""
+    validation_features: Tensor
+    """[V, F]"""
+    validation_labels: Tensor
+    """int64 [V]. The classifier after the epoch that is best on them counts, of equal ones the first."""
+
+
 def linear_probe(
     train_features: Tensor,
     train_labels: Tensor,
@@ -43,11 +58,13 @@ def linear_probe(
     test_labels: Tensor,
     n_classes: int,
     probe: Probe = Probe(),
+    epochwise: EpochwiseProbe | None = None,
 ) -> Scores:
     """Trains a linear classifier on frozen features and scores it on a test set.
 
     ``method="sgd"`` is the source's protocol [paper]: SGD with learning rate 30, no weight decay, 30 epochs, the rate
-    divided by 10 after epochs 10 and 20, batches of 128; momentum 0.9, zero start, no augmentation [ltood_fast].
+    divided by 10 after epochs 10 and 20, batches of 128; momentum 0.9, zero start [ltood_fast]. With `epochwise`
+    it learns from views drawn anew each epoch and picks an epoch on held-out images, as the baselines' code does.
     ``method="logistic"`` (default) fits multinomial logistic regression to convergence [ltood_fast], on the CPU, with
     scikit-learn's ``LogisticRegression`` (L-BFGS): the package already needs scikit-learn, its solver has a line
     search and a stopping rule, which ``torch.optim.LBFGS`` leaves to the caller, and it needs no learning rate.
@@ -57,6 +74,7 @@ def linear_probe(
         test_features: float [T, F]. test_labels: int64 [T] in [0, n_classes).
         n_classes: C.
         probe: how it is fitted.
+        epochwise: views of each epoch and held-out images.
 
     Returns:
         `Scores`: ``accuracy``, ``per_class_accuracy`` [C], ``confusion`` [C, C].
@@ -71,6 +89,8 @@ def linear_probe(
     _check.positive_number(op, "l2", probe.l2)
     _check.count(op, "epochs", probe.epochs, 1)
     _check.count(op, "batch_size", probe.batch_size, 1)
+    plain = epochwise is None or (probe.method == "sgd" and not probe.standardize)
+    _check.require(plain, op, "epochwise", "None but for method sgd without standardize", probe.method)
     several = bool((train_labels != train_labels[0]).any())
     _check.require(several, op, "train_labels", "of at least two classes", f"class {int(train_labels[0])} only")
     train, test = train_features.detach().float(), test_features.detach().float()
@@ -79,7 +99,7 @@ def linear_probe(
     if probe.method == "logistic":
         answers = _fit_logistic(train, train_labels, test, probe.l2)
     else:
-        answers = _fit_sgd(train, train_labels, test, n_classes, probe)
+        answers = _fit_sgd((train, train_labels), test, n_classes, probe, epochwise)
     return Scores.of(test_labels, answers, n_classes)
 
 
@@ -116,18 +136,31 @@ def _fit_logistic(train: Tensor, labels: Tensor, test: Tensor, l2: float) -> Ten
 
 
 @torch.enable_grad()
-def _fit_sgd(train: Tensor, labels: Tensor, test: Tensor, n_classes: int, probe: Probe) -> Tensor:
+def _fit_sgd(
+    train_set: tuple[Tensor, Tensor], test: Tensor, n_classes: int, probe: Probe, epochwise: EpochwiseProbe | None
+) -> Tensor:
+    train, labels = train_set
     weight = torch.zeros(n_classes, train.shape[1], device=train.device, requires_grad=True)
     bias = torch.zeros(n_classes, device=train.device, requires_grad=True)
     optimizer = torch.optim.SGD([weight, bias], lr=probe.lr, momentum=probe.momentum, weight_decay=probe.weight_decay)
     scheduler = torch.optim.lr_scheduler.MultiStepLR(optimizer, list(probe.milestones), gamma=0.1)
     generator = torch.Generator().manual_seed(probe.seed)
-    for _ in range(probe.epochs):
-        order = torch.randperm(len(train), generator=generator).to(train.device)
+    if epochwise is not None:
+        labels = epochwise.labels
+    answers, best = None, -1
+    for epoch in range(probe.epochs):
+        if epochwise is not None:
+            train = epochwise.features_of(epoch).float()
+        order = torch.randperm(len(labels), generator=generator).to(train.device)
         for batch in order.split(probe.batch_size):
             loss = F.cross_entropy(F.linear(train[batch], weight, bias), labels[batch])
             optimizer.zero_grad()
             loss.backward()
             optimizer.step()
         scheduler.step()
-    return F.linear(test, weight, bias).detach().argmax(dim=1)
+        if epochwise is not None:
+            held_out = F.linear(epochwise.validation_features.float(), weight, bias).argmax(dim=1)
+            right = int((held_out == epochwise.validation_labels).sum())
+            if right > best:
+                answers, best = F.linear(test, weight, bias).detach().argmax(dim=1), right
+    return F.linear(test, weight, bias).detach().argmax(dim=1) if answers is None else answers

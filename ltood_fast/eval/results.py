@@ -83,6 +83,9 @@ class StageResult:
     """[C, C] test images by true class (row) and the linear probe's answer (column)."""
     knn: GroupReport | None = None
     """Weighted kNN, in groups."""
+    right: dict[str, list[str]] | None = None
+    """Of ``probe`` and ``knn``: which test images of each class are right, see `scores.pack_right`. Paired over two
+    runs it says how much of a difference in accuracy is chance of the test images."""
     few_shot: GroupReport | None = None
     """Linear probe that learnt from a few images a class, in groups."""
     clustering: Agreement | None = None

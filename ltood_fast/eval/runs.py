@@ -33,7 +33,9 @@ SCHEMA, SCHEMA_VERSION = "ltood_fast.report", 1
 TABLE_SCHEMA = "ltood_fast.runs"
 REPETITION = re.compile(r"(?:seed|split)[-_]?\d+")
 # Keys in which repetitions of one variant may differ: the seed, the split, where files lie and where it ran.
-FREE_KEYS = re.compile(r"seed|data\.(seed|split|root|ood_root|cache_dir|\w+_list)|stage2\.guide|run\..*")
+FREE_KEYS = re.compile(
+    r"seed|data\.(seed|split|root|ood_root|cache_dir|\w+_list)|stage1\.init_from|stage2\.guide|run\..*"
+)
 
 
 def read_report(path: str | Path) -> dict[str, Any]:

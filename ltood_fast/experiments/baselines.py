@@ -5,7 +5,7 @@ from __future__ import annotations
 from ..train.recipes import recipe
 from .spec import Comparison, Experiment, Setting, Variant
 from .summaries import compare
-from .variants import FULL, RANDOM, SIMCLR, TAILNESS
+from .variants import FULL, ORACLE_GAINS, RANDOM, SIMCLR, TAILNESS
 
 
 def by_recipe(name: str) -> Variant:
@@ -46,4 +46,5 @@ BASELINES = Experiment(
             Comparison("sdclr", "simclr"),
         ],
     ),
+    ORACLE_GAINS,
 )

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import fcntl
+import math
 import os
 import subprocess
 import sys
@@ -24,7 +25,7 @@ from ..train.config import Config, differing_keys, load_config, to_dict
 from ..train.run import begun_stages
 from .spec import ExperimentError, Setting, Variant
 
-SET_BY_THE_GRID = ("seed", "stages", "stage2.guide")
+SET_BY_THE_GRID = ("seed", "stages", "stage1.init_from", "stage2.guide")
 POLL_SECONDS = 0.2
 PACKAGE_ROOT = Path(__file__).resolve().parents[2]
 
@@ -38,7 +39,8 @@ class Run:
     run_dir: Path
     overrides: dict[str, str]
     config: Config
-    guide: RunKey | None
+    before: RunKey | None
+    """The run that it starts from: its guide, or its trunk."""
 
     @property
     def key(self) -> RunKey:
@@ -62,7 +64,7 @@ class GridResult:
 
 
 def plan_runs(setting: Setting, variants: Sequence[Variant]) -> list[Run]:
-    """All runs, seed by seed, in an order in which guides come before those that they guide.
+    """All runs, seed by seed, in an order in which trunks come before their branches and guides before students.
 
     Raises:
         ConfigError: a variant's configuration is not valid.
@@ -71,7 +73,7 @@ def plan_runs(setting: Setting, variants: Sequence[Variant]) -> list[Run]:
     for key in SET_BY_THE_GRID:
         if key in setting.overrides:
             raise ExperimentError(f"experiment: {key} must be left to the experiment, got {setting.overrides[key]!r}")
-    ordered = sorted(variants, key=lambda variant: bool(variant.guide))  # stable; a guide has none itself
+    ordered = sorted(variants, key=lambda v: (bool(v.guide), bool(v.trunk)))  # stable; neither has one itself
     runs = [_plan(setting, variant, seed) for seed in setting.seeds for variant in ordered]
     for run in runs:
         saved_config(run)
@@ -88,9 +90,18 @@ def _plan(setting: Setting, variant: Variant, seed: int) -> Run:
     if variant.guide:
         checkpoint = run_folder(setting, variant.guide, seed) / "stage1" / "last.pt"
         overrides["stage2.guide"] = str(checkpoint.resolve())
-    guide = (variant.guide, seed) if variant.guide else None
+    elif variant.trunk:
+        checkpoint = run_folder(setting, variant.trunk, seed) / "simclr" / "last.pt"
+        overrides["stage1.init_from"] = str(checkpoint.resolve())
+    before = variant.guide or variant.trunk
     config = load_config(setting.preset, overrides)
-    return Run(variant, seed, run_folder(setting, variant.name, seed), overrides, config, guide)
+    run_dir = run_folder(setting, variant.name, seed)
+    return Run(variant, seed, run_dir, overrides, config, (before, seed) if before else None)
+
+
+def _starts(config: Config) -> dict[str, str]:
+    """The checkpoints of other runs."""
+    return {"stage2.guide": config.stage2.guide, "stage1.init_from": config.stage1.init_from}
 
 
 def saved_config(run: Run) -> Config | None:
@@ -103,10 +114,10 @@ def saved_config(run: Run) -> Config | None:
     if not path.is_file() or not (begun_stages(run.run_dir) or (run.run_dir / "report.json").is_file()):
         return None  # or one that a failed start left
     saved = load_config(str(path))
-    different = [key for key in differing_keys(run.config, to_dict(saved)) if key != "stage2.guide"]
-    # The guide is known by its place among the runs: a folder of runs may be moved.
-    if run.guide and Path(saved.stage2.guide).parts[-4:] != Path(run.config.stage2.guide).parts[-4:]:
-        different.append("stage2.guide")
+    mine, theirs = _starts(run.config), _starts(saved)
+    different = [key for key in differing_keys(run.config, to_dict(saved)) if key not in mine]
+    # They are known by their place among the runs: a folder of runs may be moved.
+    different += [key for key in mine if Path(mine[key]).parts[-4:] != Path(theirs[key]).parts[-4:]]
     if different:
         raise ExperimentError(
             f"experiment: {run.run_dir} must hold a run of this configuration, got one that differs in "
@@ -141,8 +152,16 @@ def collect(runs: Sequence[Run]) -> GridResult:
     return result
 
 
-def train_grid(setting: Setting, runs: Sequence[Run]) -> GridResult:
-    """Trains what is not done yet, `setting.jobs` runs at a time; a run that fails leaves the others alone."""
+class TimeOverError(ExperimentError):
+    """The time was over before every run was done; the runs go on with the next call."""
+
+
+def train_grid(setting: Setting, runs: Sequence[Run], until: float = math.inf) -> GridResult:
+    """Trains what is not done yet, `setting.jobs` runs at a time; a run that fails leaves the others alone.
+
+    Raises:
+        TimeOverError: at `until` of `time.monotonic`; the training processes end, with their finished epochs saved.
+    """
     result, waiting = GridResult(), list(runs)
     active: dict[RunKey, _Job] = {}
     announced: set[RunKey] = set()
@@ -160,10 +179,11 @@ def train_grid(setting: Setting, runs: Sequence[Run]) -> GridResult:
     with _ended_with_us(active):
         while waiting or active:
             for run in list(waiting):
-                if run.guide in result.failures:
+                if run.before in result.failures:
                     waiting.remove(run)
-                    settle(run, f"its guide {run.guide[0]}/seed{run.guide[1]} failed")
-                elif run.guide and run.guide not in result.reports:
+                    word = "guide" if run.variant.guide else "trunk"
+                    settle(run, f"its {word} {run.before[0]}/seed{run.before[1]} failed")
+                elif run.before and run.before not in result.reports:
                     continue
                 elif finished_report(run):
                     waiting.remove(run)
@@ -180,6 +200,10 @@ def train_grid(setting: Setting, runs: Sequence[Run]) -> GridResult:
                     del active[key]
                     settle(job.run, job.end())
             if active or waiting:
+                if time.monotonic() >= until:
+                    raise TimeOverError(
+                        f"experiment: {len(active) + len(waiting)} of {len(runs)} runs are not done yet"
+                    )
                 time.sleep(POLL_SECONDS)
     return result
 

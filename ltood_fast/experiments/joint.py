@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from .spec import Comparison, Experiment, Setting, Variant
 from .summaries import compare
-from .variants import FULL, SIMCLR, TAILNESS
+from .variants import FULL, ORACLE_GAINS, SIMCLR, TAILNESS
 
 JOINT = Variant("joint", TAILNESS.overrides, ("joint",))
 
@@ -32,4 +32,5 @@ JOINT_VS_TWO_STAGE = Experiment(
             Comparison("joint", "tailness"),
         ],
     ),
+    ORACLE_GAINS,
 )

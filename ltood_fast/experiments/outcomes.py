@@ -4,14 +4,16 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
-from ..eval.groups import GROUPS, group_report
+from ..eval.groups import GROUPS, group_report, split_groups
 from ..eval.results import MEASURES, Measure, measures_of
 from ..eval.runs import Spread, spread
+from ..eval.scores import unpack_right
+from .image_noise import Answers, standard_error
 from .spec import Comparison, ExperimentError, Variant
-from .verdict import Estimate, decide, estimate
+from .verdict import Estimate, decide, estimate, holm
 
 TITLES = {measure.key: measure.title for measure in MEASURES}
 
@@ -30,6 +32,28 @@ class Outcome:
     """Of the stage's epochs, re-sampling included."""
     history: list[dict[str, Any]]
     report: dict[str, Any] = field(repr=False)
+    answers: Answers | None = field(default=None, repr=False)
+    """None where nothing is known of the test images."""
+
+
+@dataclass(frozen=True)
+class Judged:
+    """A comparison, what was found of it, and the decision among all comparisons of its table."""
+
+    comparison: Comparison
+    differences: list[float]
+    """better - worse, one a seed."""
+    found: Estimate
+    paired_images: bool
+    """Whether the test images' part of the error is from paired answers; otherwise it is a bound."""
+    p: float | None
+    """Corrected for the number of comparisons."""
+    decision: str
+
+    @property
+    def deviation(self) -> float | None:
+        """Sample standard deviation of the differences over the seeds."""
+        return None if self.found.error is None else self.found.error * math.sqrt(self.found.n)
 
 
 @dataclass(frozen=True)
@@ -56,21 +80,36 @@ class Outcomes:
         """Mean and sample standard deviation over the seeds."""
         return spread(self.values(variant, measure))
 
-    def differences(self, comparison: Comparison) -> list[float]:
-        """better - worse, one a seed that both variants have."""
-        pairs = []
+    def pairs(self, comparison: Comparison) -> list[tuple[Outcome, Outcome]]:
+        """Runs of both variants, one pair a seed that both have and know the measure of."""
+        found = []
         for outcome in self.of(comparison.better):
             other = self.by_run.get((comparison.worse, outcome.seed))
-            if other is not None:
-                pairs.append((outcome.measures[comparison.measure], other.measures[comparison.measure]))
-        return [a - b for a, b in pairs if a is not None and b is not None]
+            if other is not None and None not in (o.measures[comparison.measure] for o in (outcome, other)):
+                found.append((outcome, other))
+        return found
 
-    def compared(self, comparison: Comparison) -> Estimate:
-        return estimate(self.differences(comparison))
+    def differences(self, comparison: Comparison) -> list[float]:
+        """better - worse, one a seed that both variants have."""
+        return [a.measures[comparison.measure] - b.measures[comparison.measure] for a, b in self.pairs(comparison)]
 
-    def decided(self, comparison: Comparison) -> str:
-        """Whether the better one is better."""
-        return decide([comparison.sign * difference for difference in self.differences(comparison)])
+    def compared(self, comparison: Comparison) -> tuple[Estimate, bool]:
+        """The difference, and whether the test images' part of its error is from paired answers."""
+        pairs, differences = self.pairs(comparison), self.differences(comparison)
+        if any(run.answers is None for pair in pairs for run in pair):
+            return estimate(differences), False
+        sides = [tuple((run.answers, run.measures) for run in pair) for pair in pairs]
+        error, paired = standard_error(sides, comparison.measure)
+        return estimate(differences, error), paired
+
+    def judged(self, comparisons: Sequence[Comparison]) -> list[Judged]:
+        """Each of them, the p-values corrected for their number."""
+        found = [self.compared(comparison) for comparison in comparisons]
+        ps = holm([one.p for one, _ in found])
+        return [
+            Judged(c, self.differences(c), one, paired, p, decide(replace(one, mean=c.sign * one.mean), p))
+            for c, (one, paired), p in zip(comparisons, found, ps, strict=True)
+        ]
 
 
 def read_outcome(
@@ -93,9 +132,14 @@ def read_outcome(
             test_counts=[sum(row) for row in stage["confusion"]],
         )
         measures |= {key: groups[key] for key in (*GROUPS, "std")}
+    test_counts = [sum(row) for row in stage["confusion"]]
+    groups = split_groups(class_counts or report["class_counts"], report["scheme"])
+    right = {name: unpack_right(bits, test_counts) for name, bits in (stage.get("right") or {}).items()}
+    answers = Answers(test_counts, groups, right)
     times = [line["seconds"] for line in stage["history"] if line.get("seconds") is not None]
     seconds = sum(times) if times else None
-    return Outcome(variant.name, seed, stage["name"], measures, per_class, seconds, stage["history"], report)
+    history = stage["history"]
+    return Outcome(variant.name, seed, stage["name"], measures, per_class, seconds, history, report, answers)
 
 
 def read_outcomes(variants: list[Variant], reports: dict[tuple[str, int], dict[str, Any]]) -> Outcomes:

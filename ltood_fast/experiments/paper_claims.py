@@ -21,6 +21,7 @@ from .variants import (
     NO_DOMAIN,
     NO_NEIGHBORS,
     NONE,
+    ORACLE_GAINS,
     RANDOM,
     SIMCLR,
     TAILNESS,
@@ -43,6 +44,11 @@ def balanced_source(setting: Setting) -> dict[str, str]:
         ExperimentError: the set is a list, and there is no balanced one.
     """
     if setting.balanced_list:
+        if Path(setting.balanced_list) == Path(setting.config.data.probe_list):
+            raise ExperimentError(
+                "experiment: data.probe_list must be another list than balanced-list, a larger one for all runs, got "
+                f"{setting.balanced_list} twice: the probe of the balanced run would learn from that run's own images"
+            )
         return {"data.imbalance": "0", "data.split": "", "data.id_list": setting.balanced_list}
     if setting.config.data.id == "list":
         raise ExperimentError(
@@ -94,6 +100,7 @@ SIMCLR_BALANCE = Experiment(
         [Comparison("balanced", "simclr")],
         [Comparison("balanced", "simclr", "few"), Comparison("balanced", "simclr", "std")],
     ),
+    ORACLE_GAINS,
 )
 
 OOD_SAMPLING = Experiment(
@@ -112,6 +119,7 @@ OOD_SAMPLING = Experiment(
             Comparison("tailness", "simclr", "std"),
         ],
     ),
+    ORACLE_GAINS,
 )
 
 ABLATION = Experiment(
@@ -141,4 +149,5 @@ ABLATION = Experiment(
             Comparison("full", "simclr", "std"),
         ],
     ),
+    ORACLE_GAINS,
 )

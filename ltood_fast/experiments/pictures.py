@@ -9,13 +9,12 @@ import matplotlib as mpl
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from ..eval.groups import GROUPS
-from ..eval.plots import GROUP_COLORS, GROUP_MARKERS, STYLE
-from ..eval.runs import spread
-from .outcomes import Outcomes
+from ..eval.plots import STYLE
+from .outcomes import TITLES, Judged
+from .verdict import HELD, REFUTED, UNDECIDED
 
 OVERALL = {"color": "black", "marker": "D"}
-SPREAD = {"color": "#7A4FA3", "marker": "o"}
+DECIDED = {HELD: "#1B7837", REFUTED: "#B2182B", UNDECIDED: "#606060"}
 
 
 def to_png(draw: Callable[[], Figure]) -> bytes:
@@ -25,53 +24,53 @@ def to_png(draw: Callable[[], Figure]) -> bytes:
     return buffer.getvalue()
 
 
-def variants_figure(outcomes: Outcomes) -> Figure:
-    """A row a variant: accuracy overall and of the groups on the left, their spread on the right; bars are the sample
-    standard deviation over the seeds, pale dots the seeds."""
-    names = [variant.name for variant in outcomes.variants]
-    figure = Figure(figsize=(9.5, 1.5 + 0.5 * len(names)), layout="constrained")
-    left, right = figure.subplots(1, 2, sharey=True, width_ratios=(3, 1))
-    accuracy_panel(left, outcomes)
-    points = [(row, outcomes.values(name, "std")) for row, name in enumerate(names)]
-    errorbar(right, points, SPREAD, "std", horizontal=True)
-    right.set_xlabel("std of groups (points)")
-    right.tick_params(left=False)
-    right.grid(axis="y", visible=False)
-    legend_above(figure, left)
+def forest_figure(judged: Sequence[Judged]) -> Figure:
+    """A row a comparison: its mean and 95 % interval, the seeds as pale dots, a line at no difference."""
+    figure = Figure(figsize=(8.5, 1.4 + 0.42 * len(judged)), layout="constrained")
+    ax = figure.subplots()
+    forest_panel(ax, judged)
+    ax.set_title(finding(judged), loc="left")
     return figure
 
 
-def accuracy_panel(ax: Axes, outcomes: Outcomes) -> None:
-    """A row a variant: accuracy overall and of the groups."""
-    names = [variant.name for variant in outcomes.variants]
-    marks = {"overall": OVERALL}
-    marks |= {group: {"color": GROUP_COLORS[group], "marker": GROUP_MARKERS[group]} for group in GROUPS}
-    for i, (measure, mark) in enumerate(marks.items()):
-        points = [(row + 0.15 * (i - 1.5), outcomes.values(name, measure)) for row, name in enumerate(names)]
-        errorbar(ax, points, mark, measure.capitalize(), horizontal=True)
+def forest_panel(ax: Axes, judged: Sequence[Judged]) -> None:
+    """Differences paired by seed; those that are decided in colour."""
+    names = []
+    for row, one in enumerate(judged):
+        comparison = one.comparison
+        note = ", lower is better" if comparison.sign < 0 else ""
+        names.append(f"{comparison.better} − {comparison.worse} ({TITLES[comparison.measure]}{note})")
+        difference_mark(ax, row, one)
+    ax.axvline(0, color="#808080", linewidth=1, zorder=1)
     ax.set_yticks(range(len(names)), names)
     ax.set_ylim(len(names) - 0.5, -0.5)
-    ax.set_xlabel("accuracy, linear probe (%)")
+    ax.set_xlabel("difference (points), mean and 95 % interval, a dot a seed")
     ax.tick_params(left=False)
     ax.grid(axis="y", visible=False)
 
 
-def errorbar(
-    ax: Axes, points: Sequence[tuple[float, Sequence[float]]], mark: dict, label: str, *, horizontal: bool = False
-) -> None:
-    """Mean and sample standard deviation, in per cent, of the values at each place, and the values as pale dots."""
-    for place, fractions in points:
-        values = [100 * fraction for fraction in fractions]
-        if (found := spread(values)) is None:
-            continue
-        x, y = (found.mean, place) if horizontal else (place, found.mean)
-        bars = {"xerr" if horizontal else "yerr": found.std}
-        ax.errorbar(x, y, **bars, fmt=mark["marker"], color=mark["color"], markersize=5.5, capsize=2.5,
-                    elinewidth=1.2, label=label, zorder=3)  # fmt: skip
-        if len(values) > 1:
-            same = [place] * len(values)
-            dots = (values, same) if horizontal else (same, values)
-            ax.scatter(*dots, s=9, color=mark["color"], alpha=0.35, linewidths=0, zorder=2)
+def difference_mark(ax: Axes, place: float, one: Judged, *, upright: bool = False) -> None:
+    """A difference at a row, or at a column where it is upright."""
+    found = one.found
+    if found.n == 0:
+        return
+    color = DECIDED[one.decision]
+    values = [100 * value for value in one.differences]
+    half = 100 * (found.half_width() or 0.0)
+    same, dots = [place + 0.2] * len(values), {"s": 10, "color": color, "alpha": 0.4, "linewidths": 0, "zorder": 2}
+    mark = {"fmt": "D", "color": color, "markersize": 5, "capsize": 3, "elinewidth": 1.4, "zorder": 3}
+    if upright:
+        ax.scatter(same, values, **dots)
+        ax.errorbar(place, 100 * found.mean, yerr=half, **mark)
+    else:
+        ax.scatter(values, same, **dots)
+        ax.errorbar(100 * found.mean, place, xerr=half, **mark)
+
+
+def finding(judged: Sequence[Judged]) -> str:
+    """The title: how many of the differences are decided."""
+    decided = sum(one.decision != UNDECIDED for one in judged)
+    return f"{decided} of {len(judged)} difference{'s' * (len(judged) != 1)} decided"
 
 
 def legend_above(figure: Figure, ax: Axes) -> None:

@@ -9,11 +9,11 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
 from ..eval.plots import PART_COLORS
-from .outcomes import Outcomes
-from .pictures import accuracy_panel, legend_above
+from .outcomes import Judged, Outcomes
+from .pictures import finding, forest_panel
 from .spec import Comparison, Experiment, Setting, Summary, Table, Variant
 from .summaries import summary_of
-from .variants import NO_NEIGHBORS, TAILNESS, unless_same
+from .variants import NO_NEIGHBORS, ORACLE_GAINS, TAILNESS, unless_same
 
 PURITIES = {"neighbor_purity": "all rows", "neighbor_purity_few": "rows of few classes"}
 SMALL_WEIGHT = "0.25"
@@ -66,17 +66,17 @@ def purity_table(outcomes: Outcomes) -> Table:
     return Table("Purity of the neighbours", ["variant", *header], rows, note)
 
 
-def figure(outcomes: Outcomes) -> Figure:
-    """Accuracy on the left; purity over training on the right, overall and for the few classes."""
-    fig = Figure(figsize=(13.0, 1.5 + 0.5 * len(outcomes.variants)), layout="constrained")
+def figure(outcomes: Outcomes, judged: list[Judged]) -> Figure:
+    """Differences on the left; purity over training on the right, overall and for the few classes."""
+    fig = Figure(figsize=(15.0, 1.5 + 0.5 * len(outcomes.variants)), layout="constrained")
     left, *rest = fig.subplots(1, 3, width_ratios=(2, 1.3, 1.3))
-    accuracy_panel(left, outcomes)
+    forest_panel(left, judged)
+    left.set_title(finding(judged), loc="left")
     for ax, (key, rows_of) in zip(rest, PURITIES.items(), strict=True):
         _draw_purity(ax, outcomes, key)
         ax.set(title=f"purity, {rows_of}", xlabel="epoch", ylabel="own class (%)", ylim=(0, None))
         ax.xaxis.set_major_locator(MaxNLocator(integer=True))
     rest[0].legend(fontsize=8, loc="lower right")
-    legend_above(fig, left)
     return fig
 
 
@@ -99,7 +99,7 @@ def summarise(setting: Setting, outcomes: Outcomes) -> Summary:
         [Comparison(full, off)],
         [Comparison(full, off, "few"), *(Comparison(other, off) for other in others)],
         tables=[purity_table(outcomes)],
-        draw=lambda: figure(outcomes),
+        draw=lambda judged: figure(outcomes, judged),
         values={"purity": shares},
     )
 
@@ -110,4 +110,5 @@ PSEUDO_POSITIVES = Experiment(
     "Nearest neighbours as positives encode semantic similarity without labels and separate classes better [paper].",
     variants,
     summarise,
+    ORACLE_GAINS,
 )

@@ -5,6 +5,7 @@ from __future__ import annotations
 from .baselines import BASELINES
 from .imbalance import EXTREME_IMBALANCE
 from .joint import JOINT_VS_TWO_STAGE
+from .pairing import PAIRING
 from .paper_claims import ABLATION, OOD_SAMPLING, SIMCLR_BALANCE
 from .pseudo_positives import PSEUDO_POSITIVES
 from .relevance import OOD_RELEVANCE
@@ -27,5 +28,6 @@ EXPERIMENTS: dict[str, Experiment] = {
         SENSITIVITY,
         PSEUDO_POSITIVES,
         TAIL_TARGETS,
+        PAIRING,
     )
 }

@@ -17,11 +17,11 @@ from ..train.checkpoint import fitted, load_checkpoint
 from ..train.config import Config, load_config
 from ..train.session import Session
 from .grid import run_folder
-from .outcomes import Outcomes
-from .pictures import OVERALL, accuracy_panel, legend_above
+from .outcomes import Judged, Outcomes
+from .pictures import OVERALL, finding, forest_panel
 from .spec import Comparison, Experiment, Setting, Summary, Table, Variant
 from .summaries import summary_of
-from .variants import NONE, SIMCLR, TAILNESS
+from .variants import NONE, ORACLE_GAINS, SIMCLR, TAILNESS
 
 MOST_IMAGES = 5000  # of a set that distances are measured on
 HELD_OUT = "test images"  # how near a pool can come
@@ -105,7 +105,7 @@ def summarise(setting: Setting, outcomes: Outcomes) -> Summary:
         [Comparison(variant.name, NONE.name) for variant in tried]
         + [Comparison(TAILNESS.name, other, "few") for other in farther],
         tables=[distance_table(distances)],
-        draw=lambda: figure(outcomes, distances),
+        draw=lambda judged: figure(outcomes, distances, judged),
         values={"distances": distances},
     )
 
@@ -127,11 +127,12 @@ def distance_table(distances: dict[int, dict[str, dict[str, float]]]) -> Table:
     return Table("How far the pools are", ["images", "seeds", *DISTANCES.values()], rows, note)
 
 
-def figure(outcomes: Outcomes, distances: dict[int, dict[str, dict[str, float]]]) -> Figure:
-    """Accuracy of each variant on the left; accuracy against the distance of its pool on the right."""
-    fig = Figure(figsize=(11.5, 1.7 + 0.55 * len(outcomes.variants)), layout="constrained")
+def figure(outcomes: Outcomes, distances: dict[int, dict[str, dict[str, float]]], judged: list[Judged]) -> Figure:
+    """Differences on the left; accuracy against the distance of its pool on the right."""
+    fig = Figure(figsize=(12.5, 1.7 + 0.55 * len(outcomes.variants)), layout="constrained")
     left, right = fig.subplots(1, 2, width_ratios=(3, 2))
-    accuracy_panel(left, outcomes)
+    forest_panel(left, judged)
+    left.set_title(finding(judged), loc="left")
     for outcome in outcomes.by_run.values():
         if (found := distances.get(outcome.seed, {}).get(outcome.variant)) is not None:
             x, y = found["frechet"], 100 * outcome.measures["overall"]
@@ -139,7 +140,6 @@ def figure(outcomes: Outcomes, distances: dict[int, dict[str, dict[str, float]]]
             right.annotate(outcome.variant, (x, y), xytext=(5, 3), textcoords="offset points", fontsize=8)
     right.set(xlabel="Fréchet distance of the pool to the ID set", ylabel="accuracy overall (%)")
     right.margins(x=0.25)
-    legend_above(fig, left)
     return fig
 
 
@@ -150,4 +150,5 @@ OOD_RELEVANCE = Experiment(
     "open by the source).",
     lambda setting: [SIMCLR, NONE, *pools(setting)],
     summarise,
+    ORACLE_GAINS,
 )

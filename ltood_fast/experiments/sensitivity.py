@@ -8,13 +8,12 @@ from dataclasses import dataclass
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from ..eval.plots import GROUP_COLORS, GROUP_MARKERS
 from ..train.config import Config
-from .outcomes import Outcomes
-from .pictures import OVERALL, errorbar, legend_above
+from .outcomes import Judged, Outcomes
+from .pictures import difference_mark
 from .spec import Comparison, Experiment, Setting, Summary, Variant
 from .summaries import summary_of
-from .variants import FULL, NO_DISTILLATION, NO_DOMAIN, TAILNESS, guided
+from .variants import FULL, NO_DISTILLATION, NO_DOMAIN, ORACLE_GAINS, TAILNESS, guided
 
 SHARED = {"alpha-0": NO_DOMAIN, "beta-0": NO_DISTILLATION}  # under another name
 
@@ -67,27 +66,27 @@ def variants(setting: Setting) -> list[Variant]:
     return list({variant.name: variant for variant in [TAILNESS, FULL, *listed]}.values())
 
 
-def figure(setting: Setting, outcomes: Outcomes) -> Figure:
-    """A panel an option: accuracy overall and of the few classes against its value; a line marks the preset's."""
+def figure(setting: Setting, judged: list[Judged]) -> Figure:
+    """A panel an option: what the preset's value gains over each other one, overall; a line marks the preset's."""
     shown = options(setting.config)
     fig = Figure(figsize=(11.5, 6.2), layout="constrained")
     axes = fig.subplots(2, 3).flatten()
     for ax, option in zip(axes, shown, strict=True):
         values, tried = zip(*option.variants(), strict=True)
-        _draw(ax, outcomes, [variant.name for variant in tried])
+        _draw(ax, option.base.name, [variant.name for variant in tried], judged)
         ax.axvline(values.index(option.own), color="#B0B0B0", linestyle=":", linewidth=1.2, zorder=1)
         ax.set_xticks(range(len(values)), [f"{value:.10g}" for value in values])
         ax.set_xlabel(option.title + (" (stage 2)" if option.base is FULL else ""))
     for ax in axes[::3]:
-        ax.set_ylabel("accuracy, linear probe (%)")
-    legend_above(fig, axes[0])
+        ax.set_ylabel("gain of the preset's value (points)")
     return fig
 
 
-def _draw(ax: Axes, outcomes: Outcomes, names: list[str]) -> None:
-    marks = {"overall": OVERALL, "few": {"color": GROUP_COLORS["few"], "marker": GROUP_MARKERS["few"]}}
-    for measure, mark in marks.items():
-        errorbar(ax, [(x, outcomes.values(name, measure)) for x, name in enumerate(names)], mark, measure.capitalize())
+def _draw(ax: Axes, base: str, names: list[str], judged: list[Judged]) -> None:
+    ax.axhline(0, color="#808080", linewidth=1, zorder=1)
+    for one in judged:
+        if one.comparison.better == base and one.comparison.worse in names:
+            difference_mark(ax, names.index(one.comparison.worse), one, upright=True)
 
 
 def summarise(setting: Setting, outcomes: Outcomes) -> Summary:
@@ -101,7 +100,7 @@ def summarise(setting: Setting, outcomes: Outcomes) -> Summary:
     claimed = [comparison for option in shown if option.claimed for comparison in pairs[option.name]]
     others = [comparison for option in shown if not option.claimed for comparison in pairs[option.name]]
     grid = {option.name: {f"{value:.10g}": variant.name for value, variant in option.variants()} for option in shown}
-    return summary_of(outcomes, claimed, others, draw=lambda: figure(setting, outcomes), values={"options": grid})
+    return summary_of(outcomes, claimed, others, draw=lambda judged: figure(setting, judged), values={"options": grid})
 
 
 SENSITIVITY = Experiment(
@@ -111,4 +110,5 @@ SENSITIVITY = Experiment(
     "in proportion to the preset.",
     variants,
     summarise,
+    ORACLE_GAINS,
 )

@@ -31,6 +31,8 @@ class Variant:
     stages: tuple[str, ...] = ("stage1",)
     guide: str = ""
     """The variant whose stage 1, of the same seed, guides stage 2."""
+    trunk: str = ""
+    """The variant whose network of stage `simclr`, of the same seed, stage 1 starts from."""
     counts_of: str = ""
     """The variant whose class sizes make the groups; empty: its own."""
 
@@ -92,6 +94,15 @@ class Summary:
 
 
 @dataclass(frozen=True)
+class Control:
+    """A difference that must show, or the runs are too short or too weak to show any gain."""
+
+    comparison: Comparison
+    variants: tuple[Variant, ...]
+    """The two that it compares; trained with those of the experiment."""
+
+
+@dataclass(frozen=True)
 class Experiment:
     name: str
     question: str
@@ -101,3 +112,11 @@ class Experiment:
     variants: Callable[[Setting], list[Variant]]
     """Those with a row, in the order of the table; the guides that they need among them."""
     summarise: Callable[[Setting, Outcomes], Summary]
+    control: Control | str
+    """Where it does not gain, nothing is concluded; a sentence where nothing that is trained is compared."""
+
+    def with_control(self, variants: list[Variant]) -> list[Variant]:
+        """The variants and those of the control that are not among them."""
+        known = {variant.name for variant in variants}
+        extra = () if isinstance(self.control, str) else self.control.variants
+        return [*variants, *(variant for variant in extra if variant.name not in known)]

@@ -14,7 +14,7 @@ from .grid import run_folder
 from .outcomes import Outcome, Outcomes
 from .spec import Comparison, Experiment, Setting, Summary, Table, Variant
 from .summaries import summary_of
-from .variants import RANDOM, TAILNESS
+from .variants import ORACLE_GAINS, RANDOM, TAILNESS
 
 MANY_CLUSTERS = 100
 OVER_CLUSTERED = Variant(f"clusters-{MANY_CLUSTERS}", {**TAILNESS.overrides, "stage1.clusters": str(MANY_CLUSTERS)})
@@ -87,4 +87,5 @@ TAIL_TARGETS = Experiment(
     "ten clusters should not serve Few better [ltood_fast].",
     lambda setting: [RANDOM, TAILNESS, OVER_CLUSTERED, SAMPLES],
     summarise,
+    ORACLE_GAINS,
 )

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from ..train.config import load_config
-from .spec import Setting, Variant
+from .spec import Comparison, Control, Setting, Variant
 
 SIMCLR = Variant("simclr", stages=("simclr",))
 NONE = Variant("none", {"stage1.ood_strategy": "none"})
@@ -11,6 +11,21 @@ RANDOM = Variant("random", {"stage1.ood_strategy": "random"})
 TAILNESS = Variant("tailness", {"stage1.ood_strategy": "tailness"})  # the source's stage 1
 NO_DOMAIN = Variant("no-domain", {"stage1.alpha": "0"})
 NO_NEIGHBORS = Variant("no-neighbors", {"stage1.neighbor_weight": "0"})
+
+# The control: what the method could gain if every pseudo-positive were right. ID images alone, so that no pool matters.
+WITHOUT_POSITIVES = Variant(
+    "control-off", {"stage1.ood_strategy": "none", "stage1.neighbors": "in_batch", "stage1.neighbor_weight": "0"}
+)
+TRUE_POSITIVES = Variant(
+    "control-oracle",
+    {
+        "stage1.ood_strategy": "none",
+        "stage1.neighbors": "oracle",
+        "stage1.neighbor_weight": "1",
+        "stage1.neighbor_weighting": "none",
+    },
+)
+ORACLE_GAINS = Control(Comparison(TRUE_POSITIVES.name, WITHOUT_POSITIVES.name), (WITHOUT_POSITIVES, TRUE_POSITIVES))
 
 
 def guided(name: str, guide: Variant = TAILNESS, **overrides: str) -> Variant:
@@ -31,4 +46,5 @@ def unless_same(setting: Setting, variant: Variant, known: Variant) -> Variant:
     def config(of: Variant):
         return load_config(setting.preset, {**setting.overrides, **of.overrides, "stages": ",".join(of.stages)})
 
-    return known if variant.guide == known.guide and config(variant) == config(known) else variant
+    same_start = (variant.guide, variant.trunk) == (known.guide, known.trunk)
+    return known if same_start and config(variant) == config(known) else variant

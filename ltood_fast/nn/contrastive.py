@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from ..ops import _check as check
 from ..ops import contrastive as ops
+from ..ops._cross_pairing import PAIRINGS
 from ._loss import Loss
 
 if TYPE_CHECKING:
@@ -87,12 +88,14 @@ class PSDLoss(Loss):
         *,
         k: int = 1,
         neighbor_weight: float = 1.0,
+        pairing: str = "same",
         return_neighbors: bool = False,
         **options: Unpack[LossOptions],
     ) -> None:
         more = {"k": k, "neighbor_weight": neighbor_weight, "return_neighbors": return_neighbors}
-        super().__init__(temperature, options, **more)
+        super().__init__(temperature, options, pairing=pairing, **more)
         _check_neighbors("PSDLoss", **more)
+        check.choice("PSDLoss", "pairing", pairing, PAIRINGS)
 
     def forward(self, z: Tensor, instance_ids: Tensor | None = None, **batch: Any) -> Any:
         """batch: keywords of :func:`ltood_fast.psd_loss` that belong to a batch, such as ``bank`` or ``domain``."""
@@ -111,12 +114,14 @@ class Stage1Loss(Loss):
         same_domain: bool = True,
         k: int = 1,
         neighbor_weight: float = 1.0,
+        pairing: str = "same",
         return_neighbors: bool = False,
         **options: Unpack[LossOptions],
     ) -> None:
         more = {"k": k, "neighbor_weight": neighbor_weight, "return_neighbors": return_neighbors}
-        super().__init__(temperature, options, alpha=alpha, same_domain=same_domain, **more)
+        super().__init__(temperature, options, alpha=alpha, same_domain=same_domain, pairing=pairing, **more)
         _check_neighbors("Stage1Loss", **more)
+        check.choice("Stage1Loss", "pairing", pairing, PAIRINGS)
         check.nonnegative_number("Stage1Loss", "alpha", alpha)
         check.flag("Stage1Loss", "same_domain", same_domain)
 

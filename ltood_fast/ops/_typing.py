@@ -46,6 +46,7 @@ class ClusterOptions(TypedDict, total=False):
 class NeighborOptions(SharedOptions, total=False):
     k: int
     neighbor_weight: float | Tensor
+    pairing: str
     bank: Bank | Tensor | None
     instance_ids: Tensor | None
 

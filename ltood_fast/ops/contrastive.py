@@ -19,6 +19,7 @@ from . import _check as check
 from . import _contrastive_group  # noqa: F401  (registers the operator of many ranks)
 from ._backend import use_kernel
 from ._contrastive_op import ContrastiveRows, contrastive
+from ._cross_pairing import check_pairing, instance_rows
 from ._group import GroupContext, all_of, reduce_parts
 
 if TYPE_CHECKING:
@@ -293,6 +294,7 @@ def psd_loss(
     *,
     k: int = 1,
     neighbor_weight: float | Tensor = 1.0,
+    pairing: str = "same",
     bank: Bank | Tensor | None = None,
     domain: Tensor | None = None,
     instance_ids: Tensor | None = None,
@@ -325,6 +327,9 @@ def psd_loss(
         temperature: tau > 0, a number or a 0-d tensor, which gets its gradient.
         k: neighbours of a row, ``1 <= k < N`` (``<= Q`` with a bank). A row with fewer candidates uses what it has.
         neighbor_weight: lam >= 0, a number or one weight a row ``[N]`` (no gradient).
+        pairing: ``"same"`` attracts a row to its own neighbours; ``"cross"``, NNCLR's pairing, to those of its other
+            view (of several, of the next in order), with ``z_m`` detached **[ltood_fast]**: a row without another view
+            has no positive. Not over a process group.
         bank: rows to search for neighbours instead of the batch: a ``[Q, D]`` tensor, or a :class:`ltood_fast.Bank`
             with ids (needs ``instance_ids``) or domains (needs ``domain``). Detached, no negatives, normalised as z is.
         domain: ``[N]`` integers (0 = in-distribution, 1 = OOD): neighbours come from the row's own domain only.
@@ -348,6 +353,7 @@ def psd_loss(
     with GroupContext(op, group, reduction, exchange) as context:
         temperature = check_common(op, z, temperature, reduction, normalize)
         neighbor_weight = _check_neighbors(op, z, k, neighbor_weight, domain, bank, instance_ids, context)
+        check_pairing(op, pairing, context)
         kernel = _kernel(op, backend, context, z, bank and bank.z)
         check_views(op, z, instance_ids, kernel and not context.many)
     options = {
@@ -359,11 +365,11 @@ def psd_loss(
         "normalize": normalize,
     }
     if kernel or context.many:
-        rows = contrastive(z, temperature, context=context, kernel=kernel, **options)
-        (loss,) = reduce_parts([rows.instance], reduction, context)
+        rows, instance = instance_rows(z, temperature, pairing, context, kernel, **options)
+        (loss,) = reduce_parts([instance], reduction, context)
         return _with_extras(loss, rows, return_lse, return_neighbors)
     options |= {"reduction": reduction, "return_lse": return_lse, "return_neighbors": return_neighbors}
-    return reference.psd_loss(z, temperature, **options)
+    return reference.psd_loss(z, temperature, pairing=pairing, **options)
 
 
 @overload
@@ -508,6 +514,7 @@ def stage1_loss(
     alpha: float = 0.3,
     k: int = 1,
     neighbor_weight: float | Tensor = 1.0,
+    pairing: str = "same",
     same_domain: bool = True,
     bank: Bank | Tensor | None = None,
     instance_ids: Tensor | None = None,
@@ -535,6 +542,7 @@ def stage1_loss(
         alpha: weight >= 0 of the domain loss.
         k: neighbours of a row, ``1 <= k < N`` (``<= Q`` with a bank). A row with fewer candidates uses what it has.
         neighbor_weight: lam >= 0, a number or one weight a row ``[N]`` (no gradient).
+        pairing: ``"same"`` or ``"cross"``, as :func:`psd_loss`.
         same_domain: neighbours come from the row's own domain only (of a bank's rows: only where it has domains).
         bank: rows to search for neighbours instead of the batch, as :func:`psd_loss`; domains need ``same_domain``.
         instance_ids: ``[N]`` integers: rows with one id are views of one image; None: rows i and i + N/2 are.
@@ -559,6 +567,7 @@ def stage1_loss(
         check.flag(op, "same_domain", same_domain)
         alpha = check.nonnegative_number(op, "alpha", alpha)
         neighbor_weight = _check_neighbors(op, z, k, neighbor_weight, own_domain, bank, instance_ids, context)
+        check_pairing(op, pairing, context)
         kernel = _kernel(op, backend, context, z, bank and bank.z)
         check_views(op, z, instance_ids, kernel and not context.many)
     options = {
@@ -569,9 +578,11 @@ def stage1_loss(
         "normalize": normalize,
     }
     if kernel or context.many:
-        rows = contrastive(z, temperature, labels=domain, domain=own_domain, context=context, kernel=kernel, **options)
-        psd, separation = reduce_parts([rows.instance, rows.classes], reduction, context)
+        options |= {"labels": domain, "domain": own_domain}
+        rows, instance = instance_rows(z, temperature, pairing, context, kernel, **options)
+        psd, separation = reduce_parts([instance, rows.classes], reduction, context)
         result = Stage1Result(psd + alpha * separation, psd, separation)
         return _with_extras(result, rows, return_lse, return_neighbors)
     options |= {"reduction": reduction, "return_lse": return_lse, "return_neighbors": return_neighbors}
-    return reference.stage1_loss(z, domain, temperature, alpha=alpha, same_domain=same_domain, **options)
+    options |= {"pairing": pairing, "same_domain": same_domain}
+    return reference.stage1_loss(z, domain, temperature, alpha=alpha, **options)

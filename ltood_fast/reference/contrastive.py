@@ -136,13 +136,22 @@ def _neighbors(
 def _neighbor_term(
     u: Tensor, temperature: float | Tensor, neighbor_weight: float | Tensor, bank: Bank | None, columns: Tensor
 ) -> tuple[Tensor, Tensor]:
-    """(lam_i times the sum of s over M_k(i), lam_i |M_k(i)|); columns [N, k], -1 = none."""
+    """(lam_i times the sum of s over M_k(i), lam_i |M_k(i)|); columns [N, k] of u, or of the bank, -1 = none."""
     found = columns >= 0
     similarity = torch.einsum("nd,nkd->nk", u, (u if bank is None else bank.z)[columns.clamp(min=0)]) / temperature
     neighbor_sum = similarity.masked_fill(~found, 0).sum(dim=1)
     if isinstance(neighbor_weight, Tensor):
         neighbor_weight = neighbor_weight.detach().to(u.dtype)
     return neighbor_weight * neighbor_sum, neighbor_weight * found.sum(dim=1)
+
+
+def _of_other_view(columns: Tensor, instance_ids: Tensor | None) -> Tensor:
+    """[N, k]: those that the next view of the row's instance has found, -1 where there is no other view."""
+    n = len(columns)
+    views = view_mask(n, instance_ids, columns.device)
+    step = (torch.arange(n)[None, :] - torch.arange(n)[:, None]).to(columns.device) % n  # from row i on to row j
+    other = step.masked_fill(~views, n).argmin(dim=1)
+    return columns[other].masked_fill(~views.any(dim=1)[:, None], -1)
 
 
 def nt_xent(
@@ -190,6 +199,7 @@ def psd_loss(
     *,
     k: int = 1,
     neighbor_weight: float | Tensor = 1.0,
+    pairing: str = "same",
     bank: Bank | Tensor | None = None,
     domain: Tensor | None = None,
     instance_ids: Tensor | None = None,
@@ -198,15 +208,23 @@ def psd_loss(
     return_lse: bool = False,
     return_neighbors: bool = False,
 ) -> Tensor | tuple[Tensor, ...]:
-    """l_i = lse_i - (sum_{V(i)} s_iv + lam_i sum_{M_k(i)} s_im) / (|V(i)| + lam_i |M_k(i)|)."""
+    """l_i = lse_i - (sum_{V(i)} s_iv + lam_i sum_{M_k(i)} s_im) / (|V(i)| + lam_i |M_k(i)|).
+
+    pairing="cross": M_k of the other view in place of M_k(i), its rows without gradient (NNCLR, Dwibedi 2021).
+    """
     with full_precision(z):
         u, bank = unit_rows(z, normalize), Bank.of(bank)
         if bank is not None:
             bank = replace(bank, z=unit_rows(bank.z.detach().to(common_dtype(bank.z, u)), normalize).to(u.dtype))
         s, lse = _similarities(u, temperature)
         cosines, columns = _neighbors(u, k, instance_ids, domain, bank)
-        near = _neighbor_term(u, temperature, neighbor_weight, bank, columns)
-        loss = reduce_rows(*_psd_losses(s, lse, instance_ids, near, columns if bank is None else None), reduction)
+        if pairing == "cross":
+            targets, own = bank or Bank(u.detach()), None
+            near = _neighbor_term(u, temperature, neighbor_weight, targets, _of_other_view(columns, instance_ids))
+        else:
+            near = _neighbor_term(u, temperature, neighbor_weight, bank, columns)
+            own = columns if bank is None else None
+        loss = reduce_rows(*_psd_losses(s, lse, instance_ids, near, own), reduction)
     extras = ((lse,) if return_lse else ()) + ((cosines, columns) if return_neighbors else ())
     return (loss, *extras) if extras else loss
 
@@ -240,6 +258,7 @@ def stage1_loss(
     alpha: float = 0.3,
     k: int = 1,
     neighbor_weight: float | Tensor = 1.0,
+    pairing: str = "same",
     same_domain: bool = True,
     bank: Bank | Tensor | None = None,
     instance_ids: Tensor | None = None,
@@ -254,6 +273,7 @@ def stage1_loss(
         temperature,
         k=k,
         neighbor_weight=neighbor_weight,
+        pairing=pairing,
         bank=bank,
         domain=domain if same_domain else None,
         instance_ids=instance_ids,

@@ -63,6 +63,8 @@ def cluster_embeddings(
     *,
     refine_steps: int = 100,
     refine_lr: float = 0.1,
+    refine_batch: int = 0,
+    refine_nu: float = 1.0,
     seed: int = 0,
     group: ProcessGroup | None = None,
 ) -> Clusters:
@@ -72,7 +74,9 @@ def cluster_embeddings(
         embeddings: float [N, F], N >= n_clusters. L2-normalised here, as all similarities are cosines [ltood_fast].
         n_clusters: K.
         refine_steps, refine_lr: of `ltood_fast.refine_centroids`; 0 steps leaves k-means as it is.
-        seed: of k-means.
+        refine_batch: rows of a step, see `refine_by_minibatches`; 0: all of them.
+        refine_nu: the parameter in the denominator of q, nu of `ltood_fast.cluster_kl`.
+        seed: of k-means and of the minibatches.
         group: the embeddings are this rank's part of those of all its ranks.
 
     Raises:
@@ -83,11 +87,40 @@ def cluster_embeddings(
     _check.count(op, "refine_steps", refine_steps, 0)
     z = unit_rows(embeddings.detach()).float()
     centroids, assignments = kmeans(z, n_clusters, seed=seed, group=group)
-    if refine_steps:
+    if refine_steps and refine_batch:
+        allowed = "0 where the embeddings lie on several ranks"
+        _check.require(group is None, op, "refine_batch", allowed, refine_batch)
+        centroids, assignments = refine_by_minibatches(
+            z, centroids, refine_batch, nu=refine_nu, steps=refine_steps, lr=refine_lr, seed=seed
+        )
+    elif refine_steps:
         centroids, assignments = ltood_fast.refine_centroids(
-            z, centroids, steps=refine_steps, lr=refine_lr, group=group
+            z, centroids, nu=refine_nu, steps=refine_steps, lr=refine_lr, group=group
         )
     return Clusters(centroids, assignments)
+
+
+def refine_by_minibatches(
+    z: Tensor, centroids: Tensor, batch: int, *, nu: float, steps: int, lr: float, seed: int
+) -> tuple[Tensor, Tensor]:
+    """(centroids [K, F], assignments int64 [N]) after descent steps on `cluster_kl` of `batch` rows each [paper].
+
+    f_j and with it the target are those of the minibatch. Rows are drawn in passes over all of them, each in an order
+    of its own from `seed`; a pass ends where fewer than `batch` rows are left. With batch >= N it is `refine_centroids`
+    with tol 0.
+    """
+    generator, batch = torch.Generator().manual_seed(seed), min(batch, len(z))
+    rows = torch.empty(0, dtype=torch.int64)
+    for _ in range(steps):
+        if len(rows) < batch:
+            rows = torch.randperm(len(z), generator=generator)
+        drawn, rows = rows[:batch].to(z.device), rows[batch:]
+        leaf = centroids.detach().requires_grad_()
+        with torch.enable_grad():
+            loss = ltood_fast.cluster_kl(z[drawn], leaf, nu=nu)
+        centroids = centroids - lr * torch.autograd.grad(loss, leaf)[0]
+    q = ltood_fast.cluster_kl(z, centroids, nu=nu, return_q=True)[1]
+    return centroids, q.argmax(dim=1)
 
 
 def choose_ood(

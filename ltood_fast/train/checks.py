@@ -42,8 +42,13 @@ def check_run(session: Session) -> None:
                 small[stage] = images
     if _clusters_images(session):
         load_faiss("train")
-    if "stage2" in session.config.stages and session.config.stage2.guide:
-        first_state("stage2", session)
+    starts = {"stage1": session.config.stage1.init_from, "joint": session.config.stage1.init_from,
+              "stage2": session.config.stage2.guide}  # fmt: skip
+    for stage in session.config.stages:
+        if starts.get(stage):
+            first_state(stage, session)
+    if session.config.stage1.pairing == "cross" and session.ranks > 1:
+        raise ValueError(f"train: stage1.pairing must be same on several ranks, got cross on {session.ranks}")
     on_first_rank(lambda: _check_evaluation(session))
     if small and session.rank == 0:
         of_stages = ", ".join(f"{images} of {stage}" for stage, images in small.items())
@@ -100,7 +105,7 @@ def _neighbors_of(session: Session, stage: str) -> list[tuple[str, int]]:
     if stage == "stage2":
         return [("stage2.k", config.stage2.k)]
     searches = stage != "simclr" and config.stage1.warmup_epochs < config.stage1.epochs
-    return [("stage1.k", config.stage1.k)] if searches and config.stage1.neighbors == "in_batch" else []
+    return [("stage1.k", config.stage1.k)] if searches and config.stage1.neighbors in ("in_batch", "oracle") else []
 
 
 def _clusters_images(session: Session) -> bool:

@@ -64,7 +64,10 @@ class DataConfig:
     test_fraction: float = _number(0.2, 0.01, 0.9)  # of each class, of a folder that has no test part
     imbalance: float = _number(0.0)  # largest class / smallest class, exponential in between; 0 or 1: unchanged
     class_order: str = _choice("fixed", "shuffled")  # [ltood_fast] large classes: by number, or drawn from the seed
-    image_size: int = _number(32, 4, 1024)  # pixels
+    image_size: int = _number(32, 4, 1024)  # pixels of a view
+    # side of the squares that files are decoded to and views are cropped from; evaluation sees their middle. 256 with
+    # an image_size of 224 is the baselines' evaluation; their crops come from the whole image. 0: image_size
+    decode_size: int = _number(0, 0, 2048)
     cache_dir: str = ""  # where decoded sets are kept; empty: under the user's cache folder
     on_device: str = _choice("auto", "always", "never")  # images as uint8 on the training device; auto: a GPU with room
     workers: int = _number(
@@ -113,14 +116,26 @@ class OptimConfig:
     weight_decay: float = _number(1e-4)  # of all parameters [paper]
     warmup_epochs: int = _number(10)  # linear to lr, then cosine to min_lr
     min_lr: float = _number(1e-6)  # rate at the end [paper]
+    # progress of the cosine in finished epochs, however long, or in steps as the baselines count them: then longer
+    # epochs, with OOD images, take a larger part of it
+    schedule: str = _choice("epochs", "steps")
+    last_batch: str = _choice("drop", "keep")  # images that do not fill a batch: left out, or a smaller batch
 
 
 @dataclass(frozen=True)
 class BaseConfig:
-    """The second view that the stages simclr, stage1 and joint compare a view with: see `train.sdclr`."""
+    """The second view that the stages simclr, stage1 and joint compare a view with, see `train.sdclr`, and how warm.
+
+    `temperature_schedule` cosine [Kukleva 2023]: in epoch t their temperature is low + (high - low) (1 + cos(2 pi t /
+    period)) / 2, in place of the stages' own constant one.
+    """
 
     name: str = _choice("simclr", "sdclr")  # sdclr: the second view goes through a pruned competitor [Jiang 2021]
     prune: float = _number(0.9, 0, 1)  # share of weights that it lacks: 0.9 on CIFAR, 0.3 on ImageNet-100 [Jiang 2021]
+    temperature_schedule: str = _choice("constant", "cosine")
+    temperature_low: float = _number(0.1, 1e-3)  # [Kukleva 2023]
+    temperature_high: float = _number(1.0, 1e-3)  # [Kukleva 2023]
+    temperature_period: int = _number(400, 1)  # [ltood_fast] epochs from the highest to the highest again
 
 
 @dataclass(frozen=True)
@@ -142,6 +157,9 @@ class Stage1Config:
 
     epochs: int = _number(2000, 1, MOST_EPOCHS)  # of this stage, warm-up included [paper]
     init: str = _choice("scratch", "simclr")  # [ltood_fast] simclr: go on from that stage's weights
+    init_from: str = (
+        ""  # [ltood_fast] checkpoint of another run to start from: branches from one trunk; empty: see init
+    )
     temperature: float = _number(0.2, 1e-3)  # of the softmax [paper]
     alpha: float = _number(0.3)  # weight of the domain loss L_DD [paper]
     k: int = _number(1, 1)  # neighbours that are positives
@@ -158,9 +176,23 @@ class Stage1Config:
     budget_temperature: float = _number(1.0, 1e-3)  # [ltood_fast] T_c; smaller: more for the sparsest clusters
     refine_steps: int = _number(100)  # [ltood_fast] KL refinement of the k-means centroids; 0: plain k-means
     refine_lr: float = _number(0.1)  # [ltood_fast] rate of that refinement
-    cluster_space: str = _choice("features", "projection")  # [ltood_fast] which embeddings are clustered and searched
-    neighbors: str = _choice("in_batch", "queue", "dataset")  # [ltood_fast] where the neighbours of a row come from
+    refine_batch: int = _number(
+        0
+    )  # rows of a step, as L_cluster is a mean over a minibatch [paper]; 0 [ltood_fast]: all
+    refine_nu: float = _number(1.0, 1e-3)  # the parameter in the denominator of q [paper]; 1: DEC's [ltood_fast]
+    # [ltood_fast] which embeddings are clustered and searched: a choice, as the source says "extracted by f" and no
+    # more; COLT takes the normalised projections
+    cluster_space: str = _choice("features", "projection")
+    # [ltood_fast] where the neighbours of a row come from; oracle: the nearest of the row's class in the batch, by the
+    # labels, which is no method but the positive control of experiments
+    neighbors: str = _choice("in_batch", "queue", "dataset", "oracle")
     queue_size: int = _number(4096, 1)  # rows of the queue
+    # [ltood_fast] when neighbours of the data set are embedded anew, with their weights; epoch: one pass more of the
+    # network over the ID images and the chosen OOD ones an epoch
+    bank_renewal: str = _choice("resampling", "epoch")
+    pairing: str = _choice("same", "cross")  # [ltood_fast] a view and its neighbour, or the other view's: see psd_loss
+    neighbor_start_epoch: int = _number(0)  # [ltood_fast] before it neighbours weigh nothing
+    ood_neighbors: bool = True  # [ltood_fast] whether OOD images have neighbours as positives
     same_domain: bool = True  # neighbours from the own domain only
     neighbor_weight: float = _number(1.0)  # [ltood_fast] lam, weight of the pseudo-positives; 0: none
     neighbor_weighting: str = _choice("none", "density", "gate", "mutual")  # [ltood_fast] who keeps lam, see above
@@ -189,6 +221,10 @@ class EvalConfig:
     """Linear probes and kNN on frozen features."""
 
     probe: str = _choice("logistic", "sgd")  # sgd: the source's protocol; logistic [ltood_fast]: without a rate
+    # sgd alone: the probe learns from crops and flips drawn anew each epoch, and the epoch that is best on held-out
+    # images counts [SDCLR, COLT]; a pass of the network over the probe set an epoch
+    probe_augment: bool = False
+    probe_batch: int = _number(128, 1)  # sgd: images; 512 on ImageNet [COLT]
     few_shot: int = _number(0)  # images a class of a second probe, which learns from these alone; 0: none
     knn_k: int = _number(20, 1)  # neighbours of the kNN classifier; cut to the size of the probe set
     groups: str = _choice("rank", "count")  # rank: 4/3/3 classes as on CIFAR-10; count: 100 and 20 images
@@ -197,7 +233,9 @@ class EvalConfig:
 @dataclass(frozen=True)
 class RunConfig:
     device: str = _choice("auto", "cpu", "cuda")  # auto: the GPU where there is one
-    precision: str = _choice("32-true", "bf16-mixed")  # of the network; the losses are float32
+    # of the network; the losses are float32. auto: bf16-mixed where the device computes it in hardware, else 32-true,
+    # as a processor without bf16 instructions takes 11 times as long for bf16-mixed
+    precision: str = _choice("32-true", "bf16-mixed", "auto")
     threads: int = _number(0, 0, 1024)  # of the CPU; 0: torch's own choice
     checkpoint_every: int = _number(1, 1)  # epochs
     timeout: float = _number(600.0, 1)  # seconds a rank waits for another one before the run ends
@@ -311,6 +349,7 @@ def _check_together(config: Config) -> None:
             "stage1, the guide of stage2, unless stage2.guide names a checkpoint", stages, must="hold")  # fmt: skip
     s1 = config.stage1
     require(s1.init == "scratch" or "simclr" in config.stages, "stage1.init", "scratch without stage simclr", s1.init)
+    require(not s1.init_from or s1.init == "scratch", "stage1.init_from", "empty with stage1.init simclr", s1.init_from)
     require(s1.warmup_epochs <= s1.epochs, "stage1.warmup_epochs", f"at most stage1.epochs = {s1.epochs}",
             s1.warmup_epochs)  # fmt: skip
     by_momentum = s1.tailness == "momentum" and s1.ood_strategy == "tailness"
@@ -318,6 +357,9 @@ def _check_together(config: Config) -> None:
             "at least 1 with stage1.tailness momentum, which scores what was trained on", 0)  # fmt: skip
     loggers = config.run.loggers
     require(loggers == ("none",) or "none" not in loggers, "run.loggers", "none alone, or others", ",".join(loggers))
+    b = config.base
+    require(b.temperature_low <= b.temperature_high, "base.temperature_low",
+            f"at most base.temperature_high = {b.temperature_high}", b.temperature_low)  # fmt: skip
     a = config.augment
     encoder, init = config.model.encoder, config.model.init
     require(init != "timm" or encoder.startswith("timm:"), "model.init", "a file for an encoder that is not timm:NAME",
@@ -448,7 +490,8 @@ def is_binding(key: str) -> bool:
 
 
 POOL_KEYS = ("data.ood", "data.ood_root", "data.ood_list", "data.ood_size")
-CLUSTER_KEYS = ("stage1.refine_steps", "stage1.refine_lr")  # of the guide's clusters too
+# Of the guide's clusters too.
+CLUSTER_KEYS = ("stage1.refine_steps", "stage1.refine_lr", "stage1.refine_batch", "stage1.refine_nu")
 
 
 def _reads(stage: str, key: str) -> bool:

@@ -12,8 +12,9 @@ from torch import Tensor
 
 import ltood_fast
 
+from ..data.augment import make_probe_augment
 from ..eval.evaluate import EvalProtocol, evaluate_features
-from ..eval.probe import few_shot_rows
+from ..eval.probe import EpochwiseProbe, few_shot_rows
 from ..eval.results import Resampling, RunResults, SampleTensors, StageResult, resampling_result
 from ..eval.without_labels import Embedded, evaluate_without_labels
 from .checkpoint import CheckpointError, fitted, load_checkpoint, load_tensors
@@ -123,7 +124,14 @@ def _evaluate_stage(session: Session, name: str, few_shot: Tensor | ImageSet | N
         (probe_features, probe_labels),
         (session.embed(model, data.test.images)[0], data.test.labels.to(session.device)),
         _class_counts(session),
-        EvalProtocol(options.groups, options.probe, options.knn_k, seed=session.config.seed),
+        EvalProtocol(
+            options.groups,
+            options.probe,
+            options.knn_k,
+            seed=session.config.seed,
+            probe_batch=options.probe_batch,
+            epochwise=_epochwise(session, model) if options.probe == "sgd" and options.probe_augment else None,
+        ),
         few_shot=few,
         views=_two_views(session, model),
         history=history,
@@ -136,6 +144,44 @@ def _without_labels(session: Session, model: ContrastiveModel) -> dict[str, Any]
     )
     clusters = session.config.stage1.clusters
     return evaluate_without_labels(train, test, _two_views(session, model), clusters, seed=session.config.seed)
+
+
+HELD_OUT = 0.1  # share of each class of the probe set, where there are no labelled images outside it
+
+
+def _epochwise(session: Session, model: ContrastiveModel) -> EpochwiseProbe:
+    """Views of the probe's images drawn anew each epoch, and held-out images to pick the epoch on."""
+    learnt, held_out = probe_parts(session)
+    augment = session.fabric.to_device(make_probe_augment(session.config.data.image_size))
+
+    def features_of(epoch: int) -> Tensor:
+        with torch.random.fork_rng(devices=[session.device] if session.device.type == "cuda" else []):
+            torch.manual_seed(session.config.seed * 1_000_003 + epoch)
+            return embed(model, learnt.images, session.fabric, augment)[0]
+
+    features = session.embed(model, held_out.images)[0]
+    return EpochwiseProbe(features_of, learnt.labels.to(session.device), features, held_out.labels.to(session.device))
+
+
+def probe_parts(session: Session) -> tuple[ImageSet, ImageSet]:
+    """The images that a probe with views of each epoch learns from, and those that its epoch is picked on.
+
+    They are the probe set and the labelled images outside it, as the baselines' 45,000 and 5,000 of CIFAR; without such
+    ones the last tenth of each class of the probe set is held out [ltood_fast].
+    """
+    data, split = session.data, session.config.data.probe_split
+    if split and data.labelled is not None and len(data.labelled) > len(data.probe):
+        from ..data.image_set import user_path
+        from ..data.longtail import read_split
+
+        outside = torch.ones(len(data.labelled), dtype=torch.bool)
+        outside[read_split(user_path(session.config.data.root) / split, len(data.labelled))] = False
+        return data.probe, data.labelled.subset(outside.nonzero()[:, 0])
+    held_out = torch.zeros(len(data.probe), dtype=torch.bool)
+    for c in data.probe.labels.unique():
+        mine = (data.probe.labels == c).nonzero()[:, 0]
+        held_out[mine[len(mine) - max(1, int(HELD_OUT * len(mine))) :]] = True
+    return data.probe.subset((~held_out).nonzero()[:, 0]), data.probe.subset(held_out.nonzero()[:, 0])
 
 
 def _two_views(session: Session, model: ContrastiveModel) -> tuple[Tensor, Tensor]:

@@ -12,6 +12,7 @@ import sys
 import time
 from collections import defaultdict
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -41,17 +42,18 @@ def make_optimizer(model: nn.Module, config: OptimConfig) -> torch.optim.Optimiz
     return torch.optim.SGD(model.parameters(), lr=config.lr, momentum=config.momentum, weight_decay=config.weight_decay)
 
 
-def learning_rate(config: OptimConfig, epochs: int, progress: float) -> float:
+def learning_rate(config: OptimConfig, length: float, progress: float, unit: float = 1.0) -> float:
     """Linear warm-up, then cosine to `min_lr` [paper].
 
-    A function of the progress in epochs (a fraction within an epoch), as epochs grow longer once OOD images join; so
-    the number of finished epochs is the whole state of the schedule. A stage that is given more epochs, finished or
+    A function of the progress in epochs (a fraction within an epoch), as epochs grow longer once OOD images join, or in
+    steps, of which a warm-up epoch has `unit`; so the number of finished epochs is the whole state of the schedule. A
+    stage that is given more epochs, finished or
     not, goes on at the rate that the longer schedule has after its finished epochs: above the rate that it ended with.
     """
-    warmup = min(config.warmup_epochs, epochs)
+    warmup = min(config.warmup_epochs * unit, length)
     if progress < warmup:
         return config.lr * progress / warmup
-    done = (progress - warmup) / max(epochs - warmup, 1e-9)
+    done = (progress - warmup) / max(length - warmup, 1e-9)
     low = min(config.min_lr, config.lr)
     return low + 0.5 * (config.lr - low) * (1.0 + math.cos(math.pi * min(done, 1.0)))
 
@@ -198,8 +200,7 @@ class Stage:
         meter = Meter(self.name, self.epoch)
         self.network.train()
         for step, batch in enumerate(batches):
-            # An epoch of one batch is at its middle: at its start, the first one would be trained at rate 0.
-            lr = self._set_lr(self.epoch + (step / len(batches) if len(batches) > 1 else 0.5))
+            lr = self._set_lr(step, len(batches))
             loss, parts = self._backward(batch)
             self.optimizer.step()
             meter.add(loss=loss, **parts)
@@ -221,6 +222,7 @@ class Stage:
             "images_per_second": sum(len(batch) for batch in batches) / (end - start_training),
             "seconds": end - start,
             "resample_seconds": start_training - start,
+            **self.method.facts(),
         }
 
     def _backward(self, batch: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
@@ -243,7 +245,8 @@ class Stage:
         return batch.split(len(batch) // self.session.ranks)[self.session.rank]
 
     def batches(self, rows: Tensor) -> list[Tensor]:
-        """The epoch's rows in an order of (seed, epoch), in batches of one size; what does not fill one is left out.
+        """The epoch's rows in an order of (seed, epoch), in batches of one size; what does not fill one is left out, or
+        a smaller batch, see `sizes`.
 
         The batches are those of all ranks together.
         """
@@ -253,10 +256,39 @@ class Stage:
         if size % self.session.ranks:
             key = "optim.batch_size" if size < len(rows) else f"the number of {self.name}'s images, fewer than a batch,"
             raise TrainingError(f"train: {key} must be a multiple of the {self.session.ranks} ranks, got {size}")
-        return list(order.split(size))[: len(rows) // size]
+        sizes = self.sizes(len(rows))
+        return list(order[: sum(sizes)].split(sizes))
 
-    def _set_lr(self, progress: float) -> float:
-        lr = self.method.lr_scale * learning_rate(self.session.config.optim, self.method.epochs, progress)
+    def sizes(self, images: int) -> list[int]:
+        """Of the batches of an epoch.
+
+        With optim.last_batch keep, the rest is one more where every rank gets the same number of images of it, two at
+        least, also of its last micro-batch, and every row has neighbours enough.
+        """
+        config, ranks = self.session.config, self.session.ranks
+        size = min(config.optim.batch_size, images)
+        sizes = [size] * (images // size)
+        rest = images % size // ranks * ranks
+        own, micro = rest // ranks, config.optim.micro_batch
+        smallest = (own % micro or micro) if 0 < micro < own else own
+        enough = smallest >= 2 and 2 * rest > max(config.stage1.k, config.stage2.k)
+        return [*sizes, rest] if config.optim.last_batch == "keep" and enough else sizes
+
+    @cached_property
+    def _lengths(self) -> list[int]:
+        """Batches of each epoch."""
+        return [len(self.sizes(self.method.images_in(epoch))) for epoch in range(self.method.epochs)]
+
+    def _set_lr(self, step: int, steps: int) -> float:
+        """The rate of a step of the epoch's."""
+        optim, epochs = self.session.config.optim, self.method.epochs
+        if optim.schedule == "steps":
+            done = sum(self._lengths[: self.epoch]) + step
+            lr = learning_rate(optim, sum(self._lengths), done, unit=len(self.sizes(self.session.n_id)))
+        else:
+            # An epoch of one batch is at its middle: at its start, the first one would be trained at rate 0.
+            lr = learning_rate(optim, epochs, self.epoch + (step / steps if steps > 1 else 0.5))
+        lr *= self.method.lr_scale
         for group in self.optimizer.param_groups:
             group["lr"] = lr
         return lr

@@ -63,6 +63,7 @@ RECIPES: dict[str, Recipe] = {
     # weights of the latter for CIFAR-10 (none), CIFAR-100 and ImageNet-100.
     "colt": Recipe("OOD images by COLT's momentum score, its figures for CIFAR-10", {**_COLT, "stage1.alpha": 0.0}),
     "colt-cifar100": Recipe("COLT with its figures for CIFAR-100", {**_COLT, "stage1.alpha": 0.2}),
+    # (the interval of 25 epochs is that of CIFAR in COLT's script, of which ImageNet-100 has no other)
     "colt-imagenet100": Recipe("COLT with its figures for ImageNet-100", {**_COLT, "stage1.alpha": 0.01}),
     "random-ood": Recipe(
         "stage 1 with OOD images drawn at random, the baseline of the sampling [paper]",

@@ -215,7 +215,7 @@ def _open_images(spec: str, config: Config) -> ImageSet:
         spec,
         root=data.root,
         part="train",
-        image_size=data.image_size,
+        image_size=data.decode_size or data.image_size,
         cache_dir=data.cache_dir,
         workers=data.workers,
         limit=data.ood_size,

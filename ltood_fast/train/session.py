@@ -55,9 +55,21 @@ def make_fabric(run: RunConfig) -> Fabric:
             process_group_backend="nccl" if cuda else "gloo", timeout=timedelta(seconds=run.timeout)
         )
         options["num_nodes"] = ranks // on_machine
-    fabric = Fabric(accelerator="cuda" if cuda else "cpu", devices=on_machine, precision=run.precision, **options)
+    precision = resolve_precision(run.precision, cuda)
+    fabric = Fabric(accelerator="cuda" if cuda else "cpu", devices=on_machine, precision=precision, **options)
     fabric.launch()
     return fabric
+
+
+def resolve_precision(precision: str, cuda: bool) -> str:
+    """`auto` as what the device computes in hardware."""
+    if precision != "auto":
+        return precision
+    if cuda:
+        fast = torch.cuda.is_bf16_supported(including_emulation=False)
+    else:
+        fast = any(torch.cpu.get_capabilities().get(name, False) for name in ("avx512_bf16", "amx_bf16", "arm_bf16"))
+    return "bf16-mixed" if fast else "32-true"
 
 
 EMBED_BATCH = 512  # images at a time in eval mode

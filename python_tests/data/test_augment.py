@@ -4,6 +4,7 @@ import pytest
 import torch
 
 from ltood_fast.data import make_augment, make_eval_transform
+from ltood_fast.data.augment import make_probe_augment
 from ltood_fast.train.config import AugmentConfig
 
 OFF = AugmentConfig(crop_min=1.0, flip=0.0, jitter_p=0.0, gray_p=0.0)  # the crop's shape alone is random
@@ -154,3 +155,24 @@ def test_a_kornia_that_draws_for_other_images_is_refused(monkeypatch):
     monkeypatch.setattr(K.RandomHorizontalFlip, "forward_parameters", short)
     with pytest.raises(RuntimeError, match="batch_prob of kornia's RandomHorizontalFlip must be drawn for each of 6"):
         make_augment(only(flip=0.5), 16)(pictures(3), 3, 6)
+
+
+def test_evaluation_sees_the_middle_of_a_larger_square():
+    images = torch.arange(8 * 8, dtype=torch.uint8).view(1, 1, 8, 8)
+    seen = make_eval_transform(4)(images)
+    assert torch.equal(seen, (images[..., 2:6, 2:6].float() / 255 - 0.5) / 0.25)
+    assert make_augment(OFF, 4)(images).shape == (1, 1, 4, 4)
+
+
+def test_a_probes_view_is_a_shifted_and_flipped_image():
+    """At 32 pixels: by up to 4 pixels each way over black borders, as the baselines' code has it."""
+    images = torch.zeros(256, 1, 32, 32, dtype=torch.uint8)
+    images[..., 10, 12] = 255
+    views = make_probe_augment(32)(images)
+    rows, columns = (views[:, 0] > 0).nonzero()[:, 1:].T
+    assert len(rows) == 256
+    assert set(rows.tolist()) == set(range(6, 15))
+    assert set(columns.tolist()) == set(range(8, 17)) | set(range(15, 24))  # 31 - 12 = 19 where it is flipped
+    assert float(make_probe_augment(96)(torch.full((2, 3, 128, 128), 255, dtype=torch.uint8)).min()) == pytest.approx(
+        WHITE
+    )

@@ -7,7 +7,7 @@ from ltood_fast.eval.clustering import cluster_quality
 from ltood_fast.eval.evaluate import EvalProtocol, evaluate_features
 from ltood_fast.eval.geometry import alignment, uniformity
 from ltood_fast.eval.knn import knn_accuracy
-from ltood_fast.eval.probe import Probe, few_shot_rows, linear_probe
+from ltood_fast.eval.probe import EpochwiseProbe, Probe, few_shot_rows, linear_probe
 
 C = 5
 METHODS = ["logistic", "sgd"]
@@ -293,3 +293,40 @@ def test_evaluate_features_leaves_out_what_it_is_not_given():
     stage = evaluate_features("simclr", (train, labels), (test, test_labels), [5, 4, 3, 2, 1])
     assert stage.few_shot is None
     assert stage.alignment is None
+
+
+def test_the_best_epoch_on_held_out_images_counts():
+    """Views of the last epochs show the other class: the classifier after them is wrong, and an earlier one counts."""
+    generator = torch.Generator().manual_seed(0)
+    labels = torch.arange(60) % 2
+    rows = torch.randn(60, 4, generator=generator) * 0.1
+    rows[:, 0] += 2.0 * labels - 1.0
+    seen = []
+
+    def features_of(epoch):
+        seen.append(epoch)
+        return rows if epoch < 3 else -rows
+
+    epochwise = EpochwiseProbe(features_of, labels, rows[:20], labels[:20])
+    probe = Probe("sgd", lr=1.0, epochs=6, milestones=(), batch_size=10)
+    picked = linear_probe(rows, labels, rows, labels, 2, probe, epochwise)
+    assert seen == list(range(6))
+    assert picked.accuracy == 1.0
+    wrong = EpochwiseProbe(features_of, labels, -rows[:20], labels[:20])  # held-out images that like the last epochs
+    assert linear_probe(rows, labels, rows, labels, 2, probe, wrong).accuracy == 0.0
+
+
+def test_one_view_and_no_choice_is_the_plain_probe():
+    generator = torch.Generator().manual_seed(0)
+    rows, labels = torch.randn(50, 6, generator=generator), torch.arange(50) % 3
+    probe = Probe("sgd", lr=0.1, epochs=1, milestones=())
+    plain = linear_probe(rows, labels, rows, labels, 3, probe)
+    epochwise = linear_probe(rows, labels, rows, labels, 3, probe, EpochwiseProbe(lambda _: rows, labels, rows, labels))
+    assert torch.equal(plain.confusion, epochwise.confusion)
+
+
+def test_views_need_the_sgd_probe():
+    rows, labels = torch.randn(6, 2), torch.arange(6) % 2
+    epochwise = EpochwiseProbe(lambda _: rows, labels, rows, labels)
+    with pytest.raises(ValueError, match="epochwise must be None but for method sgd without standardize, got logistic"):
+        linear_probe(rows, labels, rows, labels, 2, Probe("logistic"), epochwise)

@@ -7,6 +7,7 @@ from ltood_fast.cli import main
 from ltood_fast.experiments.grid import plan_runs
 from ltood_fast.experiments.paper_claims import balanced
 from ltood_fast.experiments.spec import Setting
+from ltood_fast.experiments.variants import ORACLE_GAINS
 
 ARGUMENTS = ["--config", "smoke", "--seeds", "0,1"]
 
@@ -20,7 +21,8 @@ def test_from_the_command_to_the_table(tmp_path, quick_training, capsys):
     options = ["--stage1.alpha", "0.2", "--data.test_list", "/some/where/c", "--data.root", "/my/d"]
     assert run(tmp_path, "ood-sampling", *ARGUMENTS, *options) == 0
     out = capsys.readouterr().out
-    assert "Not decided here: tailness − random (overall) is +0.00 ± 0.00 points" in out
+    assert "This page concludes nothing, as its positive control (control-oracle − control-off) is +0.00 [" in out
+    assert "Found: tailness − random (overall) is +0.00 [" in out
     folder = tmp_path / "out" / "ood-sampling"
     page = (folder / "table.md").read_text()
     assert "| tailness | 2 | 41.67 ± 2.36 |" in page
@@ -31,14 +33,15 @@ def test_from_the_command_to_the_table(tmp_path, quick_training, capsys):
     assert numbers["verdict"]["decision"] == "not decided"
     assert numbers["overrides"] == {"stage1.alpha": "0.2", "data.test_list": "c"}
     assert numbers["seeds"] == [0, 1]
-    assert len(numbers["runs"]) == 8
+    assert len(numbers["runs"]) == 12
+    assert numbers["control"]["better"] == "control-oracle"
     assert numbers["runs"][0]["per_class"] == [0.5, 0.4, 0.3]
     assert numbers["cpu"]
     assert numbers["versions"]["torch"]
     assert (folder / "picture.png").read_bytes().startswith(b"\x89PNG")
 
     assert run(tmp_path, "ablation", *ARGUMENTS, *options) == 0
-    assert len(started()) == 8 + 2 * 7  # simclr and tailness are there
+    assert len(started()) == 12 + 2 * 7  # simclr, tailness and the control are there
 
 
 def test_a_failed_run_is_named_after_the_table_is_written(tmp_path, quick_training, capsys):
@@ -55,11 +58,11 @@ def test_a_failed_run_is_named_after_the_table_is_written(tmp_path, quick_traini
 def test_the_table_of_what_is_there(tmp_path, quick_training, capsys):
     started, _ = quick_training
     assert run(tmp_path, "ood-sampling", *ARGUMENTS, "--no-train") == 2
-    assert "at least one run must end, got none of 8 (not trained)" in capsys.readouterr().err
+    assert "at least one run must end, got none of 12 (not trained)" in capsys.readouterr().err
     assert run(tmp_path, "simclr-balance", *ARGUMENTS) == 0
     assert run(tmp_path, "ood-sampling", *ARGUMENTS, "--no-train") == 0
     assert "Missing: none seed 0, none seed 1, random seed 0" in (tmp_path / "out/ood-sampling/table.md").read_text()
-    assert len(started()) == 4
+    assert len(started()) == 8
 
 
 @pytest.mark.parametrize(
@@ -92,10 +95,11 @@ def test_a_real_run_of_seconds(tmp_path, capsys):
     """The whole way once: a process that trains on digits, its report, a table; the other variant is there."""
     keys = {"simclr.epochs": "1", "run.device": "cpu"}
     setting = Setting("smoke", tmp_path / "out", seeds=(0,), overrides=keys)
-    finish(plan_runs(setting, [balanced(setting)])[0], per_class=[0.5] * 10)
+    for other in plan_runs(setting, [balanced(setting), *ORACLE_GAINS.variants]):
+        finish(other, per_class=[0.5] * 10)
     arguments = ["simclr-balance", "--config", "smoke", "--seeds", "0", *(f"--{k}={v}" for k, v in keys.items())]
     assert run(tmp_path, *arguments) == 0, capsys.readouterr().err
-    assert "One seed decides nothing: balanced − simclr" in capsys.readouterr().out
+    assert "Found: balanced − simclr" in capsys.readouterr().out
     report = tmp_path / "out/runs/simclr/seed0/report.json"
     written = report.stat().st_mtime_ns
     assert run(tmp_path, *arguments) == 0

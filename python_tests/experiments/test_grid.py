@@ -260,3 +260,23 @@ def test_cores_are_shared_out_unless_the_user_has(monkeypatch):
 def test_unknown_overrides_of_a_variant_are_a_sentence(setting):
     with pytest.raises(ConfigError, match="key must be a known one, got 'stage1.nothing'"):
         plan_runs(setting, [Variant("strange", {"stage1.nothing": "1"})])
+
+
+TRUNK, BRANCH = Variant("trunk", stages=("simclr",)), Variant("branch", stages=("stage1",), trunk="trunk")
+
+
+def test_branches_start_from_their_trunk(setting, quick_training, tmp_path):
+    started, failing = quick_training
+    runs = plan_runs(setting, [BRANCH, TRUNK])
+    assert names(runs) == ["trunk/seed0", "branch/seed0", "trunk/seed1", "branch/seed1"]
+    path = setting.output.resolve() / "runs/trunk/seed1/simclr/last.pt"
+    assert runs[3].config.stage1.init_from == str(path)
+    failing["trunk/seed0"] = "train: loss must be finite, got nan"
+    result = train_grid(setting, runs)
+    assert result.failures["branch", 0] == "its trunk trunk/seed0 failed"
+    assert result.reports.keys() == {("trunk", 1), ("branch", 1)}
+    setting.output.rename(tmp_path / "moved")
+    moved = replace(setting, output=tmp_path / "moved")
+    assert ("branch", 1) in collect(plan_runs(moved, [BRANCH, TRUNK])).reports
+    with pytest.raises(ExperimentError, match=r"differs in stage1\.init_from"):
+        plan_runs(moved, [replace(BRANCH, trunk="other")])

@@ -13,6 +13,19 @@ from ltood_fast.experiments.registry import EXPERIMENTS
 from ltood_fast.experiments.spec import ExperimentError
 
 
+def test_every_experiment_declares_its_positive_control(setting):
+    """Two variants that are trained with it, or a sentence that says why there is none."""
+    for experiment in EXPERIMENTS.values():
+        if isinstance(experiment.control, str):
+            assert experiment.control.endswith(".")
+            continue
+        listed = experiment.variants(setting)
+        names = [variant.name for variant in experiment.with_control(listed)]
+        assert {experiment.control.comparison.better, experiment.control.comparison.worse} <= set(names)
+        assert len(set(names)) == len(names)
+        assert experiment.with_control(experiment.with_control(listed)) == experiment.with_control(listed)
+
+
 @pytest.mark.parametrize("name", EXPERIMENTS)
 def test_every_experiment_is_a_list_of_valid_runs(name, setting):
     variants = EXPERIMENTS[name].variants(setting)
@@ -65,6 +78,9 @@ def test_a_balanced_list_is_taken_as_it_is(setting):
     lists = replace(setting, overrides={"data.id": "list", "data.id_list": "tail.txt"})
     with pytest.raises(ExperimentError, match="balanced-list must be the list of a balanced set"):
         balanced(lists)
+    same = replace(lists, balanced_list="even.txt", overrides={**lists.overrides, "data.probe_list": "even.txt"})
+    with pytest.raises(ExperimentError, match=r"another list than balanced-list.* got even.txt twice"):
+        balanced(same)
     variant = balanced(replace(lists, balanced_list="even.txt"))
     assert plan_runs(lists, [variant])[0].config.data.id_list == "even.txt"
     assert not setting.output.exists()

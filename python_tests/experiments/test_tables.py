@@ -4,9 +4,9 @@ import pytest
 from made_up_runs import make_report
 
 from ltood_fast.experiments.outcomes import read_outcomes
-from ltood_fast.experiments.pictures import to_png, variants_figure
+from ltood_fast.experiments.pictures import forest_figure, to_png
 from ltood_fast.experiments.spec import Comparison, Table, Variant
-from ltood_fast.experiments.summaries import compare, judge
+from ltood_fast.experiments.summaries import compare, under_control, verdict_of
 from ltood_fast.experiments.tables import comparisons_table, to_markdown, variants_table
 from ltood_fast.train.config import load_config
 
@@ -60,28 +60,58 @@ def test_what_fewer_runs_know_says_so(outcomes):
 def test_differences_are_paired_by_seed(outcomes):
     overall = Comparison("a", "b")
     assert outcomes.differences(overall) == pytest.approx([0.05, 0.05])
-    assert outcomes.decided(overall) == "held"
-    assert comparisons_table(outcomes, [overall]).rows[0] == ["a − b", "overall", "2", "+5.00 ± 0.00", "held"]
+    [judged] = outcomes.judged([overall])
+    # 300 test images, unpaired: accuracies 0.525 and 0.475 on average
+    assert judged.found.test_error == pytest.approx(math.sqrt(2 * 0.525 * 0.475 / 300))
+    row = comparisons_table([judged]).rows[0]
+    assert row[:3] == ["a − b", "overall", "2"]
+    assert row[3].startswith("+5.00 [-2.99, +12.99]")  # 1.96 times 4.08
+    assert row[4:6] == ["0.00", "≤ 4.08"]
+    assert row[7] == "not decided"
 
 
 def test_a_lower_spread_is_better(outcomes):
-    spread = Comparison("a", "b", "std")
-    assert all(difference < 0 for difference in outcomes.differences(spread))
-    assert outcomes.decided(spread) == "held"
-    assert outcomes.decided(Comparison("b", "a", "std")) == "refuted"
+    for run in outcomes.by_run.values():
+        object.__setattr__(run, "answers", None)  # nothing is known of test images
+    lower, higher = (outcomes.judged([Comparison(*pair, "std")])[0] for pair in (("a", "b"), ("b", "a")))
+    assert all(difference < 0 for difference in lower.differences)
+    assert outcomes.compared(Comparison("a", "b", "std"))[0].test_error == 0
+    assert (lower.found.mean, lower.p) == (-higher.found.mean, higher.p)
+    for seed in (0, 1):  # the same in every seed
+        outcomes.by_run["a", seed].measures["std"] = 0.1
+        outcomes.by_run["b", seed].measures["std"] = 0.2
+    assert outcomes.judged([Comparison("a", "b", "std")])[0].decision == "held"
+    assert outcomes.judged([Comparison("b", "a", "std")])[0].decision == "refuted"
 
 
 def test_a_claim_of_two_comparisons(outcomes):
-    verdict = judge(outcomes, [Comparison("a", "b"), Comparison("b", "a", "few")])
-    assert verdict.decision == "refuted"
-    assert "a − b (overall) is +5.00 ± 0.00 points; b − a (Few) is -10.00 ± 0.00 points" in verdict.sentence
-    assert verdict.sentence.endswith("(mean ± standard error, 2 seeds).")
-    assert (
-        "; a − c (overall) has no pair of runs ("
-        in judge(outcomes, [Comparison("a", "b"), Comparison("a", "c")]).sentence
-    )
-    uneven = judge(outcomes, [Comparison("a", "b"), Comparison("b", "b")])
-    assert uneven.sentence.endswith("(mean ± standard error, 2 to 3 seeds).")
+    for run in outcomes.by_run.values():
+        object.__setattr__(run, "answers", None)
+
+    def verdict(*comparisons):
+        return verdict_of(outcomes.judged(comparisons))
+
+    both = verdict(Comparison("a", "b"), Comparison("b", "a", "few"))
+    assert both.decision == "refuted"
+    assert "a − b (overall) is +5.00 [+5.00, +5.00] points; b − a (Few) is -10.00 [-10.00, -10.00]" in both.sentence
+    assert both.sentence.endswith("(mean [95 % interval], 2 seeds).")
+    missing = verdict(Comparison("a", "b"), Comparison("a", "c"))
+    assert "; a − c (overall) has no pair of runs (" in missing.sentence
+    uneven = verdict(Comparison("a", "b"), Comparison("b", "b"))
+    assert uneven.sentence.endswith("(mean [95 % interval], 2 to 3 seeds).")
+
+
+def test_nothing_is_concluded_without_a_gain_of_the_control(outcomes):
+    for run in outcomes.by_run.values():
+        object.__setattr__(run, "answers", None)
+    gains, harms, missing = (outcomes.judged([Comparison(*pair)])[0] for pair in (("a", "b"), ("b", "a"), ("a", "c")))
+    verdict = verdict_of([gains])
+    assert under_control(verdict, gains) == verdict
+    barred = under_control(verdict, harms)
+    assert barred.decision == "not decided"
+    assert barred.sentence.startswith("This page concludes nothing, as its positive control (b − a) is -5.00 [")
+    assert "Found: a − b (overall) is +5.00 [" in barred.sentence
+    assert "control (a − c) was not run" in under_control(verdict, missing).sentence
 
 
 def test_groups_of_a_balanced_run_are_those_of_the_long_tail():
@@ -122,14 +152,19 @@ def test_markdown():
     assert text == "## T\n\n| x | y |\n| --- | --- |\n| 1 | 2 |\n\na note"
 
 
-def test_the_picture_shows_every_variant(outcomes):
-    figure = variants_figure(outcomes)
-    left, right = figure.axes
-    assert [tick.get_text() for tick in left.get_yticklabels()] == ["a", "b"]
-    drawn = sorted(line.get_xdata()[0] for line in left.lines if line.get_marker() == "D")
-    assert drawn == pytest.approx([52.5, 185 / 3])  # b: 45, 50 and 90, all its seeds
-    assert right.get_xlabel() == "std of groups (points)"
-    assert to_png(lambda: figure).startswith(b"\x89PNG")
+def test_the_forest_plot_shows_every_comparison(outcomes):
+    judged = outcomes.judged([Comparison("a", "b"), Comparison("b", "a", "std")])
+    [ax] = forest_figure(judged).axes
+    labels = [tick.get_text() for tick in ax.get_yticklabels()]
+    assert labels == ["a − b (overall)", "b − a (std, lower is better)"]
+    means = [line.get_xdata()[0] for line in ax.lines if line.get_marker() == "D"]
+    assert means == pytest.approx([5.0, 100 * judged[1].found.mean])
+    caps = [float(x) for line in ax.lines if line.get_marker() == "|" for x in line.get_xdata()]
+    assert caps[:2] == pytest.approx([100 * bound for bound in judged[0].found.interval])
+    dots = [offset[0] for collection in ax.collections[:1] for offset in collection.get_offsets()]
+    assert dots == pytest.approx([5.0, 5.0])  # a dot a seed
+    assert ax.get_title(loc="left") == "0 of 2 differences decided"
+    assert to_png(lambda: forest_figure(judged)).startswith(b"\x89PNG")
 
 
 def test_a_variant_without_runs_is_an_empty_row(outcomes):
@@ -138,5 +173,3 @@ def test_a_variant_without_runs_is_an_empty_row(outcomes):
     summary = compare([Comparison("a", "none")])(None, empty)
     assert summary.verdict.sentence.startswith("Not decided here")
     assert to_png(summary.draw).startswith(b"\x89PNG")
-    labels = [text.get_text() for text in variants_figure(empty).legends[0].get_texts()]
-    assert labels == ["Overall", "Many", "Medium", "Few"]

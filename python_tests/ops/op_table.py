@@ -109,6 +109,9 @@ OPS = {
                 Variant("neighbours of the same domain", ("domain",), {"k": 2}),
                 Variant("a bank", ("bank",), {"k": 3, "neighbor_weight": 0.5}),
                 Variant("a bank with ids and domains", ("instance_ids", "domain", "bank", "bank_ids", "bank_domain")),
+                Variant("neighbours of the other view", ("neighbor_weight",), {"k": 2, "pairing": "cross"}),
+                Variant("those of the next of several views", ("instance_ids", "domain"), {"pairing": "cross"}),
+                Variant("those of the other view in a bank", ("bank", "instance_ids"), {"k": 3, "pairing": "cross"}),
             ),
             rows=("z", "bank"), views=True, lse=True, neighbors=True, bounded=False,
         ),
@@ -122,6 +125,7 @@ OPS = {
             (
                 Variant("defaults"), WEIGHTS,
                 Variant("any domain, a bank", ("bank",), {"k": 2, "same_domain": False, "alpha": 1.5}),
+                Variant("neighbours of the other view", (), {"k": 2, "pairing": "cross"}),
                 Variant("a bank with ids and domains", ("instance_ids", "bank", "bank_ids", "bank_domain"), {"k": 2}),
             ),
             ("z", "domain", "temperature"), ("z", "bank"), views=True, lse=True, neighbors=True, bounded=False,

@@ -471,3 +471,73 @@ def test_any_shape(name, n, d, tau, normalize, dtype, spread):
     if spread:
         z = z[torch.randint(0, n, (n,)) // spread]  # equal rows
     check(case, z.to(dtype), tau, extras(n, d, dtype), normalize)
+
+
+def by_hand(z, tau, ids, lam, k, domain=None, bank=None):
+    """psd_loss with pairing="cross", row by row from its equation; the targets are constants."""
+    n, u = len(z), torch.nn.functional.normalize(z, dim=1)
+    fixed = u.detach()
+    pool = fixed if bank is None else torch.nn.functional.normalize(bank, dim=1)
+    rows = []
+    for i in range(n):
+        views = [j for j in range(n) if j != i and ids[j] == ids[i]]
+        if not views:
+            rows.append(z.new_zeros(()))
+            continue
+        after = [j for j in views if j > i]
+        other = after[0] if after else views[0]
+        allowed = [j for j in range(len(pool)) if bank is not None or ids[j] != ids[other]]
+        if domain is not None:
+            allowed = [j for j in allowed if domain[j] == domain[other]]
+        near = sorted(allowed, key=lambda j: (-float(fixed[other] @ pool[j]), j))[:k]
+        lse = torch.stack([u[i] @ u[j] / tau for j in range(n) if j != i]).logsumexp(0)
+        pull = sum(u[i] @ u[j] / tau for j in views) + lam[i] * sum(u[i] @ pool[j] / tau for j in near)
+        rows.append(lse - pull / (len(views) + lam[i] * len(near)))
+    return torch.stack(rows)
+
+
+@pytest.mark.parametrize("backend", ["reference", "cpu"])
+@pytest.mark.parametrize("kind", ["two views", "several views", "domains", "bank"])
+def test_cross_pairing_is_its_equation(kind, backend):
+    """Loss and gradient: z_i is attracted to the neighbours of its other view, which do not move."""
+    n, tau = 12, 0.3
+    generator = torch.Generator().manual_seed(3)
+    z = torch.randn(n, 5, generator=generator, dtype=torch.float64, requires_grad=True)
+    lam = torch.rand(n, generator=generator, dtype=torch.float64)
+    ids = torch.arange(n) % 6 if kind != "several views" else torch.tensor([0, 0, 0, 1, 2, 1, 3, 3, 3, 3, 4, 5])
+    domain = torch.arange(n) % 2 if kind == "domains" else None
+    bank = torch.randn(7, 5, generator=generator, dtype=torch.float64) if kind == "bank" else None
+    options = {"k": 2, "neighbor_weight": lam, "domain": domain, "bank": bank, "backend": backend}
+    if kind == "several views":
+        options["instance_ids"] = ids
+    found = ltood_fast.psd_loss(z, tau, pairing="cross", reduction="none", **options)
+    expected = by_hand(z, tau, ids.tolist(), lam, 2, domain, bank)
+    torch.testing.assert_close(found, expected, rtol=1e-10, atol=1e-12)
+    weight = torch.linspace(0.5, 2, n, dtype=torch.float64)
+    ours, truth = (torch.autograd.grad((rows * weight).sum(), z)[0] for rows in (found, expected))
+    torch.testing.assert_close(ours, truth, rtol=1e-9, atol=1e-11)
+    same = ltood_fast.psd_loss(z, tau, reduction="none", **options)
+    assert (same - found).abs().max() > 1e-3
+
+
+def test_cross_pairing_keeps_small_losses_positive():
+    """Views that all but agree at a low temperature, and neighbours of weight 0: nt_xent."""
+    z = torch.randn(32, 16).repeat(2, 1) + 1e-4 * torch.randn(64, 16)
+    options = {"neighbor_weight": torch.zeros(64), "reduction": "none"}
+    cross, plain = (
+        ltood_fast.psd_loss(z, 0.02, pairing="cross", **options),
+        ltood_fast.nt_xent(z, 0.02, reduction="none"),
+    )
+    assert torch.equal(cross, plain)
+    near = ltood_fast.psd_loss(z, 0.02, pairing="cross", reduction="none")
+    assert float(near.min()) >= 0
+
+
+def test_an_unknown_pairing_is_refused():
+    with pytest.raises(ValueError, match="psd_loss: pairing must be one of same, cross, got 'both'"):
+        ltood_fast.psd_loss(torch.randn(4, 2), pairing="both")
+    with pytest.raises(ValueError, match="PSDLoss: pairing must be one of same, cross, got 'both'"):
+        losses.PSDLoss(pairing="both")
+    z, domain = torch.randn(6, 3), torch.tensor([0, 0, 1, 0, 0, 1])
+    of_module = losses.Stage1Loss(pairing="cross")(z, domain)
+    assert torch.equal(of_module.total, ltood_fast.stage1_loss(z, domain, pairing="cross").total)

@@ -140,33 +140,53 @@ class Search:
 
 
 def _psd(
-    batch: Batch, search: Search, reduction: str, *, k=1, neighbor_weight=1.0, instance_ids=None, neighbors=None
-) -> Array:
-    """`neighbors`: those of the implementation, where the choice itself is judged elsewhere."""
+    batch: Batch, search: Search, reduction: str, *, k=1, neighbor_weight=1.0, pairing="same", instance_ids=None,
+    neighbors=None, targets=None,
+) -> Array:  # fmt: skip
+    """`neighbors`: those of the implementation, where the choice itself is judged elsewhere; `targets`: the rows of the
+    batch in their place as neighbours across views, for differences, which would see them move."""
     found = search.neighbors(k) if neighbors is None else neighbors
+    if pairing == "cross":  # a row's own pair are the others' neighbours, which do not move
+        found = _handed_over(found, same_instance(batch.n, instance_ids))
+        weights, positive = search.weights(found, neighbor_weight), views(batch.n, instance_ids)
+        rows = search.searched if targets is None else Rows.of(targets, search.rows.normalize, search.rows.noise)
+        return batch.losses(positive, reduction, bank=(rows, weights))
     weights, positive = search.weights(found, neighbor_weight), views(batch.n, instance_ids)
     if search.bank is None:
         return batch.losses(positive + weights, reduction)
     return batch.losses(positive, reduction, bank=(search.bank, weights))
 
 
+def _handed_over(found: Array, same: Array) -> Array:
+    """Each row's neighbours given to the row of its instance that comes before it, the first's to the last."""
+    handed = np.full_like(np.asarray(found), -1)
+    for i in range(len(found)):
+        rows = np.flatnonzero(same[i])
+        if len(rows) > 1:
+            handed[rows[list(rows).index(i) - 1]] = found[i]
+    return handed
+
+
 def psd_loss(
-    z: Tensor, temperature=0.2, *, k=1, neighbor_weight=1.0, instance_ids=None, normalize=True, reduction="mean",
-    return_lse=False, neighbors=None, noise=EXACT, **search,
+    z: Tensor, temperature=0.2, *, k=1, neighbor_weight=1.0, pairing="same", instance_ids=None, normalize=True,
+    reduction="mean", return_lse=False, neighbors=None, targets=None, noise=EXACT, **search,
 ) -> Truth:  # fmt: skip
     batch = Batch(z, temperature, normalize, noise)
     who = Search(batch.rows, instance_ids=instance_ids, **search)
     options = {"k": k, "neighbor_weight": neighbor_weight, "instance_ids": instance_ids, "neighbors": neighbors}
+    options |= {"pairing": pairing, "targets": targets}
     return batch.finish({"loss": _psd(batch, who, reduction, **options)}, return_lse)
 
 
 def stage1_loss(
-    z: Tensor, domain: Tensor, temperature=0.2, *, alpha=0.3, k=1, neighbor_weight=1.0, same_domain=True,
-    instance_ids=None, normalize=True, reduction="mean", return_lse=False, neighbors=None, noise=EXACT, **search,
+    z: Tensor, domain: Tensor, temperature=0.2, *, alpha=0.3, k=1, neighbor_weight=1.0, pairing="same",
+    same_domain=True, instance_ids=None, normalize=True, reduction="mean", return_lse=False, neighbors=None,
+    targets=None, noise=EXACT, **search,
 ) -> Truth:  # fmt: skip
     batch = Batch(z, temperature, normalize, noise)
     who = Search(batch.rows, domain=domain if same_domain else None, instance_ids=instance_ids, **search)
     options = {"k": k, "neighbor_weight": neighbor_weight, "instance_ids": instance_ids, "neighbors": neighbors}
+    options |= {"pairing": pairing, "targets": targets}
     psd = _psd(batch, who, reduction, **options)
     separation = batch.losses(classes(domain), reduction, scale=alpha)
     truth = {"loss": psd + wide(alpha) * separation, "psd": psd, "domain": separation}

@@ -58,6 +58,8 @@ def frozen_targets(op, case):
     """Options under which a difference sees what the gradient sees: targets and the teacher's temperature are fixed."""
     if op.name == "cluster_kl":
         return {**case.options, "target": clusters.target(**chosen(case, "z", "centroids", "nu", "normalize"))}
+    if case.options.get("pairing") == "cross" and "bank" not in case.tensors:
+        return {**case.options, "targets": case.tensors["z"].clone()}
     if op.name in ("relational_distill", "stage2_loss"):
         return {"teacher_temperature": float(case.tensors["temperature"]), **case.options}
     return case.options

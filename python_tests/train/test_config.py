@@ -1,6 +1,7 @@
 import dataclasses
 
 import pytest
+import torch
 
 from ltood_fast.train.config import (
     Config,
@@ -13,6 +14,7 @@ from ltood_fast.train.config import (
     save_config,
     to_dict,
 )
+from ltood_fast.train.session import resolve_precision
 
 
 @pytest.mark.parametrize("name", presets())
@@ -163,3 +165,22 @@ def test_integers_fit_where_they_are_used():
     highest = {key: f.metadata["high"] for key, (f, kind) in known_keys().items() if kind is int}
     assert max(highest.values()) <= 2**31 - 1
     assert highest["seed"] + highest["stage1.epochs"] < 2**31
+
+
+@pytest.mark.parametrize(("capabilities", "precision"), [
+    ({"avx512_bf16": True}, "bf16-mixed"),
+    ({"amx_bf16": True}, "bf16-mixed"),
+    ({"avx512_f": True, "avx512_bf16": False}, "32-true"),
+    ({}, "32-true"),
+])  # fmt: skip
+def test_precision_auto_asks_the_processor(capabilities, precision, monkeypatch):
+    monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: capabilities)
+    assert resolve_precision("auto", cuda=False) == precision
+    assert resolve_precision("32-true", cuda=False) == "32-true"
+    assert resolve_precision("bf16-mixed", cuda=False) == "bf16-mixed"
+
+
+@pytest.mark.parametrize(("has", "precision"), [(True, "bf16-mixed"), (False, "32-true")])
+def test_precision_auto_asks_the_gpu(has, precision, monkeypatch):
+    monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda including_emulation: has)
+    assert resolve_precision("auto", cuda=True) == precision

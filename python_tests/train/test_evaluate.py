@@ -5,12 +5,12 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
-from made_up import blobs, session
+from made_up import blobs, session, train
 from PIL import Image
 
 from ltood_fast.data.image_set import DataError
 from ltood_fast.train import evaluate
-from ltood_fast.train.evaluate import few_shot_set
+from ltood_fast.train.evaluate import few_shot_set, probe_parts
 
 
 def test_no_few_shot_set_unless_asked_for(tmp_path):
@@ -83,3 +83,39 @@ def test_views_are_of_the_whole_test_set_and_draw_no_numbers(tmp_path, monkeypat
     assert torch.equal(first, again)
     assert not torch.equal(first, second)
     assert (first - second).abs().max() < 1.0  # the same images
+
+
+def test_the_epoch_is_picked_on_images_outside_the_split(tmp_path):
+    np.save(tmp_path / "probe.npy", np.arange(0, 60, 2))
+    made = session(tmp_path, data__root=tmp_path, data__probe_split="probe.npy")
+    whole = blobs(60, 9)
+    made = replace(made, data=replace(made.data, probe=whole.subset(torch.arange(0, 60, 2)), labelled=whole))
+    learnt, held_out = probe_parts(made)
+    assert torch.equal(learnt.images, whole.images[::2])
+    assert torch.equal(held_out.images, whole.images[1::2])
+
+
+def test_without_a_split_a_tenth_of_each_class_is_held_out(tmp_path):
+    made = session(tmp_path)
+    learnt, held_out = probe_parts(made)
+    assert torch.bincount(held_out.labels).tolist() == [1, 1, 1]
+    assert torch.bincount(learnt.labels).tolist() == [9, 9, 9]
+    rows = {image.numpy().tobytes() for image in learnt.images}
+    assert not rows & {image.numpy().tobytes() for image in held_out.images}
+
+
+def test_a_probe_with_views_is_part_of_a_run(tmp_path, monkeypatch):
+    """The views are those of the probe's augmentation, drawn by (seed, epoch) without touching the global numbers."""
+    made = session(tmp_path, eval__probe="sgd", eval__probe_augment=True, eval__probe_batch=7, stages="simclr")
+    train(made, "simclr")
+    seen = []
+    protocol = evaluate.EvalProtocol
+    monkeypatch.setattr(evaluate, "EvalProtocol", lambda *a, **k: seen.append(k) or protocol(*a, **k))
+    evaluate.evaluate_run(made)
+    state, [options] = torch.get_rng_state(), seen
+    assert options["probe_batch"] == 7
+    first, again, other = (options["epochwise"].features_of(epoch) for epoch in (0, 0, 1))
+    assert torch.equal(first, again)
+    assert not torch.equal(first, other)
+    assert len(first) == len(options["epochwise"].labels) == 27
+    assert torch.equal(torch.get_rng_state(), state)

@@ -6,7 +6,7 @@ import torch
 
 from ltood_fast.train.config import OptimConfig
 from ltood_fast.train.history import read_history
-from ltood_fast.train.loop import CHECK_EVERY, Meter, TrainingError, learning_rate, make_optimizer
+from ltood_fast.train.loop import CHECK_EVERY, Meter, Stage, TrainingError, learning_rate, make_optimizer
 
 
 def test_learning_rate_warms_up_then_falls_as_a_cosine():
@@ -57,3 +57,35 @@ def test_a_history_line_cut_short_is_left_out(tmp_path):
     path.write_text(json.dumps({"epoch": 0}) + "\n" + '{"epoch": 1, "lo')
     assert read_history(path) == [{"epoch": 0}]
     assert read_history(tmp_path / "none") == []
+
+
+def test_steps_count_epochs_by_their_length(make_session):
+    """10 batches of ID images, 15 with OOD ones: 1 epoch of warm-up, 2 before the sampling, 4 after."""
+    options = {"stage1__epochs": 6, "stage1__warmup_epochs": 2, "optim__warmup_epochs": 1, "optim__lr": 1.0,
+               "optim__schedule": "steps", "optim__batch_size": 4, "stage1__budget": 20}  # fmt: skip
+    stage = Stage.open("stage1", make_session(n_id=40, n_ood=60, **options))
+    total, warmup = 2 * 10 + 4 * 15, 10
+    for epoch, step, done in ((0, 0, 0), (0, 5, 5), (1, 0, 10), (2, 3, 23), (5, 14, 79)):
+        stage.epoch = epoch
+        rate = stage._set_lr(step, 15)
+        cosine = 0.5 * (1 + math.cos(math.pi * (done - warmup) / (total - warmup)))
+        assert rate == pytest.approx(done / 10 if done < warmup else cosine, abs=2e-6)
+        assert stage.optimizer.param_groups[0]["lr"] == rate
+
+
+@pytest.mark.parametrize(("images", "keep", "sizes"), [
+    (48, "keep", [16, 16, 16]),
+    (50, "keep", [16, 16, 16, 2]),
+    (49, "keep", [16, 16, 16]),  # BatchNorm needs two images
+    (50, "drop", [16, 16, 16]),
+    (12, "keep", [12]),
+])  # fmt: skip
+def test_a_last_batch_is_kept_where_it_can_be(images, keep, sizes, make_session):
+    stage = Stage.open("simclr", make_session(optim__last_batch=keep, stage2__k=1))
+    assert [len(batch) for batch in stage.batches(torch.arange(images))] == sizes
+
+
+def test_a_kept_batch_has_enough_neighbors(make_session):
+    stage = Stage.open("simclr", make_session(optim__last_batch="keep", stage1__k=4, stage2__k=1))
+    assert stage.sizes(48 + 2) == [16, 16, 16]  # four views, three others a row
+    assert stage.sizes(48 + 3) == [16, 16, 16, 3]

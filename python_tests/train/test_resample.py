@@ -14,6 +14,7 @@ from ltood_fast.sampling.resample import (
     density_weights,
     gate_weights,
     mutual_weights,
+    refine_by_minibatches,
 )
 
 
@@ -165,3 +166,40 @@ def test_mutual_neighbors_by_a_loop(embeddings):
     expected = [float(nearest[nearest[i]] == i) for i in range(64)]
     assert mutual_weights(embeddings).tolist() == expected
     assert 0 < sum(expected) < 64
+
+
+def test_a_minibatch_of_all_rows_is_the_whole_refinement(embeddings):
+    z = torch.nn.functional.normalize(embeddings, dim=1)
+    centroids = kmeans(z, 3, seed=0)[0]
+    options = {"nu": 0.5, "steps": 7, "lr": 0.3}
+    whole = ltood_fast.refine_centroids(z, centroids, tol=0.0, **options)
+    by_batches = refine_by_minibatches(z, centroids, 64, seed=0, **options)
+    torch.testing.assert_close(by_batches[0], whole[0], rtol=1e-4, atol=1e-6)
+    assert torch.equal(by_batches[1], whole[1])
+
+
+def test_a_step_is_the_gradient_of_its_minibatch(embeddings):
+    """Two steps of 32 of 64 rows are one pass; f_j and the target are those of the minibatch."""
+    z = torch.nn.functional.normalize(embeddings, dim=1).double()
+    centroids = z[[0, 45, 60]].clone()
+    order = torch.randperm(64, generator=torch.Generator().manual_seed(5))
+    expected = centroids
+    for rows in order.split(32):
+        leaf = expected.clone().requires_grad_()
+        q = (1 + torch.cdist(z[rows], leaf).square() / 2.0).pow(-1.5)
+        q = q / q.sum(dim=1, keepdim=True)
+        p = (q.square() / q.sum(dim=0)).detach()
+        p = p / p.sum(dim=1, keepdim=True)
+        (p * (p / q).log()).sum(dim=1).mean().backward()
+        expected = expected - 0.3 * leaf.grad
+    found = refine_by_minibatches(z, centroids, 32, nu=2.0, steps=2, lr=0.3, seed=5)[0]
+    torch.testing.assert_close(found, expected, rtol=1e-9, atol=1e-11)
+    assert (found - centroids).abs().max() > 1e-4
+
+
+def test_a_configuration_reaches_the_refinement(embeddings):
+    plain = cluster_embeddings(embeddings, 3, refine_steps=5, refine_lr=1.0)
+    small = cluster_embeddings(embeddings, 3, refine_steps=5, refine_lr=1.0, refine_batch=16)
+    other = cluster_embeddings(embeddings, 3, refine_steps=5, refine_lr=1.0, refine_nu=5.0)
+    assert not torch.equal(small.centroids, plain.centroids)
+    assert not torch.equal(other.centroids, plain.centroids)

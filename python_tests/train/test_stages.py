@@ -1,4 +1,5 @@
 import copy
+import math
 import shutil
 
 import pytest
@@ -6,7 +7,8 @@ import torch
 from made_up import NoBar, train, weights
 
 from ltood_fast.train.checkpoint import FIELDS, CheckpointError, load_checkpoint, save_checkpoint
-from ltood_fast.train.config import load_config
+from ltood_fast.train.checks import check_run
+from ltood_fast.train.config import ConfigError, load_config
 from ltood_fast.train.history import read_history
 from ltood_fast.train.loop import Stage, TrainingError
 from ltood_fast.train.methods import Stage1, Stage2
@@ -77,6 +79,16 @@ def test_warmup_is_nt_xent_on_id_alone_and_then_both_losses(make_session, tmp_pa
     for line in lines[1:]:
         assert line["loss"] == pytest.approx(line["parts"]["psd"] + 0.3 * line["parts"]["domain"], rel=1e-4)
         assert 0 <= line["neighbor_purity"] <= 1
+
+
+@pytest.mark.parametrize("strategy", ["none", "random"])
+def test_the_oracles_neighbors_are_all_right(strategy, make_session, tmp_path):
+    """Of the row's own class by the labels, OOD rows among themselves; the losses are the method's."""
+    train(make_session(stage1__neighbors="oracle", stage1__ood_strategy=strategy), "stage1")
+    for line in read_history(tmp_path / "stage1" / "history.jsonl")[1:]:
+        assert line["neighbor_purity"] == 1.0
+        domain = 0.3 * line["parts"]["domain"] if strategy == "random" else 0.0
+        assert line["loss"] == pytest.approx(line["parts"]["psd"] + domain, rel=1e-4)
 
 
 @pytest.mark.parametrize("neighbors", ["in_batch", "queue", "dataset"])
@@ -361,3 +373,116 @@ def test_a_guide_of_another_network_is_one_sentence(make_session, tmp_path):
     )
     with pytest.raises(CheckpointError, match="must be of this run's network, got another out$"):
         Stage.open("stage2", session)
+
+
+@pytest.mark.parametrize("strategy", ["tailness", "random"])
+def test_distinct_ood_images_are_counted(strategy, make_session, tmp_path):
+    """Of all choices so far, each image once; a resumed run goes on counting."""
+    options = {"stage1__ood_strategy": strategy, "stage1__epochs": 6, "stage1__warmup_epochs": 1}
+    train(make_session(**options), "stage1", epochs=4)
+    train(make_session(**options), "stage1")
+    seen, expected = set(), [0]
+    for epoch in range(1, 6):
+        if (path := tmp_path / "stage1" / f"resample_{epoch:04d}.pt").exists():
+            seen |= set(torch.load(path, weights_only=True)["indices"].tolist())
+        expected.append(len(seen))
+    last = read_history(tmp_path / "stage1" / "history.jsonl")
+    assert [line["ood_distinct"] for line in last] == expected[-len(last) :]
+    assert expected[-1] > 20  # more than one choice
+
+
+def test_a_branch_starts_from_another_runs_weights(make_session, tmp_path):
+    trunk = train(make_session(tmp_path / "trunk", stages="simclr"), "simclr")
+    path = tmp_path / "trunk/simclr/last.pt"
+    options = {"stages": "stage1", "stage1__init_from": path}
+    branch = Stage.open("stage1", make_session(tmp_path / "branch", **options))
+    assert torch.equal(weights(branch), weights(trunk))
+    fresh = Stage.open("stage1", make_session(tmp_path / "fresh", stages="stage1"))
+    assert not torch.equal(weights(fresh), weights(trunk))
+    wider = make_session(tmp_path / "wider", model__out=8, **options)
+    with pytest.raises(CheckpointError, match=f"{path} must be of this run's network, got another out"):
+        Stage.open("stage1", wider)
+    with pytest.raises(CheckpointError, match="another out"):
+        check_run(wider)
+
+
+@pytest.fixture
+def weighed(monkeypatch):
+    """Of every call of stage1_loss: the weights, the domains, the pairing and the rows of the bank."""
+    import ltood_fast
+
+    calls, real = [], ltood_fast.stage1_loss
+
+    def record(z, domain, *args, **options):
+        bank = options.get("bank")
+        calls.append((options["neighbor_weight"].clone(), domain, options["pairing"], None if bank is None else bank.z))
+        return real(z, domain, *args, **options)
+
+    monkeypatch.setattr(ltood_fast, "stage1_loss", record)
+    return calls
+
+
+def test_neighbors_weigh_from_an_epoch_on(make_session, weighed):
+    train(make_session(stage1__neighbor_start_epoch=3, stage1__neighbor_weight=0.5), "stage1")
+    per_epoch = [{float(w) for weight, *_ in weighed[4 * e : 4 * e + 4] for w in weight} for e in range(4)]
+    assert per_epoch == [{0.0}, {0.0}, {0.5}, {0.5}]  # epochs 1 to 4
+
+
+def test_ood_images_may_go_without_neighbors(make_session, weighed):
+    train(make_session(stage1__ood_neighbors=False), "stage1")
+    for weight, domain, *_ in weighed:
+        assert torch.equal(weight, (domain == 0).float())
+    assert any(bool((domain == 1).any()) for _, domain, *_ in weighed)
+
+
+def test_the_pairing_is_handed_on(make_session, weighed):
+    train(make_session(stage1__pairing="cross"), "stage1")
+    assert {pairing for _, _, pairing, _ in weighed} == {"cross"}
+
+
+@pytest.mark.parametrize(("renewal", "distinct"), [("resampling", 2), ("epoch", 4)])
+def test_a_bank_is_renewed_when_it_is_to_be(renewal, distinct, make_session, weighed, tmp_path):
+    """4 epochs with neighbours, two choices of OOD images; the bank then holds what the network sees at that time."""
+    session = make_session(stage1__neighbors="dataset", stage1__bank_renewal=renewal)
+    stage = train(session, "stage1", epochs=4)
+    stage.method.begin_epoch(4)  # no re-sampling
+    bank = stage.method.positives.bank()
+    assert len(bank.z) == 48 + 20
+    fresh = torch.cat([session.embed(stage.model, session.data.train.images)[1],
+                       session.embed(stage.model, session.data.ood.images[stage.method.chosen])[1]])  # fmt: skip
+    assert torch.equal(bank.z, fresh) == (renewal == "epoch")
+    weighed.clear()
+    options = {"stage1__neighbors": "dataset", "stage1__bank_renewal": renewal}
+    train(make_session(tmp_path / "whole", **options), "stage1")
+    assert len({bank.numpy().tobytes() for *_, bank in weighed}) == distinct
+
+
+@pytest.mark.parametrize("stage", ["simclr", "stage1"])
+def test_the_temperature_follows_its_cosine(stage, make_session, monkeypatch):
+    """[Kukleva 2023]: from 1 down to 0.1 after half a period of 8 epochs, and up again; of every loss of the stage."""
+    import ltood_fast
+
+    used = []
+
+    def spy(name):
+        real = getattr(ltood_fast, name)
+
+        def record(*args, **options):
+            used.append(float(args[1 + (name == "stage1_loss")]))
+            return real(*args, **options)
+
+        return record
+
+    for name in ("nt_xent", "stage1_loss"):
+        monkeypatch.setattr(ltood_fast, name, spy(name))
+    options = {f"{stage}__epochs": 10, "stages": stage, "stage1__warmup_epochs": 3, "optim__batch_size": 100}
+    cosine = {"base__temperature_schedule": "cosine", "base__temperature_period": 8}
+    train(make_session(**options, **cosine), stage)
+    expected = [0.1 + 0.9 * (1 + math.cos(math.pi * epoch / 4)) / 2 for epoch in range(10)]
+    assert used == pytest.approx(expected)
+    assert used[::4] == pytest.approx([1.0, 0.1, 1.0])
+
+
+def test_a_schedule_needs_a_low_below_its_high():
+    with pytest.raises(ConfigError, match=r"base.temperature_low must be at most base.temperature_high = 0.5, got 0.7"):
+        load_config("smoke", {"base.temperature_low": "0.7", "base.temperature_high": "0.5"})

@@ -30,15 +30,14 @@ def first_state(stage: str, session: Session) -> dict[str, Any] | None:
         CheckpointError: no such checkpoint, or one of another network.
     """
     config = session.config
-    if stage == "stage2" and config.stage2.guide:
-        state = load_checkpoint(Path(config.stage2.guide))
+    given = {"stage1": config.stage1.init_from, "joint": config.stage1.init_from, "stage2": config.stage2.guide}
+    if path := given.get(stage, ""):
+        state = load_checkpoint(Path(path))
         mine, theirs = ({**part["model"], "channels": n} for part, n in
                         ((to_dict(config), session.channels), (state["config"], state["channels"])))  # fmt: skip
         free = ("channels_last", "sync_batchnorm", "init")  # how it is computed and where it began, not what it is
         if other := [key for key in mine if key not in free and key in theirs and mine[key] != theirs[key]]:
-            raise CheckpointError(
-                f"checkpoint: {config.stage2.guide} must be of this run's network, got another {', '.join(other)}"
-            )
+            raise CheckpointError(f"checkpoint: {path} must be of this run's network, got another {', '.join(other)}")
         return state
     before = start_of(stage, config)
     return None if before is None else load_checkpoint(session.run_dir / before / "last.pt", config)

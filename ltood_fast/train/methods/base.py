@@ -2,15 +2,24 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any, Protocol
 
 from torch import Tensor, nn
 
-from ..config import Config
+from ..config import BaseConfig, Config
 from ..session import Session
 
 Loss = tuple[Tensor, dict[str, Tensor]]
 """The loss of a batch, 0-d, and its parts for the log."""
+
+
+def temperature_in(base: BaseConfig, constant: float, epoch: int) -> float:
+    """The temperature of the stages simclr, stage1 and joint: their constant, or the cosine of [Kukleva 2023]."""
+    if base.temperature_schedule == "constant":
+        return constant
+    low, high = base.temperature_low, base.temperature_high
+    return low + (high - low) * (1.0 + math.cos(2.0 * math.pi * epoch / base.temperature_period)) / 2.0
 
 
 class Method(Protocol):
@@ -33,6 +42,12 @@ class Method(Protocol):
 
         On several ranks views and rows are this rank's part of the batch, the loss and its parts are those of all.
         """
+
+    def images_in(self, epoch: int) -> int:
+        """How many images an epoch shows, of one that is yet to come as well."""
+
+    def facts(self) -> dict[str, int]:
+        """Of the epoch that has ended, for the log."""
 
     def state_dict(self) -> dict[str, Any]: ...
 

@@ -37,6 +37,8 @@ class Guide:
             self.options.clusters,
             refine_steps=s1.refine_steps,
             refine_lr=s1.refine_lr,
+            refine_batch=s1.refine_batch,
+            refine_nu=s1.refine_nu,
             seed=seed,
             group=self.session.group,
         )

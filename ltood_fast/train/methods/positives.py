@@ -53,6 +53,10 @@ class InBatch:
         """Rows to search instead of the batch; None: the batch."""
         return None
 
+    def own_kind(self, ids: Tensor, domain: Tensor) -> Tensor | None:
+        """[N]: a row's neighbours are of its kind; None: of any kind."""
+        return domain if self.options.same_domain else None
+
     def observe(self, z: Tensor, ids: Tensor, domain: Tensor) -> None:
         """First views of this rank's part of a batch that was trained on: z [B, D], ids [B], domain [B]."""
 
@@ -134,7 +138,26 @@ class InDataSet(InBatch):
             self.images = NeighborBank(**self.session.fabric.to_device(state["bank"]))
 
 
-POSITIVES: dict[str, type[InBatch]] = {"in_batch": InBatch, "queue": InQueue, "dataset": InDataSet}
+class Oracle(InBatch):
+    """Neighbours among the images of the row's own class in the batch, as the labels have it: the positive control of
+    experiments, what pseudo-positives that are all right would do. OOD images count as one more class."""
+
+    def __init__(self, session: Session):
+        super().__init__(session)
+        kinds = torch.full((session.n_id + session.n_ood,), len(session.data.train.class_names))
+        kinds[: session.n_id] = session.data.train.labels
+        self.kinds = session.fabric.to_device(kinds)
+
+    def own_kind(self, ids: Tensor, domain: Tensor) -> Tensor | None:
+        return self.kinds[ids]
+
+
+POSITIVES: dict[str, type[InBatch]] = {
+    "in_batch": InBatch,
+    "queue": InQueue,
+    "dataset": InDataSet,
+    "oracle": Oracle,
+}
 
 
 class Purity:

@@ -44,6 +44,8 @@ class ClusterSampler:
             options.clusters,
             refine_steps=options.refine_steps,
             refine_lr=options.refine_lr,
+            refine_batch=options.refine_batch,
+            refine_nu=options.refine_nu,
             seed=seed,
             group=self.group,
         )

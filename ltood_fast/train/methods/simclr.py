@@ -12,7 +12,7 @@ import ltood_fast
 from ..config import Config
 from ..model import ContrastiveModel
 from ..session import Session
-from .base import Loss
+from .base import Loss, temperature_in
 
 
 class SimCLR:
@@ -22,7 +22,8 @@ class SimCLR:
 
     def __init__(self, session: Session, model: ContrastiveModel):
         self.epochs = self.epochs_of(session.config)
-        self.temperature, self.group = session.config.simclr.temperature, session.group
+        self.base, self.temperature = session.config.base, session.config.simclr.temperature
+        self.group = session.group
         self.rows = torch.arange(len(session.data.train))
 
     @staticmethod
@@ -36,8 +37,15 @@ class SimCLR:
     def begin_epoch(self, epoch: int) -> Tensor:
         return self.rows
 
+    def images_in(self, epoch: int) -> int:
+        return len(self.rows)
+
+    def facts(self) -> dict[str, int]:
+        return {}
+
     def loss(self, network: nn.Module, views: Tensor, rows: Tensor, epoch: int) -> Loss:
-        return ltood_fast.nt_xent(network(views), self.temperature, group=self.group), {}
+        temperature = temperature_in(self.base, self.temperature, epoch)
+        return ltood_fast.nt_xent(network(views), temperature, group=self.group), {}
 
     def state_dict(self) -> dict[str, Any]:
         return {}

@@ -20,7 +20,7 @@ from ..config import Config
 from ..model import ContrastiveModel
 from ..ranks import on_first_rank
 from ..session import Session
-from .base import Loss
+from .base import Loss, temperature_in
 from .positives import POSITIVES, Embedded, Purity
 from .samplers import sampler_of
 from .tailness import tailness_of
@@ -50,6 +50,7 @@ class Stage1:
         self.positives = POSITIVES[self.options.neighbors](session)
         self.purity = Purity(session)
         self.chosen = torch.empty(0, dtype=torch.int64)  # of the OOD pool
+        self.seen = torch.zeros(session.n_ood, dtype=torch.bool)  # which of the pool were ever trained on
 
     @staticmethod
     def check(session: Session) -> None:
@@ -74,6 +75,8 @@ class Stage1:
         since_warmup = epoch - self.options.warmup_epochs
         if since_warmup >= 0 and since_warmup % self.options.resample_every == 0:
             self.resample(epoch)
+        elif since_warmup >= 0 and self.options.bank_renewal == "epoch":
+            self._renew_positives()
         return self._rows()
 
     def _rows(self) -> Tensor:
@@ -94,9 +97,20 @@ class Stage1:
             sample = self.sampler.sample(id_images.space, pool.space, self.tailness.of_own_part(), seed)
             self._save(sample, epoch)
             self.chosen = sample.indices.cpu()
+            self.seen[self.chosen] = True
             chosen = Embedded(*(session.fetch(part, sample.indices) for part in (pool.space, pool.z)))
         self.positives.renew(id_images, chosen, self._rows().to(session.device))
         return id_images.z
+
+    def _renew_positives(self) -> None:
+        """As the network sees the images now; on every rank the chosen OOD ones, as after a re-sampling."""
+        session = self.session
+        id_images = self._embed(session.data.train)
+        chosen = Embedded(id_images.space[:0], id_images.z[:0])
+        if len(self.chosen):
+            features, z = session.embed(self.model, session.data.ood.images[self.chosen])
+            chosen = Embedded(features if self.options.cluster_space == "features" else z, z)
+        self.positives.renew(id_images, chosen, self._rows().to(session.device))
 
     def _embed(self, images: ImageSet) -> Embedded:
         features, z = self.session.embed_part(self.model, images.images)
@@ -116,6 +130,9 @@ class Stage1:
         state = {"epoch": epoch, **{name: value.cpu() for name, value in tensors.items()}}
         on_first_rank(lambda: save_tensors(path, state))
 
+    def temperature(self, epoch: int) -> float:
+        return temperature_in(self.session.config.base, self.options.temperature, epoch)
+
     def loss(self, network: nn.Module, views: Tensor, rows: Tensor, epoch: int) -> Loss:
         return self.loss_of(network(views), views, rows, epoch)
 
@@ -126,30 +143,47 @@ class Stage1:
         domain = (ids >= self.n_id).long()
         self.tailness.observe(z, ids[:n])
         if epoch < self.options.warmup_epochs:
-            result = ltood_fast.nt_xent(z, self.options.temperature, group=self.session.group), {}
+            result = ltood_fast.nt_xent(z, self.temperature(epoch), group=self.session.group), {}
         else:
-            result = self._psd_and_domain(z, ids, domain)
+            result = self._psd_and_domain(z, ids, domain, epoch)
         self.positives.observe(z[:n], ids[:n], domain[:n])
         return result
 
-    def _psd_and_domain(self, z: Tensor, ids: Tensor, domain: Tensor) -> Loss:
-        options = self.options
-        shared = {**self.positives.arguments(ids), "group": self.session.group}
+    def _psd_and_domain(self, z: Tensor, ids: Tensor, domain: Tensor, epoch: int) -> Loss:
+        options, temperature = self.options, self.temperature(epoch)
+        shared = {**self.positives.arguments(ids), "group": self.session.group, "pairing": options.pairing}
+        if epoch < options.neighbor_start_epoch:
+            shared["neighbor_weight"] = torch.zeros_like(shared["neighbor_weight"])
+        elif not options.ood_neighbors:
+            shared["neighbor_weight"] = shared["neighbor_weight"] * (domain == 0)
+        kind = self.positives.own_kind(ids, domain)
         if len(self.chosen) == 0:  # one domain: nothing to tell apart
-            own_domain = domain if options.same_domain else None
-            total, _, columns = ltood_fast.psd_loss(z, options.temperature, domain=own_domain, **shared)
+            total, _, columns = ltood_fast.psd_loss(z, temperature, domain=kind, **shared)
             parts = {"psd": total}
+        elif kind is not None and kind is not domain:  # neighbours by another rule than the domains' loss
+            psd, _, columns = ltood_fast.psd_loss(z, temperature, domain=kind, **shared)
+            apart = ltood_fast.domain_loss(z, domain, temperature, group=self.session.group)
+            total, parts = psd + options.alpha * apart, {"psd": psd, "domain": apart}
         else:
             losses, _, columns = ltood_fast.stage1_loss(
-                z, domain, options.temperature, alpha=options.alpha, same_domain=options.same_domain, **shared
+                z, domain, temperature, alpha=options.alpha, same_domain=options.same_domain, **shared
             )
             total, parts = losses.total, {"psd": losses.psd, "domain": losses.domain}
         found = shared["bank"].ids if "bank" in shared else self.session.gather(ids)
         return total, {**parts, **self.purity.of(ids, columns, found)}
 
+    def images_in(self, epoch: int) -> int:
+        with_ood = self.sampler is not None and epoch >= self.options.warmup_epochs
+        return self.n_id + (self.options.budget if with_ood else 0)
+
+    def facts(self) -> dict[str, int]:
+        """How many OOD images were trained on so far, each counted once: random choices are drawn anew and see more."""
+        return {} if self.sampler is None else {"ood_distinct": int(self.seen.sum())}
+
     def state_dict(self) -> dict[str, Any]:
         return {
             "chosen": self.chosen,
+            "seen": self.seen,
             "tailness": self.tailness.state_dict(),
             "positives": self.positives.state_dict(),
         }
@@ -157,6 +191,8 @@ class Stage1:
     def load_state_dict(self, state: dict[str, Any]) -> None:
         state = _by_part(state)
         self.chosen = state["chosen"]
+        self.seen = state.get("seen", self.seen)
+        self.seen[self.chosen] = True
         self.tailness.load_state_dict(state["tailness"])
         self.positives.load_state_dict(state["positives"])
 

@@ -40,6 +40,12 @@ class Stage2:
     def begin_epoch(self, epoch: int) -> Tensor:
         return self.rows
 
+    def images_in(self, epoch: int) -> int:
+        return len(self.rows)
+
+    def facts(self) -> dict[str, int]:
+        return {}
+
     def loss(self, network: nn.Module, views: Tensor, rows: Tensor, epoch: int) -> Loss:
         return self.guide.loss(network(views), views, rows.to(views.device).repeat(2))
 
