@@ -43,7 +43,11 @@ KEYS = "Any key that `ltood config` lists is an option: --section.key value, e.g
 
 
 def presets_and_recipes() -> str:
-    from .train.describe import list_presets_and_recipes
+    """Empty where torch, which the package imports, is missing."""
+    try:
+        from .train.describe import list_presets_and_recipes
+    except ImportError:
+        return ""
 
     return list_presets_and_recipes()
 
@@ -57,7 +61,8 @@ class Parser(argparse.ArgumentParser):
         self.listing: Callable[[], str] | None = None  # at the end of --help, made when that is shown
 
     def format_help(self) -> str:
-        return super().format_help() + (f"\n{self.listing()}\n" if self.listing else "")
+        listed = self.listing() if self.listing else ""
+        return super().format_help() + (f"\n{listed}\n" if listed else "")
 
     def error(self, message: str) -> NoReturn:
         raise ValueError(f"{message} (ltood --help lists the commands)")
@@ -103,20 +108,9 @@ def build_parser() -> Parser:
     sample.add_argument("--strategy", default="tailness", choices=("tailness", "random"))
     sample.add_argument("--seed", type=whole_number(0), default=0)
 
-    experiment = commands.add_parser("experiment", help="test a claim of the method: train its runs, write its table")
-    experiment.add_argument("name", help="which; --list names them")
-    experiment.add_argument("--list", action=ListExperiments, nargs=0, help="name the experiments and end")
-    experiment.add_argument("--config", required=True, help="preset or YAML file")
-    experiment.add_argument(
-        "--output", type=some_path, required=True, help="folder of the runs and of what comes of them"
+    add_experiment(
+        commands.add_parser("experiment", help="test a claim of the method: train its runs, write its table")
     )
-    experiment.add_argument("--seeds", type=parse_seeds, default="0,1,2", help="commas between them (0,1,2)")
-    experiment.add_argument("--jobs", type=whole_number(1), default=2, help="runs at a time (2)")
-    experiment.add_argument("--no-train", action="store_true", help="the table of the runs that are done")
-    experiment.add_argument("--balanced-list", default="", help="simclr-balance: the balanced set, for data.id list")
-    experiment.add_argument("--other-ood", default="", help="ood-relevance: another pool, as data.ood (letters)")
-    experiment.add_argument("--other-root", default="", help="folder that its relative paths refer to")
-    experiment.epilog = KEYS + " A run that is done is not trained again; a killed experiment goes on."
 
     config = commands.add_parser("config", help="the keys of a configuration: value, range, source, comment")
     config.add_argument("names", nargs="*", metavar="PRESET|SECTION", help="a preset or YAML file (the defaults), then "
@@ -144,6 +138,22 @@ def add_train(train: Parser) -> None:
     train.add_argument("--resume", action="store_true", help=RESUME)
     train.epilog = KEYS
     train.listing = presets_and_recipes
+
+
+def add_experiment(experiment: Parser) -> None:
+    experiment.add_argument("name", help="which; --list names them")
+    experiment.add_argument("--list", action=ListExperiments, nargs=0, help="name the experiments and end")
+    experiment.add_argument("--config", required=True, help="preset or YAML file")
+    experiment.add_argument(
+        "--output", type=some_path, required=True, help="folder of the runs and of what comes of them"
+    )
+    experiment.add_argument("--seeds", type=parse_seeds, default="0,1,2", help="commas between them (0,1,2)")
+    experiment.add_argument("--jobs", type=whole_number(1), default=2, help="runs at a time (2)")
+    experiment.add_argument("--no-train", action="store_true", help="the table of the runs that are done")
+    experiment.add_argument("--balanced-list", default="", help="simclr-balance: the balanced set, for data.id list")
+    experiment.add_argument("--other-ood", default="", help="ood-relevance: another pool, as data.ood (letters)")
+    experiment.add_argument("--other-root", default="", help="folder that its relative paths refer to")
+    experiment.epilog = KEYS + " A run that is done is not trained again; a killed experiment goes on."
 
 
 class Once(argparse.Action):

@@ -132,7 +132,7 @@ class BaseConfig:
 
     name: str = _choice("simclr", "sdclr")  # sdclr: the second view goes through a pruned competitor [Jiang 2021]
     prune: float = _number(0.9, 0, 1)  # share of weights that it lacks: 0.9 on CIFAR, 0.3 on ImageNet-100 [Jiang 2021]
-    temperature_schedule: str = _choice("constant", "cosine")
+    temperature_schedule: str = _choice("constant", "cosine")  # constant: the stages' own
     temperature_low: float = _number(0.1, 1e-3)  # [Kukleva 2023]
     temperature_high: float = _number(1.0, 1e-3)  # [Kukleva 2023]
     temperature_period: int = _number(400, 1)  # [ltood_fast] epochs from the highest to the highest again

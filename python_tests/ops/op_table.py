@@ -282,7 +282,7 @@ def call(op: Op, sample: Sample, **options: Any) -> Any:
         given["centroids"] = given.pop("many_centroids")
     if "query_ids" in given:
         given["exclude"] = ltood_fast.Exclude(given.pop("query_ids"), given.pop("key_ids"))
-    if "decoupled" in given:
+    if op.name == "info_nce decoupled":
         given["denominator"] = ltood_fast.Denominator(given.pop("decoupled"))
     if "row_weight" in given:
         given["weight"] = given.pop("row_weight")

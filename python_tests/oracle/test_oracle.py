@@ -25,7 +25,7 @@ def objective(found):
     """What the closed-form gradients are of."""
     loss = found["loss"]
     total = (loss * row_weights(len(loss))).sum() if loss.ndim else loss
-    return total + (found["lse"] * lse_weights(len(found["lse"]))).sum() if "lse" in found else total
+    return total + (found["lse"] * lse_weights(found["lse"].shape[-1])).sum() if "lse" in found else total
 
 
 @pytest.mark.parametrize("reduction", ["none", "mean"])
@@ -41,7 +41,7 @@ def test_gradients_are_differences_of_losses(op, variant, normalize, reduction):
     options = {"reduction": reduction, **({"normalize": normalize} if op.normalize is not None else {})}
     case = sample(op, variant, 7, 3, torch.float64, 0, **options)
     exact = truth(op, case)
-    for name in op.differentiable:
+    for name in set(op.differentiable) & case.tensors.keys():
         x, h = case.tensors[name], 2.0**-14
         for place in np.ndindex(*x.shape):
             ends = []

@@ -78,7 +78,8 @@ def test_a_config_is_frozen():
         ("seed", "99999999999999999999", "config: seed must be in [0, 1000000000], got 99999999999999999999"),
         ("run.threads", "100000", "config: run.threads must be in [0, 1024], got 100000"),
         ("stage1.budget", "3000000000", "config: stage1.budget must be in [1, 2147483647], got 3000000000"),
-        ("base", "3", "config: key must be one of the section base (base.name, base.prune), got 'base' itself"),
+        ("run", "3", "config: key must be one of the section run (run.device, run.precision, run.threads, "
+         "run.checkpoint_every, run.timeout, run.progress, run.loggers, run.report_every), got 'run' itself"),
         ("stages", [1], "config: stages must be a list of names, got [1]"),
         ("stage1.warmup_epochs", "99", "config: stage1.warmup_epochs must be at most stage1.epochs = 4, got 99"),
         ("augment.crop_max", "0.1", "config: augment.crop_min must be at most augment.crop_max = 0.1, got 0.5"),

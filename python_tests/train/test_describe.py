@@ -65,9 +65,9 @@ def test_ranges_in_words(key, allowed):
 def test_the_command_lists_presets_files_and_sections(tmp_path, capsys):
     (tmp_path / "own.yaml").write_text("optim:\n  lr: 0.25  # half of it [mine]\n")
     for argv, first, n in [
-        (["optim"], "optim.name", 8),
-        (["smoke", "base"], "base.name", 2),
-        ([str(tmp_path / "own.yaml"), "optim"], "optim.name", 8),
+        (["optim"], "optim.name", 10),
+        (["smoke", "base"], "base.name", 6),
+        ([str(tmp_path / "own.yaml"), "optim"], "optim.name", 10),
     ]:
         assert main(["config", *argv]) == 0
         lines = capsys.readouterr().out.splitlines()
