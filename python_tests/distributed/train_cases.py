@@ -40,7 +40,7 @@ RUNS = {
 
 # A noise of 1e-7 in the first weights of one process ends as 1e-7 with this rate and as up to 1e-2 with that of the
 # other tests: BatchNorm over 16 images. With this seed no neighbour or cluster is so near a tie that noise decides.
-CALM = {"optim__lr": 0.001, "seed": 2}
+CALM = {"optim__lr": 0.001, "seed": 4}
 
 
 def as_torchrun(rank: int, world: int) -> None:
