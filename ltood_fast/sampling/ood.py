@@ -174,7 +174,7 @@ def _best_candidates(
     """For every centroid (cosines, rows) of its best `keep` candidates, best first; and the number of candidates."""
     device = centroids.device
     none = torch.empty(0, dtype=torch.int64, device=device)
-    best = [(none.double(), none) for _ in keep]
+    best = [(none.to(common_dtype(centroids, centroids)), none) for _ in keep]
     count = 0
     with torch.no_grad(), torch.autocast(device.type, enabled=False):
         for block in _blocks(chunks, rows):
@@ -184,7 +184,8 @@ def _best_candidates(
             cosines = c @ x.T
             for p, (ranked, found) in enumerate(best):
                 new = _contenders(cosines[p], ranked, keep[p], x.shape[1])
-                best[p] = _merge(ranked, found, (x[new].double() * c[p].double()).sum(dim=1), count + new, keep[p])
+                exact = (x[new].double() * c[p].double()).sum(dim=1).to(dtype)
+                best[p] = _merge(ranked, found, exact, count + new, keep[p])
             count += len(block)
     return best, count
 
@@ -200,8 +201,8 @@ def _contenders(cosines: Tensor, ranked: Tensor, keep: int, width: int) -> Tenso
 
 
 def _merge(ranked: Tensor, found: Tensor, cosines: Tensor, rows: Tensor, keep: int) -> tuple[Tensor, Tensor]:
-    """Merge further rows into the ranked ones; ties go to the lower row. Cosines are float64 sums row by row, the same
-    for equal rows wherever they stand."""
+    """Merge further rows into the ranked ones; ties go to the lower row. Cosines are sums row by row, the same for
+    equal rows wherever they stand."""
     cosines, rows = torch.cat([ranked, cosines]), torch.cat([found, rows])
     cosines, order = cosines.sort(descending=True, stable=True)
     return cosines[:keep], rows[order[:keep]]
@@ -211,11 +212,11 @@ def _merge_ranks(
     ranked: list[tuple[Tensor, Tensor]], keep: list[int], layout: RankLayout
 ) -> list[tuple[Tensor, Tensor]]:
     """Every centroid's best of the bests of all ranks. Ranks follow each other by row number, so a stable sort leaves
-    ties to the lower row. Rows travel as float64, which holds them exactly."""
+    ties to the lower row. Cosines and rows travel as float64, which holds both exactly."""
     merged = []
     for (cosines, rows), most in zip(ranked, keep, strict=True):
         mine = cosines.new_zeros(2, most, dtype=torch.float64)
-        mine[:, : len(rows)] = torch.stack([cosines, (rows + layout.first).double()])
+        mine[:, : len(rows)] = torch.stack([cosines.double(), (rows + layout.first).double()])
         of_ranks = [torch.empty_like(mine) for _ in layout.sizes]
         dist.all_gather(of_ranks, mine, group=layout.group)
         found = torch.cat([best[:, :count] for best, count in zip(of_ranks, layout.sizes, strict=True)], dim=1)
