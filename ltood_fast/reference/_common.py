@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import functools
+import inspect
+from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -11,6 +15,7 @@ from torch.autograd import forward_ad
 
 SMALLEST_INVERTIBLE_NORM = 1 / torch.finfo(torch.float16).max
 LONG_FLOAT, LONG_DOUBLE = 1e15, 1e150  # elements whose squares are far from the largest number
+LARGEST_LOGIT = 2.0**35  # whose rounding in float64 moves a softmax by 1e-6
 
 
 def full_precision(x: Tensor) -> AbstractContextManager:
@@ -54,6 +59,46 @@ def concrete(x: Tensor) -> bool:
     """Whether x has values: it has none on the meta device, inside vmap, and while a graph is traced."""
     plain = (type(x) is Tensor or type(x) is torch.nn.Parameter) and not x.is_meta
     return plain and not torch.compiler.is_compiling() and not transformed()
+
+
+def rows_as_given_in_double(loss: Callable[..., Any]) -> Callable[..., Any]:
+    """A loss that computes in float64 where `normalize=False` lets logits have any size, and refuses those that float64
+    rounds too much, as the kernels do. Results have the wide dtype of z."""
+    signature = inspect.signature(loss)
+
+    @functools.wraps(loss)
+    def run(*args: Any, **kwargs: Any) -> Any:
+        call = signature.bind(*args, **kwargs)
+        call.apply_defaults()
+        given = call.arguments
+        if given["normalize"] or given.get("kind") == "bce":
+            return loss(*args, **kwargs)
+        z = given["z"]
+        _refuse_long(loss.__name__, z, given["temperature"])
+        dtype = torch.float64 if z.dtype == torch.float64 else torch.float32
+        given["z"] = z.double()
+        return _in_dtype(loss(*call.args, **call.kwargs), dtype)
+
+    return run
+
+
+def _refuse_long(op: str, z: Tensor, temperature: float | Tensor) -> None:
+    if not concrete(z) or z.device.type != "cpu":  # (elsewhere that would wait for the device)
+        return
+    tau = temperature.detach().item() if isinstance(temperature, Tensor) else temperature
+    bound = z.detach().double().norm(dim=1).max().item() ** 2 / tau
+    if LARGEST_LOGIT < bound < torch.inf:
+        raise ValueError(
+            f"{op}: z must be of rows with |z_i| |z_j| / temperature up to 3.4e10, where float64 still carries a "
+            f"softmax, got {bound:.6g} (normalise the rows, scale them down, or raise the temperature)"
+        )
+
+
+def _in_dtype(result: Any, dtype: torch.dtype) -> Any:
+    if isinstance(result, Tensor):
+        return result.to(dtype) if result.dtype == torch.float64 else result
+    parts = [_in_dtype(part, dtype) for part in result]
+    return type(result)(*parts) if hasattr(result, "_fields") else tuple(parts)
 
 
 def inner_products(x: Tensor, y: Tensor) -> Tensor:

@@ -13,7 +13,16 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from ._common import best_k, common_dtype, full_precision, inner_products, reduce_rows, unit_rows, view_mask
+from ._common import (
+    best_k,
+    common_dtype,
+    full_precision,
+    inner_products,
+    reduce_rows,
+    rows_as_given_in_double,
+    unit_rows,
+    view_mask,
+)
 from .options import Bank
 
 
@@ -154,6 +163,7 @@ def _of_other_view(columns: Tensor, instance_ids: Tensor | None) -> Tensor:
     return columns[other].masked_fill(~views.any(dim=1)[:, None], -1)
 
 
+@rows_as_given_in_double
 def nt_xent(
     z: Tensor,
     temperature: float | Tensor = 0.5,
@@ -173,6 +183,7 @@ def nt_xent(
     return (loss, lse) if return_lse else loss
 
 
+@rows_as_given_in_double
 def supcon(
     z: Tensor,
     labels: Tensor,
@@ -193,6 +204,7 @@ def supcon(
     return (loss, lse) if return_lse else loss
 
 
+@rows_as_given_in_double
 def psd_loss(
     z: Tensor,
     temperature: float | Tensor = 0.2,
@@ -229,6 +241,7 @@ def psd_loss(
     return (loss, *extras) if extras else loss
 
 
+@rows_as_given_in_double
 def domain_loss(
     z: Tensor,
     domain: Tensor,
@@ -250,6 +263,7 @@ def domain_loss(
         return F.binary_cross_entropy_with_logits(logits, domain.to(u.dtype), reduction=reduction)
 
 
+@rows_as_given_in_double
 def stage1_loss(
     z: Tensor,
     domain: Tensor,

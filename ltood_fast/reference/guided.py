@@ -18,6 +18,7 @@ from ._common import (
     inner_products,
     not_negative,
     reduce_rows,
+    rows_as_given_in_double,
     unit_rows,
     view_mask,
     wide,
@@ -58,6 +59,7 @@ def negative_mask(positive: Tensor, clusters: Tensor, far: Tensor) -> Tensor:
     return torch.where(farthest.any(dim=1, keepdim=True), farthest, others)
 
 
+@rows_as_given_in_double
 def guided_contrastive(
     z: Tensor,
     guide: Tensor,
@@ -112,6 +114,7 @@ def off_diagonal(x: Tensor) -> Tensor:
     return x.flatten()[1:].reshape(n - 1, n + 1)[:, :-1].reshape(n, n - 1)
 
 
+@rows_as_given_in_double
 def relational_distill(
     z: Tensor,
     guide: Tensor,
@@ -143,6 +146,7 @@ def feature_distill(z: Tensor, guide: Tensor, *, reduction: str = "mean") -> Ten
         return reduce_rows(rows, torch.ones_like(rows, dtype=torch.bool), reduction)
 
 
+@rows_as_given_in_double
 def stage2_loss(
     z: Tensor,
     guide: Tensor,

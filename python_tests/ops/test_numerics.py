@@ -6,6 +6,8 @@ import torch
 import torch.nn.functional as F
 
 import ltood_fast as lt
+from python_tests.oracle import contrastive as oracle
+from python_tests.oracle.arithmetic import wide
 from python_tests.tolerances import GRADIENT
 
 BACKENDS = ["cpu", "reference"]
@@ -261,3 +263,25 @@ def test_equal_rows_tie_to_the_lower_index(backend, dtype):
     for row in range(101):
         same = [j for j in range(101) if which[j] == which[row] and j != row]
         assert found[row].tolist() == same[:4]
+
+
+@pytest.mark.parametrize("name", ["nt_xent", "supcon"])
+@pytest.mark.parametrize("norm", [1e2, 1e4])
+def test_reference_takes_long_rows_as_given(name, norm):
+    """Logits of up to 1e5, which float32 would round by 1e-2."""
+    z = torch.nn.functional.normalize(torch.randn(12, 5)) * norm
+    z[1] = z[0] * (1 - 1e-6)  # their logits differ by 0.1
+    z[6:] = z[:6]
+    given = {"temperature": norm**2 / 1e5, "normalize": False}
+    if name == "supcon":
+        given["labels"] = torch.arange(12) % 6
+    truth = getattr(oracle, name)(z=z, **given)
+    loss, gradient = with_gradient(lambda x: getattr(lt, name)(x, **given, backend="reference"), z)
+    assert abs(wide(loss) - truth["loss"]) <= 1e-6 * abs(truth["loss"])
+    assert (abs(wide(gradient) - truth["grad z"])).max() <= 1e-6 * abs(truth["grad z"]).max()
+
+
+def test_reference_refuses_rows_as_given_beyond_float64():
+    sentence = r"^stage1_loss: z must be of rows with \|z_i\| \|z_j\| / temperature up to 3.4e10"
+    with pytest.raises(ValueError, match=sentence):
+        lt.stage1_loss(1e6 * torch.randn(8, 4), torch.arange(8) % 2, normalize=False, backend="reference")
