@@ -162,8 +162,8 @@ def nt_xent(
         decoupled: leave the positives out of the denominator: ``lse_i`` is over the negatives alone (DCL
             [Yeh et al. 2022], without its weights). The loss may be negative; a row without negatives has loss 0.
         normalize: L2-normalise the rows first (eps 1e-12); the gradient goes through it. ``False``: use them as given.
-            A float16 row of norm below 1 / 65504 has no finite gradient: it gets 0. Rows as given are refused where
-            float64 no longer carries the softmax, at norm^2 / temperature above 3.4e10 (CPU kernels).
+            A float16 row of norm below 1 / 65504 has no finite gradient: it gets 0. Rows as given are refused on the
+            CPU at norm^2 / temperature above 3.4e10, where float64 cannot represent the softmax.
         reduction: ``"mean"`` (over the rows that have a positive), ``"sum"``, or ``"none"`` (``[N]``).
         return_lse: also return ``lse [N]``, differentiable. With ``decoupled``, that of the negatives.
         group: a ``torch.distributed.ProcessGroup`` whose ranks call this together: the batch is the concatenation of
