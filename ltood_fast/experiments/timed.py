@@ -84,24 +84,18 @@ def make_plan(rate: float, seconds: float, n_id: int, budget: int, listed: Seque
 
 def measure_rate(config: Config, seconds: float) -> tuple[float, int]:
     """(images a second, ID images): whole epochs of SimCLR for so long, the first of them not counted."""
+    from tqdm import tqdm
+
     from ..train.loop import Stage
     from ..train.session import Session
 
-    class NoBar:
-        n = 0
-
-        def update(self, n: float) -> None:
-            pass
-
-        def set_postfix_str(self, text: str, refresh: bool) -> None:
-            pass
-
     with tempfile.TemporaryDirectory() as folder:
         stage = Stage.open("simclr", Session.open(config, Path(folder)))
-        stage.train_epoch(NoBar())  # warms up
+        bar = tqdm(disable=True)
+        stage.train_epoch(bar)  # warms up
         images, start = 0, time.perf_counter()
         while time.perf_counter() - start < seconds or not images:
-            images += stage.train_epoch(NoBar())["images"]
+            images += stage.train_epoch(bar)["images"]
         return images / (time.perf_counter() - start), stage.session.n_id
 
 

@@ -16,6 +16,7 @@ from torch import Tensor
 from ..reference._common import concrete
 
 FLOAT_DTYPES = (torch.float64, torch.float32, torch.bfloat16, torch.float16)
+INTEGER_DTYPES = (torch.int64, torch.int32, torch.int16, torch.int8, torch.uint8)
 REDUCTIONS = ("mean", "sum", "none")
 NAMED_GAPS = 5  # missing labels that an error lists
 VIEWS = "two views? pass torch.cat([z0, z1])"
@@ -95,7 +96,7 @@ def integer_tensor(op: str, argument: str, x: Tensor, like: Tensor, *, mask: boo
     if not isinstance(x, Tensor):
         hint = f"; pass torch.as_tensor({argument})" if hasattr(x, "__len__") and not isinstance(x, str) else ""
         require_type(False, op, argument, allowed, type(x).__name__ + hint)
-    if x.dtype.is_floating_point or x.dtype.is_complex or (x.dtype == torch.bool and not mask):
+    if x.dtype not in INTEGER_DTYPES and not (mask and x.dtype == torch.bool):
         embedded = x.dim() == 2 and like.dim() == 2 and x.shape == like.shape
         require_type(False, op, argument, allowed, f"{x.dtype} of {shape_of(x)}; {VIEWS}" if embedded else x.dtype)
     dense(op, argument, x)
@@ -185,11 +186,12 @@ def nonnegative_number(op: str, argument: str, value: float) -> float:
     return x
 
 
-def row_weights(op: str, argument: str, x: Tensor, length: int, like: Tensor) -> None:
-    """One non-negative weight a row. Values are checked where they can be read."""
-    require_type(x.dtype in FLOAT_DTYPES, op, argument, "a number or a float tensor", x.dtype)
+def row_weights(op: str, argument: str, x: Tensor, length: int, like: Tensor, also: str = "") -> None:
+    """One non-negative weight a row. Values are checked where they can be read. `also`: what else may be passed."""
+    require_type(x.dtype in FLOAT_DTYPES, op, argument, f"{also}a float tensor", x.dtype)
+    dense(op, argument, x)
     right = x.dim() == 1 and x.shape[0] == length
-    require(right, op, argument, lambda: f"a number or of shape [{length}]", lambda: shape_of(x))
+    require(right, op, argument, lambda: f"{also}of shape [{length}]", lambda: shape_of(x))
     same_device(op, argument, x, "the embeddings", like)
     if readable(x):
         smallest, largest = float(x.detach().min()), float(x.detach().max())

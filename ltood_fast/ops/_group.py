@@ -27,8 +27,15 @@ class GroupContext:
     is raised by all. (While torch.compile traces, a rank that refuses is alone: the others see its absence as the
     time-out of the group.)"""
 
-    def __init__(self, op: str, group: object, reduction: str = "mean", exchange: str = "gather"):
-        check.choice(op, "exchange", exchange, EXCHANGES)
+    def __init__(
+        self,
+        op: str,
+        group: object,
+        reduction: str = "mean",
+        exchange: str = "gather",
+        exchanges: tuple[str, ...] = EXCHANGES,
+    ):
+        check.choice(op, "exchange", exchange, exchanges)
         self.op, self.reduction, self.exchange = op, reduction, exchange
         self.many = group is not None  # also for a group of one rank
         if self.many and transformed():
@@ -258,15 +265,15 @@ def all_of(rows: Tensor) -> tuple[Tensor, Tensor]:
 def reduce_parts(
     parts: list[tuple[Tensor, Tensor]], reduction: str, context: GroupContext, same: str = ""
 ) -> list[Tensor]:
-    """`reduce_rows` of each (rows, has_positive) over all ranks: 16 bytes a part and rank, summed in one order. `same`:
+    """`reduce_rows` of each (rows, counted) over all ranks: 16 bytes a part and rank, summed in one order. `same`:
     what the ranks have to agree on, where nothing before made them."""
     if context.many and (same or reduction != "none"):
         sums = [rows.sum(dtype=torch.float64) for rows, _ in parts]
-        counts = [has_positive.sum().to(torch.float64) for _, has_positive in parts]
+        counts = [counted.sum(dtype=torch.float64) for _, counted in parts]
         totals = torch.ops.ltood_fast.sum_over_ranks(torch.stack(sums + counts), context.op, same, context.name)
     if not context.many or reduction == "none":
-        return [reduce_rows(rows, has_positive, reduction) for rows, has_positive in parts]
+        return [reduce_rows(*part, reduction) for part in parts]
     losses, counts = totals.split(len(parts))
     if reduction == "mean":
-        losses = losses / counts.detach().clamp(min=1)
+        losses = losses / counts.detach().where(counts > 0, 1)
     return [loss.to(rows.dtype) for loss, (rows, _) in zip(losses, parts, strict=True)]

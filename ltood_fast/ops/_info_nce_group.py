@@ -5,12 +5,18 @@ The keys of all ranks are gathered, with a gradient: what a rank's losses give t
 
 from __future__ import annotations
 
+from dataclasses import replace
+from typing import TYPE_CHECKING
+
 import torch
 from torch import Tensor
 
 from ..reference.two_sets import Direction
 from ._group import GroupContext, RankLayout, operator
-from ._info_nce_op import Options, info_nce_directions
+from ._info_nce_op import Options, Pairs, info_nce_directions
+
+if TYPE_CHECKING:
+    from ..reference.options import Exclude
 
 
 @operator("gather_rows", "(Tensor x, str op, str must_match, str group) -> (Tensor rows, Tensor first)")
@@ -19,8 +25,7 @@ def gather_rows(x: Tensor, op: str, must_match: str, group: str) -> tuple[Tensor
     agreed = {"the width D of the rows": x.shape[1] if x.dim() > 1 else 1, "the dtype of the rows": str(x.dtype)}
     agreed |= dict(line.split("=", 1) for line in must_match.splitlines())
     layout = RankLayout.of(op, group, x.shape[0], agreed)
-    rows = layout.gather(x)
-    return rows.clone() if rows is x else rows, torch.tensor(layout.first, device=x.device)
+    return layout.gather(x), torch.tensor(layout.first, device=x.device)
 
 
 @operator("scatter_rows", "(Tensor rows, int count, str op, str group) -> Tensor")
@@ -59,36 +64,30 @@ def gathered_directions(
     query: Tensor,
     keys: tuple[Tensor, Tensor | None],
     options: Options,
-    *,
-    target: Tensor | None,
-    ids: tuple[Tensor | None, Tensor | None],
-    symmetric: bool,
+    pairs: Pairs,
+    named: dict[str, object],
 ) -> list[Direction]:
-    """As `info_nce_directions`, over the keys of all ranks. A queue is the same on all of them: nothing is gathered."""
-    if keys[1] is not None:
-        return [*info_nce_directions(context.op, kernel, query, keys, options, target=target, ids=ids)]
+    """As `info_nce_directions`, over the keys of all ranks, which agree on the named values. A queue is the same on all
+    of them: nothing is gathered."""
+    op, exclude = context.op, pairs.exclude
+    if context.many:
+        given = {"negative_keys": keys[1], "exclude": exclude}
+        named = named | {name: "None" if x is None else "given" for name, x in given.items()}
+    if context.many and keys[1] is not None:
+        gather_with(query[:0], context, named)  # no rows: the ranks compare the values
+    if not context.many or keys[1] is not None:
+        return info_nce_directions(op, kernel, query, keys, options, pairs)
 
-    def one_direction(rows: Tensor, columns: Tensor, own: Tensor | None, ids: tuple) -> Direction:
-        every, first = _gather(columns, context, options, symmetric)
-        if ids[0] is not None:
-            ids = ids[0], _gather(ids[1], context, options, symmetric)[0]
+    def one_direction(rows: Tensor, columns: Tensor, own: Tensor | None, exclude: Exclude | None) -> Direction:
+        every, first = gather_with(columns, context, named)
+        if exclude is not None:
+            exclude = replace(exclude, key_ids=gather_with(exclude.key_ids, context, named)[0])
         own = torch.arange(len(rows), device=rows.device) if own is None else own
-        return info_nce_directions(context.op, kernel, rows, (every, None), options, target=own + first, ids=ids)[0]
+        return info_nce_directions(op, kernel, rows, (every, None), options, Pairs(own + first, exclude))[0]
 
-    sides = [one_direction(query, keys[0], target, ids)]
-    return sides + [one_direction(keys[0], query, None, ids[::-1])] * symmetric
-
-
-def _gather(x: Tensor, context: GroupContext, options: Options, symmetric: bool) -> tuple[Tensor, Tensor]:
-    named = {
-        "temperature": options.temperature,
-        "label_smoothing": options.label_smoothing,
-        "denominator.decoupled": options.decoupled,
-        "normalize": options.normalize,
-        "symmetric": symmetric,
-        "reduction": context.reduction,
-    }
-    return gather_with(x, context, named)
+    sides = [one_direction(query, keys[0], pairs.target, exclude)]
+    turned = exclude and replace(exclude, query_ids=exclude.key_ids, key_ids=exclude.query_ids)
+    return sides + ([one_direction(keys[0], query, None, turned)] if pairs.symmetric else [])
 
 
 def gather_with(x: Tensor, context: GroupContext, named: dict[str, object]) -> tuple[Tensor, Tensor]:

@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 import torch
 from torch import Tensor
 
 from .._ext import has_kernel
 from ..reference import two_sets as reference
-from ..reference._common import full_precision
-from ..reference.options import Denominator, Exclude
-from ..reference.two_sets import Direction, wide_dtype_of
+from ..reference._common import common_dtype, full_precision
+from ..reference.two_sets import Direction
+from ._group import all_of
 from ._schema import Arguments, call, differentiable, int64, temperature_arguments, varying
+
+if TYPE_CHECKING:
+    from ..reference.options import Exclude
 
 
 class Options(NamedTuple):
@@ -24,16 +27,21 @@ class Options(NamedTuple):
     normalize: bool
 
 
+class Pairs(NamedTuple):
+    """Who is whose positive, who is no negative, and whether the keys are rows too."""
+
+    target: Tensor | None = None
+    exclude: Exclude | None = None
+    symmetric: bool = False
+
+
 def info_nce_directions(
     op: str,
     kernel: bool,
     query: Tensor,
     keys: tuple[Tensor, Tensor | None],  # positive_key, negative_keys
     options: Options,
-    *,
-    target: Tensor | None = None,
-    ids: tuple[Tensor | None, Tensor | None] = (None, None),  # of the queries, of the columns
-    symmetric: bool = False,
+    pairs: Pairs,
 ) -> list[Direction]:
     """Queries over keys and, if symmetric, keys over queries; by the kernel or by the reference."""
     if not kernel:
@@ -42,30 +50,29 @@ def info_nce_directions(
                 query,
                 keys,
                 options.temperature,
-                target=target,
-                symmetric=symmetric,
-                exclude=None if ids[0] is None else Exclude(*ids),
-                denominator=Denominator(options.decoupled),
+                **pairs._asdict(),
+                decoupled=options.decoupled,
                 label_smoothing=options.label_smoothing,
                 normalize=options.normalize,
             )
+    exclude = pairs.exclude
     arguments = {
         "query": query,
         "positive_key": keys[0],
         "negative_keys": keys[1],
-        "target": int64(target),
-        "query_ids": int64(ids[0]),
-        "key_ids": int64(ids[1]),
+        "target": int64(pairs.target),
+        "query_ids": None if exclude is None else int64(exclude.query_ids),
+        "key_ids": None if exclude is None else int64(exclude.key_ids),
         "normalize": options.normalize,
-        "symmetric": symmetric,
+        "symmetric": pairs.symmetric,
         "decoupled": options.decoupled,
         "label_smoothing": options.label_smoothing,
         **temperature_arguments(options.temperature),
     }
     loss, key_loss, lse, key_lse, _ = call("info_nce", op, **arguments)
     return [
-        Direction(rows, sums.to(rows.dtype), sums != -torch.inf if options.decoupled else torch.ones_like(sums) > 0)
-        for rows, sums in ((loss, lse), (key_loss, key_lse))[: 1 + symmetric]
+        Direction(rows, sums.to(rows.dtype), sums != -torch.inf if options.decoupled else all_of(rows)[1])
+        for rows, sums in ((loss, lse), (key_loss, key_lse))[: 1 + pairs.symmetric]
     ]
 
 
@@ -84,7 +91,7 @@ def _fake(*args, **kwargs):
     given = Arguments("info_nce", args, kwargs)
     n, sides = given.query.shape[0], 2 if given.symmetric else 1
     keys = [key for key in (given.positive_key, given.negative_keys) if key is not None]
-    wide = wide_dtype_of(given.query, *keys)
+    wide = common_dtype(given.query, *keys)
 
     def empty(*shape: int, dtype: torch.dtype = torch.float64) -> Tensor:
         return given.query.new_empty(shape, dtype=dtype)
@@ -104,20 +111,20 @@ def _fake_bwd(*args, **kwargs):
         given.query.new_empty(given.query.shape[0] if given.need_query else 0, d),
         given.positive_key.new_empty(given.positive_key.shape[0] if given.need_positive_key else 0, d),
         of_queue,
-        given.query.new_empty((), dtype=wide_dtype_of(given.query, *keys)),
+        given.query.new_empty((), dtype=common_dtype(given.query, *keys)),
     )
 
 
 def _fake_sigmoid(*args, **kwargs):
     given = Arguments("sigmoid_loss", args, kwargs)
     image = given.image_features
-    return image.new_empty(image.shape[0], dtype=wide_dtype_of(image, given.text_features))
+    return image.new_empty(image.shape[0], dtype=common_dtype(image, given.text_features))
 
 
 def _fake_sigmoid_bwd(*args, **kwargs):
     given = Arguments("sigmoid_loss_bwd", args, kwargs)
     image, text = given.image_features, given.text_features
-    number = image.new_empty((), dtype=wide_dtype_of(image, text))
+    number = image.new_empty((), dtype=common_dtype(image, text))
     return (
         image.new_empty(image.shape[0] if given.need_image_features else 0, image.shape[1]),
         text.new_empty(text.shape[0] if given.need_text_features else 0, text.shape[1]),

@@ -33,12 +33,14 @@ __all__ = ["Stage1Result", "domain_loss", "nt_xent", "psd_loss", "stage1_loss", 
 DOMAIN_KINDS = ("supcon", "bce")
 
 
-def check_common(op: str, z: Tensor, temperature: float | Tensor, reduction: str, normalize: bool) -> float | Tensor:
-    """Returns the temperature as a float or a 0-d tensor."""
-    check.embeddings(op, "z", z)
+def check_common(
+    op: str, z: Tensor, temperature: float | Tensor, reduction: str, normalize: bool, argument: str = "z"
+) -> float | Tensor:
+    """Returns the temperature as a float or a 0-d tensor. `argument`: what the function calls z."""
+    check.embeddings(op, argument, z)
     temperature = check.temperature(op, temperature)
     if isinstance(temperature, Tensor):
-        check.same_device(op, "temperature", temperature, "z", z)
+        check.same_device(op, "temperature", temperature, argument, z)
     check.choice(op, "reduction", reduction, check.REDUCTIONS)
     check.flag(op, "normalize", normalize)
     return temperature
@@ -57,7 +59,7 @@ def check_views(op: str, z: Tensor, instance_ids: Tensor | None, kernel: bool) -
 def _check_neighbor_weight(op: str, value: float | Tensor, z: Tensor) -> float | Tensor:
     if not isinstance(value, Tensor):
         return check.nonnegative_number(op, "neighbor_weight", value)
-    check.row_weights(op, "neighbor_weight", value, z.shape[0], z)
+    check.row_weights(op, "neighbor_weight", value, z.shape[0], z, also="a number or ")
     return value
 
 
@@ -327,9 +329,7 @@ def psd_loss(
         temperature: tau > 0, a number or a 0-d tensor, which gets its gradient.
         k: neighbours of a row, ``1 <= k < N`` (``<= Q`` with a bank). A row with fewer candidates uses what it has.
         neighbor_weight: lam >= 0, a number or one weight a row ``[N]`` (no gradient).
-        pairing: ``"same"`` attracts a row to its own neighbours; ``"cross"``, NNCLR's pairing, to those of its other
-            view (of several, of the next in order), with ``z_m`` detached **[ltood_fast]**: a row without another view
-            has no positive. Not over a process group.
+        pairing: ``"same"``, a row's own neighbours, or ``"cross"`` (NNCLR), those of its other view, detached.
         bank: rows to search for neighbours instead of the batch: a ``[Q, D]`` tensor, or a :class:`ltood_fast.Bank`
             with ids (needs ``instance_ids``) or domains (needs ``domain``). Detached, no negatives, normalised as z is.
         domain: ``[N]`` integers (0 = in-distribution, 1 = OOD): neighbours come from the row's own domain only.

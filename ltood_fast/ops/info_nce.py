@@ -8,12 +8,13 @@ import torch
 from torch import Tensor
 
 from ..reference.options import Denominator, Exclude
-from ..reference.two_sets import Direction, weighted_rows
+from ..reference.two_sets import weighted_rows
 from . import _check as check
 from ._backend import use_kernel
-from ._group import GroupContext
+from ._group import GroupContext, reduce_parts
 from ._info_nce_group import gathered_directions
-from ._info_nce_op import Options, info_nce_directions
+from ._info_nce_op import Options, Pairs
+from .contrastive import check_common
 
 if TYPE_CHECKING:
     from torch.distributed import ProcessGroup
@@ -23,9 +24,10 @@ if TYPE_CHECKING:
 
 __all__ = ["info_nce"]
 
+GATHER = ("gather",)  # the exchange of the losses between two sets
+
 
 def _check_keys(op: str, query: Tensor, positive_key: Tensor, negative_keys: Tensor | None) -> None:
-    check.embeddings(op, "query", query)
     check.same_width(op, "positive_key", positive_key, "query", query)
     if negative_keys is not None:
         check.same_width(op, "negative_keys", negative_keys, "query", query, allow_empty=True)
@@ -50,8 +52,6 @@ def _check_exclude(op: str, exclude: Exclude | None, query: Tensor, columns: Ten
     if exclude is None:
         return
     check.require_type(isinstance(exclude, Exclude), op, "exclude", "an Exclude or None", type(exclude).__name__)
-    given = (exclude.query_ids is not None) + (exclude.key_ids is not None)
-    check.require(given == 2, op, "exclude", "of query_ids and key_ids, which are compared", f"{given} of them")
     check.integers(op, "exclude.query_ids", exclude.query_ids, query.shape[0], query)
     check.integers(op, "exclude.key_ids", exclude.key_ids, columns.shape[0], query)
 
@@ -71,31 +71,10 @@ def check_options(op: str, label_smoothing: float, denominator: Denominator | No
     return label_smoothing, denominator.decoupled
 
 
-def _check_temperature(op: str, temperature: float | Tensor, query: Tensor) -> float | Tensor:
-    temperature = check.temperature(op, temperature)
-    if isinstance(temperature, Tensor):
-        check.same_device(op, "temperature", temperature, "query", query)
-    return temperature
-
-
 def _check_weight(op: str, weight: Tensor | None, query: Tensor) -> None:
     if weight is not None:
         check.require_type(isinstance(weight, Tensor), op, "weight", "a tensor or None", type(weight).__name__)
         check.row_weights(op, "weight", weight, query.shape[0], query)
-
-
-def reduce_over_ranks(sides: list[Direction], weight: Tensor | None, reduction: str, context: GroupContext) -> Tensor:
-    """As the reference reduces, over the rows of all ranks."""
-    rows, counted = weighted_rows(sides, weight)
-    if reduction == "none":
-        return rows
-    total, count = rows.sum(), counted.sum()
-    if context.many:
-        both = torch.stack([total.double(), count.double()])
-        total, count = torch.ops.ltood_fast.sum_over_ranks(both, context.op, f"reduction={reduction}", context.name)
-    if reduction == "mean":
-        total = total / count.detach().where(count > 0, 1)
-    return total.to(rows.dtype)
 
 
 @overload
@@ -187,24 +166,18 @@ def info_nce(
         ValueError, TypeError, RuntimeError: as :func:`nt_xent`.
     """
     op, keys = "info_nce", (positive_key, negative_keys)
-    with GroupContext(op, group, reduction, exchange) as context:
+    with GroupContext(op, group, reduction, exchange, GATHER) as context:
+        temperature = check_common(op, query, temperature, reduction, normalize, "query")
         _check_keys(op, query, *keys)
-        temperature = _check_temperature(op, temperature, query)
         check.flag(op, "symmetric", symmetric)
-        check.flag(op, "normalize", normalize)
-        check.choice(op, "reduction", reduction, check.REDUCTIONS)
         _check_pairs(op, query, keys, target, symmetric)
-        columns = positive_key if negative_keys is None else negative_keys
-        _check_exclude(op, exclude, query, columns)
+        _check_exclude(op, exclude, query, positive_key if negative_keys is None else negative_keys)
         options = Options(temperature, *check_options(op, label_smoothing, denominator), normalize)
         _check_weight(op, weight, query)
         kernel = use_kernel(op, backend, query, *keys)
-        gathered = not context.many or exchange == "gather"
-        check.require(gathered, op, "exchange", "'gather', the only exchange of this loss", repr(exchange))
-    who = {"target": target, "ids": (exclude.query_ids, exclude.key_ids) if exclude else (None, None)}
-    rows = gathered_directions if context.many else info_nce_directions
-    sides = rows(context if context.many else op, kernel, query, keys, options, symmetric=symmetric, **who)
-    loss = reduce_over_ranks(sides, weight, reduction, context)
+    named = {**options._asdict(), "symmetric": symmetric, "reduction": reduction}
+    sides = gathered_directions(context, kernel, query, keys, options, Pairs(target, exclude, symmetric), named)
+    (loss,) = reduce_parts([weighted_rows(sides, weight)], reduction, context)
     if not return_lse:
         return loss
     return loss, torch.stack([side.lse for side in sides]) if symmetric else sides[0].lse

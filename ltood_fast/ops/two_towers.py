@@ -8,13 +8,13 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from ..reference.two_sets import Direction
+from ..reference.two_sets import weighted_rows
 from . import _check as check
 from ._backend import use_kernel
-from ._group import GroupContext
-from ._info_nce_group import gather_with
-from ._info_nce_op import sigmoid_rows
-from .info_nce import info_nce, reduce_over_ranks
+from ._group import GroupContext, all_of, reduce_parts
+from ._info_nce_group import gather_with, gathered_directions
+from ._info_nce_op import Options, Pairs, sigmoid_rows
+from .info_nce import GATHER
 
 if TYPE_CHECKING:
     from torch.distributed import ProcessGroup
@@ -29,13 +29,22 @@ _NAMES = {
 __all__ = ["clip_loss", "sigmoid_loss"]
 
 
-def _check_features(op: str, image_features: Tensor, text_features: Tensor) -> None:
+def _check_towers(
+    op: str,
+    image_features: Tensor,
+    text_features: Tensor,
+    logit_scale: float | Tensor,
+    reduction: str,
+    normalize: bool,
+) -> Tensor:
+    """Returns the scale as a 0-d tensor."""
     check.embeddings(op, "image_features", image_features)
     check.same_width(op, "text_features", text_features, "image_features", image_features)
-    same = image_features.shape[0] == text_features.shape[0]
-    allowed = "of one row for each row of image_features"
-    sizes = image_features, text_features
-    check.require(same, op, "text_features", allowed, lambda: f"{sizes[1].shape[0]} rows for {sizes[0].shape[0]}")
+    n, m = image_features.shape[0], text_features.shape[0]
+    check.require(n == m, op, "text_features", "of one row for each row of image_features", lambda: f"{m} rows for {n}")
+    check.choice(op, "reduction", reduction, check.REDUCTIONS)
+    check.flag(op, "normalize", normalize)
+    return _scale(op, logit_scale, image_features)
 
 
 def _number_or_scalar(op: str, argument: str, value: float | Tensor, like: Tensor) -> Tensor:
@@ -51,27 +60,23 @@ def _number_or_scalar(op: str, argument: str, value: float | Tensor, like: Tenso
 
 
 def _scale(op: str, logit_scale: float | Tensor, like: Tensor) -> Tensor:
-    scale = _number_or_scalar(op, "logit_scale", logit_scale, like)
-    if isinstance(logit_scale, Tensor) and check.readable(scale):
-        check.require(scale.item() > 0, op, "logit_scale", "positive (open_clip passes its exp)", scale.item)
-    elif not isinstance(logit_scale, Tensor):
-        check.positive_number(op, "logit_scale", logit_scale)
-    return scale
+    check.temperature(op, logit_scale, "logit_scale")
+    return _number_or_scalar(op, "logit_scale", logit_scale, like)
 
 
 def _in_our_words(op: str, function: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
-    """Calls what info_nce serves; its errors then name this function and its arguments."""
+    """Calls what info_nce's kernels serve; their errors then name this function and its arguments."""
     if torch.compiler.is_compiling():
         return function(*args, **kwargs)
     try:
         return function(*args, **kwargs)
-    except (ValueError, TypeError, RuntimeError) as error:
+    except ValueError as error:
         text = str(error)
-        if not text.startswith("info_nce: "):
+        if not text.startswith(("info_nce: ", f"{op}: ")):
             raise
         for theirs, ours in _NAMES.items():
             text = text.replace(theirs, ours)
-        raise type(error)(f"{op}{text.removeprefix('info_nce')}") from None
+        raise ValueError(f"{op}: {text.split(': ', 1)[1]}") from None
 
 
 def clip_loss(
@@ -108,24 +113,16 @@ def clip_loss(
         ValueError, TypeError, RuntimeError: as :func:`info_nce`.
     """
     op = "clip_loss"
-    _check_features(op, image_features, text_features)
-    scale = _scale(op, logit_scale, image_features)
-    loss = _in_our_words(
-        op,
-        info_nce,
-        image_features,
-        text_features,
-        temperature=1 / scale.double(),
-        symmetric=True,
-        normalize=normalize,
-        reduction=reduction,
-        group=group,
-        exchange=exchange,
-        backend=backend,
-    )
-    if not isinstance(logit_bias, Tensor):
-        return loss
-    return loss + 0 * _number_or_scalar(op, "logit_bias", logit_bias, image_features).to(loss.dtype)
+    with GroupContext(op, group, reduction, exchange, GATHER) as context:
+        scale = _check_towers(op, image_features, text_features, logit_scale, reduction, normalize)
+        bias = _number_or_scalar(op, "logit_bias", 0.0 if logit_bias is None else logit_bias, image_features)
+        kernel = use_kernel(op, backend, image_features, text_features)
+    options = Options(1 / scale.double(), 0.0, decoupled=False, normalize=normalize)
+    named = {"logit_scale": scale, "normalize": normalize, "reduction": reduction}
+    given = context, kernel, image_features, (text_features, None), options
+    sides = _in_our_words(op, gathered_directions, *given, Pairs(symmetric=True), named)
+    (loss,) = reduce_parts([weighted_rows(sides, None)], reduction, context)
+    return loss if logit_bias is None else loss + 0 * bias.to(loss.dtype)
 
 
 def sigmoid_loss(
@@ -165,15 +162,10 @@ def sigmoid_loss(
         ValueError, TypeError, RuntimeError: as :func:`info_nce`.
     """
     op = "sigmoid_loss"
-    with GroupContext(op, group, reduction, exchange) as context:
-        _check_features(op, image_features, text_features)
-        scale = _scale(op, logit_scale, image_features)
+    with GroupContext(op, group, reduction, exchange, GATHER) as context:
+        scale = _check_towers(op, image_features, text_features, logit_scale, reduction, normalize)
         bias = _number_or_scalar(op, "logit_bias", logit_bias, image_features)
-        check.flag(op, "normalize", normalize)
-        check.choice(op, "reduction", reduction, check.REDUCTIONS)
         kernel = use_kernel(op, backend, image_features, text_features)
-        gathered = not context.many or exchange == "gather"
-        check.require(gathered, op, "exchange", "'gather', the only exchange of this loss", repr(exchange))
     target = None
     if context.many:
         named = {"logit_scale": scale, "logit_bias": bias, "normalize": normalize, "reduction": reduction}
@@ -181,5 +173,5 @@ def sigmoid_loss(
         target = torch.arange(len(image_features), device=image_features.device) + first
     options = {"target": target, "normalize": normalize}
     rows = _in_our_words(op, sigmoid_rows, kernel, image_features, text_features, (scale, bias), **options)
-    side = Direction(rows, rows, torch.ones_like(rows, dtype=torch.bool))
-    return reduce_over_ranks([side], None, reduction, context)
+    (loss,) = reduce_parts([all_of(rows)], reduction, context)
+    return loss

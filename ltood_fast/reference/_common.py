@@ -6,13 +6,14 @@ import functools
 import inspect
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
-from typing import Any
+from typing import Any, TypeVar, cast
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 from torch.autograd import forward_ad
 
+Loss = TypeVar("Loss", bound=Callable[..., Any])
 SMALLEST_INVERTIBLE_NORM = 1 / torch.finfo(torch.float16).max
 LONG_FLOAT, LONG_DOUBLE = 1e15, 1e150  # elements whose squares are far from the largest number
 LARGEST_LOGIT = 2.0**35  # whose rounding in float64 moves a softmax by 1e-6
@@ -28,9 +29,9 @@ def wide(x: Tensor) -> Tensor:
     return x if x.dtype == torch.float64 else x.float()
 
 
-def common_dtype(a: Tensor, b: Tensor) -> torch.dtype:
-    """The wide dtype for a product of two inputs: float64 if one of them is float64, else float32."""
-    return torch.float64 if torch.float64 in (a.dtype, b.dtype) else torch.float32
+def common_dtype(*inputs: Tensor) -> torch.dtype:
+    """The wide dtype for products of the inputs: float64 if one of them is float64, else float32."""
+    return torch.float64 if any(x.dtype == torch.float64 for x in inputs) else torch.float32
 
 
 def unit_rows(x: Tensor, normalize: bool = True) -> Tensor:
@@ -61,7 +62,7 @@ def concrete(x: Tensor) -> bool:
     return plain and not torch.compiler.is_compiling() and not transformed()
 
 
-def rows_as_given_in_double(loss: Callable[..., Any]) -> Callable[..., Any]:
+def rows_as_given_in_double(loss: Loss) -> Loss:
     """A loss that computes in float64 where `normalize=False` lets logits have any size, and refuses those that float64
     rounds too much, as the kernels do. Results have the wide dtype of z."""
     signature = inspect.signature(loss)
@@ -79,7 +80,7 @@ def rows_as_given_in_double(loss: Callable[..., Any]) -> Callable[..., Any]:
         given["z"] = z.double()
         return _in_dtype(loss(*call.args, **call.kwargs), dtype)
 
-    return run
+    return cast("Loss", run)
 
 
 def _refuse_long(op: str, z: Tensor, temperature: float | Tensor) -> None:
@@ -134,10 +135,11 @@ def not_negative(rows: Tensor) -> Tensor:
     return rows + (-rows.detach()).clamp(min=0)
 
 
-def reduce_rows(rows: Tensor, has_positive: Tensor, reduction: str) -> Tensor:
-    """`mean` counts only the rows that have a positive; the others hold 0. No such row at all: 0, zero gradient."""
+def reduce_rows(rows: Tensor, counted: Tensor, reduction: str) -> Tensor:
+    """`mean` divides by the number of rows that count (the others hold 0), or by their weights; without one it is 0."""
     if reduction == "none":
         return rows
     if reduction == "sum":
         return rows.sum()
-    return rows.sum() / has_positive.sum().clamp(min=1)
+    total = counted.sum()
+    return rows.sum() / total.where(total > 0, 1)

@@ -52,11 +52,11 @@ class Exclude:
 
     Args:
         query_ids, key_ids: ``[N]`` and one integer for each row of ``positive_key``, or of ``negative_keys`` where they
-            are given: keys with the row's id are left out (duplicates, rows of a cross-batch memory). Both or neither.
+            are given: keys with the row's id are left out (duplicates, rows of a cross-batch memory).
     """
 
-    query_ids: Tensor | None = None
-    key_ids: Tensor | None = None
+    query_ids: Tensor
+    key_ids: Tensor
 
 
 @dataclass(frozen=True)

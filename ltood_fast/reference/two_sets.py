@@ -11,7 +11,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from ._common import full_precision, unit_rows
+from ._common import common_dtype, full_precision, reduce_rows, unit_rows
 from .options import Denominator, Exclude
 
 
@@ -47,29 +47,14 @@ def _direction(s: Tensor, negative: Tensor, s_positive: Tensor, smoothing: float
 
 
 def weighted_rows(sides: list[Direction], weight: Tensor | None) -> tuple[Tensor, Tensor]:
-    """(weighted losses [N] of one direction, or of the mean of two; the weight that each of them counts with)."""
+    """(weighted losses [N] of one direction, or of the mean of two; the weight that each of them counts with), for
+    `reduce_rows`."""
     rows = sum(side.loss for side in sides) / len(sides)
     counted = sum(side.counted.to(rows.dtype) for side in sides) / len(sides)
     if weight is None:
         return rows, counted
     weight = weight.detach().to(rows.dtype)
     return rows * weight, counted * weight
-
-
-def reduce_directions(sides: list[Direction], weight: Tensor | None, reduction: str) -> Tensor:
-    """`mean` divides by the weights of the rows that count, as cross-entropy does; it is 0 where they are all 0."""
-    rows, counted = weighted_rows(sides, weight)
-    if reduction == "none":
-        return rows
-    if reduction == "sum":
-        return rows.sum()
-    total = counted.sum()
-    return rows.sum() / total.where(total > 0, 1)
-
-
-def wide_dtype_of(*inputs: Tensor) -> torch.dtype:
-    """The dtype of sums and results: float64 if an input is float64, else float32."""
-    return torch.float64 if any(x.dtype == torch.float64 for x in inputs) else torch.float32
 
 
 def directions(
@@ -80,13 +65,13 @@ def directions(
     target: Tensor | None,
     symmetric: bool,
     exclude: Exclude | None,
-    denominator: Denominator | None,
+    decoupled: bool,
     label_smoothing: float,
     normalize: bool,
 ) -> list[Direction]:
     """Queries over keys and, if symmetric, keys over queries."""
     given = [x for x in (query, *keys) if x is not None]
-    u, k, *queue = (unit_rows(x, normalize).to(wide_dtype_of(*given)) for x in given)
+    u, k, *queue = (unit_rows(x, normalize).to(common_dtype(*given)) for x in given)
     target = torch.arange(len(u), device=u.device) if target is None else target.long()
     if queue:
         s = u @ queue[0].T / temperature
@@ -95,12 +80,11 @@ def directions(
         s = u @ k.T / temperature
         negative = torch.arange(len(k), device=u.device)[None, :] != target[:, None]
         s_positive = s.gather(1, target[:, None])[:, 0]
-    if exclude is not None and exclude.query_ids is not None:
+    if exclude is not None:
         negative = negative & (exclude.query_ids[:, None] != exclude.key_ids[None, :])
-    options = label_smoothing, denominator is not None and denominator.decoupled
-    sides = [_direction(s, negative, s_positive, *options)]
+    sides = [_direction(s, negative, s_positive, label_smoothing, decoupled)]
     if symmetric:
-        sides.append(_direction(s.T, negative.T, s_positive, *options))
+        sides.append(_direction(s.T, negative.T, s_positive, label_smoothing, decoupled))
     return sides
 
 
@@ -129,11 +113,11 @@ def info_nce(
             target=target,
             symmetric=symmetric,
             exclude=exclude,
-            denominator=denominator,
+            decoupled=denominator is not None and denominator.decoupled,
             label_smoothing=label_smoothing,
             normalize=normalize,
         )
-        loss = reduce_directions(sides, weight, reduction)
+        loss = reduce_rows(*weighted_rows(sides, weight), reduction)
     if not return_lse:
         return loss
     return loss, torch.stack([side.lse for side in sides]) if symmetric else sides[0].lse
@@ -151,7 +135,7 @@ def clip_loss(
     """`info_nce` in both directions at the temperature 1 / logit_scale (CLIP, Radford 2021); the bias cancels."""
     options = {"normalize": normalize, "reduction": reduction, "symmetric": True}
     loss = info_nce(image_features, text_features, temperature=1 / logit_scale, **options)
-    return loss if logit_bias is None else loss + 0 * logit_bias
+    return loss if logit_bias is None else loss + torch.as_tensor(0 * logit_bias).to(loss)
 
 
 def sigmoid_rows(
@@ -164,7 +148,7 @@ def sigmoid_rows(
     normalize: bool,
 ) -> Tensor:
     """Each image over all texts, target its own: -sum_j log sigmoid(t_ij (scale <x_i, y_j> + bias))."""
-    dtype = wide_dtype_of(image_features, text_features)
+    dtype = common_dtype(image_features, text_features)
     x, y = (unit_rows(rows, normalize).to(dtype) for rows in (image_features, text_features))
     target = torch.arange(len(x), device=x.device) if target is None else target
     logits = logit_scale * (x @ y.T) + logit_bias
@@ -185,4 +169,4 @@ def sigmoid_loss(
     with full_precision(image_features):
         pair = image_features, text_features
         rows = sigmoid_rows(*pair, logit_scale, logit_bias, target=None, normalize=normalize)
-        return reduce_directions([Direction(rows, rows, torch.ones_like(rows, dtype=torch.bool))], None, reduction)
+        return reduce_rows(rows, torch.ones_like(rows, dtype=torch.bool), reduction)

@@ -1,4 +1,4 @@
-"""The trained network as files that need nothing of ltood_fast: weights, preprocessing and a model card.
+"""The trained network as files: weights, preprocessing and a model card.
 
     backbone.pt | .safetensors | .onnx    the encoder, without the projection head, which only training needs
     preprocessing.json                    how an image becomes the network's input

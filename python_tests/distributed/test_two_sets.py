@@ -115,5 +115,37 @@ def _ring(rank: int, world: int) -> str:
 
 
 def test_a_ring_is_refused(groups):
-    sentence = "info_nce: exchange must be 'gather', the only exchange of this loss, got 'ring'"
+    sentence = "info_nce: exchange must be one of gather, got 'ring'"
     assert all(text.startswith(sentence) for text in groups(2).results(_ring))
+
+
+def _one_is_wrong(rank: int, world: int, name: str) -> str:
+    """A call that differs on rank 1."""
+    x, queue = torch.randn(3, 4), torch.randn(9, 4)
+    other = rank == 1
+    calls = {
+        "features": lambda g: lt.clip_loss(x, x[:, : 4 - other], 10.0, group=g),
+        "bias": lambda g: lt.clip_loss(x, x, 10.0, "b" if other else 0.0, group=g),
+        "scale": lambda g: lt.clip_loss(x, x, 10.0 + rank, group=g),
+        "temperature with a queue": lambda g: lt.info_nce(x, x, queue, 0.1 + rank, group=g),
+        "a queue on one rank": lambda g: lt.info_nce(x, x, queue if other else None, group=g),
+    }
+    try:
+        calls[name](dist.group.WORLD)
+    except (ValueError, TypeError) as error:
+        return str(error)
+
+
+ONE_IS_WRONG = {
+    "features": "clip_loss: text_features must be 4 wide as image_features is",
+    "bias": "clip_loss: logit_bias must be a number",
+    "scale": "clip_loss: logit_scale must be the same on all ranks of the group",
+    "temperature with a queue": "info_nce: temperature must be the same on all ranks of the group",
+    "a queue on one rank": "info_nce: negative_keys must be the same on all ranks of the group",
+}
+
+
+@pytest.mark.parametrize("name", ONE_IS_WRONG)
+def test_a_mistake_of_one_rank_is_told_on_all(groups, name):
+    for text in groups(2).results(_one_is_wrong, name):
+        assert ONE_IS_WRONG[name] in text

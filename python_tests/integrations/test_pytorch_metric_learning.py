@@ -11,7 +11,7 @@ LABELS = {
     "classes, some alone": lambda n: torch.randint(0, n // 2, (n,)),
     "two classes": lambda n: torch.arange(n) % 2,
     "one class": lambda n: torch.zeros(n, dtype=torch.int64),
-    "nobody else": lambda n: torch.arange(n),
+    "no other row": lambda n: torch.arange(n),
 }
 REDUCERS = [reducers.MeanReducer, reducers.AvgNonZeroReducer, reducers.PerAnchorReducer]
 

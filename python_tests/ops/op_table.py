@@ -80,10 +80,8 @@ _TWO_SETS = (
     Variant("ids of a queue, targets", ("negative_keys", "target", *_IDS)),
     Variant("smoothed, weighted, both directions", ("row_weight",), {"symmetric": True, "label_smoothing": 0.1}),
     Variant("smoothed, weighted, ids of a queue", ("negative_keys", "row_weight", *_IDS), {"label_smoothing": 0.3}),
-)
-_DECOUPLED = (
-    Variant("both directions", _IDS, {"symmetric": True, "decoupled": True}),
-    Variant("a queue, weighted", ("negative_keys", "row_weight"), {"decoupled": True}),
+    Variant("decoupled, ids, both directions", _IDS, {"symmetric": True, "decoupled": True}),
+    Variant("decoupled, a queue, weighted", ("negative_keys", "row_weight"), {"decoupled": True}),
 )
 OPS = {
     op.name: op
@@ -151,10 +149,6 @@ OPS = {
         Op(
             "info_nce", two_sets.info_nce, _TWO_SETS, _PAIR, ("query", "positive_key", "negative_keys"),
             (*_PAIR, "negative_keys"), lse=True,
-        ),
-        Op(
-            "info_nce decoupled", two_sets.info_nce, _DECOUPLED, _PAIR, ("query", "positive_key", "negative_keys"),
-            (*_PAIR, "negative_keys"), lse=True, bounded=False,
         ),
         *(
             Op(
@@ -282,7 +276,7 @@ def call(op: Op, sample: Sample, **options: Any) -> Any:
         given["centroids"] = given.pop("many_centroids")
     if "query_ids" in given:
         given["exclude"] = ltood_fast.Exclude(given.pop("query_ids"), given.pop("key_ids"))
-    if op.name == "info_nce decoupled":
+    if op.name == "info_nce" and "decoupled" in given:
         given["denominator"] = ltood_fast.Denominator(given.pop("decoupled"))
     if "row_weight" in given:
         given["weight"] = given.pop("row_weight")

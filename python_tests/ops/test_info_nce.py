@@ -96,11 +96,14 @@ def test_sixteen_bit_queue_of_wider_queries(dtype):
     check(given, dtype, **more)
 
 
-@pytest.mark.parametrize("queue", [None, 3000])
-@pytest.mark.parametrize("frozen", [("query",), ("positive_key",), ("negative_keys",), ("query", "positive_key")])
+FROZEN = [("query",), ("positive_key",), ("query", "positive_key")]
+
+
+@pytest.mark.parametrize(
+    ("queue", "frozen"), [*((None, names) for names in FROZEN), *((3000, n) for n in (*FROZEN, ("negative_keys",)))]
+)
 def test_frozen_sides_leave_the_other_gradients(queue, frozen):
     given, more = tensors(150, 150, queue, 12)
-    frozen = tuple(name for name in frozen if name in given)
     every = with_gradients(given, backend="cpu", **more)[2]
     some = with_gradients(given, frozen, backend="cpu", **more)[2]
     assert set(some) == set(every) - set(frozen)
@@ -270,7 +273,7 @@ SENTENCES = {
     "both ways, more keys": (
         {"symmetric": True, "positive_key": torch.randn(7, 4)}, ValueError, "positive_key must be of one row for each"
     ),
-    "half of the ids": ({"exclude": Exclude(torch.arange(6))}, ValueError, "exclude must be of query_ids and key_ids"),
+    "half of the ids": ({"exclude": Exclude(torch.arange(6), None)}, TypeError, "exclude.key_ids must be an integer"),
     "ids of the wrong set": (
         {"exclude": Exclude(torch.arange(6), torch.arange(6)), "negative_keys": torch.randn(3, 4)}, ValueError,
         r"exclude.key_ids must be of shape \[3\], got shape \(6,\)",
@@ -297,7 +300,7 @@ MEMORY = """
 import resource, torch, ltood_fast
 torch.set_num_threads(2)
 query, key = (torch.randn({n}, 32, requires_grad=True) for _ in range(2))
-queue = torch.nn.functional.normalize(torch.randn({q}, 32)) if {q} else None
+queue = torch.empty({q}, 32).uniform_(-1, 1) if {q} else None  # without a larger temporary
 ltood_fast.info_nce(query[:64], key[:64]).backward()
 before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
 ltood_fast.info_nce(query, key, queue).backward()

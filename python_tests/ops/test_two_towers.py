@@ -107,7 +107,7 @@ def test_opcheck():
         ({"text_features": torch.randn(5, 4)}, ValueError, "text_features must be of one row for each row of image"),
         ({"logit_scale": -1.0}, ValueError, "logit_scale must be positive"),
         ({"logit_scale": torch.tensor(0.0)}, ValueError, "logit_scale must be positive"),
-        ({"logit_scale": torch.ones(3)}, ValueError, "logit_scale must be a number or a float tensor of one element"),
+        ({"logit_scale": torch.ones(3)}, ValueError, "logit_scale must be a float or a float tensor of one element"),
         ({"logit_bias": torch.tensor(1)}, TypeError, "logit_bias must be a number or a float tensor of one element"),
         ({"image_features": torch.full((6, 4), 1e18)}, ValueError, "image_features and text_features must be of rows"),
     ],

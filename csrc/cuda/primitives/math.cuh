@@ -52,4 +52,18 @@ __device__ __forceinline__ float warp_max(float x) {
   return x;
 }
 
+// The place of the first of ascending numbers that is no less than `key`; `count` where there is none.
+__device__ __forceinline__ int64_t lower_bound(const int64_t* ascending, int64_t count, int64_t key) {
+  int64_t begin = 0, end = count;
+  while (begin < end) {
+    const int64_t middle = (begin + end) / 2;
+    if (ascending[middle] < key) {
+      begin = middle + 1;
+    } else {
+      end = middle;
+    }
+  }
+  return begin;
+}
+
 }  // namespace ltood::prim

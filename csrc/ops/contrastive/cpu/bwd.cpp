@@ -15,8 +15,8 @@
 #include <cmath>
 #include <tuple>
 
+#include "common/excluded_columns.h"
 #include "common/undefined.h"
-#include "ops/contrastive/cpu/excluded_columns.h"
 #include "ops/contrastive/cpu/similarities.h"
 #include "ops/contrastive/cpu/sole_positives.h"
 

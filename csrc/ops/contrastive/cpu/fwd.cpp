@@ -10,8 +10,8 @@
 #include <functional>
 #include <tuple>
 
+#include "common/excluded_columns.h"
 #include "common/neighbors.h"
-#include "ops/contrastive/cpu/excluded_columns.h"
 #include "ops/contrastive/cpu/positives.h"
 #include "ops/contrastive/cpu/similarities.h"
 #include "ops/contrastive/cpu/sole_positives.h"

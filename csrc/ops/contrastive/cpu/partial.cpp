@@ -13,8 +13,8 @@
 #include <limits>
 #include <tuple>
 
+#include "common/excluded_columns.h"
 #include "common/neighbors.h"
-#include "ops/contrastive/cpu/excluded_columns.h"
 #include "ops/contrastive/cpu/similarities.h"
 
 namespace ltood {
@@ -28,7 +28,7 @@ class RowsAndColumns {
       : x_(x), rows_(row_panels<T>(x)), cols_(row_panels<T>(y)), diagonal_(bounded_diagonal(in)) {
     if (!excluded.x) return;
     excluded_ = {excluded.x->const_data_ptr<int64_t>(), in.x.size(0), excluded.y->const_data_ptr<int64_t>(),
-                 in.y.size(0)};
+                 in.y.size(0), /*none=*/-1};
   }
 
   const RowPanels<T>& rows() const { return rows_; }

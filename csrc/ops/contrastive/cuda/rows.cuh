@@ -10,23 +10,9 @@ namespace ltood::contrastive {
 
 constexpr int kRowWarps = 4;
 
-// The first of n ascending ids that is no less than `id`.
-__device__ inline int lower_bound(const int64_t* sorted, int n, int64_t id) {
-  int low = 0, high = n;
-  while (low < high) {
-    const int middle = (low + high) / 2;
-    if (sorted[middle] < id) {
-      low = middle + 1;
-    } else {
-      high = middle;
-    }
-  }
-  return low;
-}
-
 // How many rows are in row i's segment: a range of the sorted ids.
 __device__ inline int segment_size(const SegmentView& segments, int n, int64_t id) {
-  return lower_bound(segments.sorted, n, id + 1) - lower_bound(segments.sorted, n, id);
+  return static_cast<int>(prim::lower_bound(segments.sorted, n, id + 1) - prim::lower_bound(segments.sorted, n, id));
 }
 
 // One thread a row. The other row of a segment of two.
@@ -34,7 +20,7 @@ __global__ void contrastive_pairs_kernel(const SegmentPairs p) {
   const int row = blockIdx.x * blockDim.x + threadIdx.x;
   if (row >= p.n) return;
   const int64_t id = p.ids[row];
-  const int low = lower_bound(p.sorted, p.n, id);
+  const int64_t low = prim::lower_bound(p.sorted, p.n, id);
   const bool two = low + 1 < p.n && p.sorted[low + 1] == id && (low + 2 == p.n || p.sorted[low + 2] != id);
   p.partner[row] = two ? static_cast<int>(p.order[low] + p.order[low + 1]) - row : -1;
 }

@@ -19,21 +19,8 @@ struct Range {
   __device__ bool contains(int64_t at) const { return begin <= at && at < end; }
 };
 
-__device__ __forceinline__ int64_t lower_bound(const int64_t* ascending, int64_t count, int64_t key) {
-  int64_t begin = 0, end = count;
-  while (begin < end) {
-    const int64_t middle = (begin + end) / 2;
-    if (ascending[middle] < key) {
-      begin = middle + 1;
-    } else {
-      end = middle;
-    }
-  }
-  return begin;
-}
-
 __device__ __forceinline__ Range range_of(const int64_t* ascending, int64_t count, int64_t low, int64_t high) {
-  return {lower_bound(ascending, count, low), lower_bound(ascending, count, high)};
+  return {prim::lower_bound(ascending, count, low), prim::lower_bound(ascending, count, high)};
 }
 
 // far[c] K + c. A far outside [0, K) counts as K, a cluster nobody has; a c outside [0, K) comes last of all.
@@ -59,7 +46,7 @@ __device__ __forceinline__ void for_each_view(const GuidedParams& p, int positio
     return;
   }
   const int64_t id = p.instance[position];
-  for (int64_t at = lower_bound(p.instance_keys, p.n, id); at < p.n && p.instance_keys[at] == id; ++at) {
+  for (int64_t at = prim::lower_bound(p.instance_keys, p.n, id); at < p.n && p.instance_keys[at] == id; ++at) {
     if (p.members[at] >= p.columns) break;  // behind the columns come the rows of a partial problem
     body(static_cast<int>(p.members[at]));
   }

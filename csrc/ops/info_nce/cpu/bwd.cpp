@@ -20,7 +20,7 @@ using InfoNceGradients = std::tuple<at::Tensor, at::Tensor, at::Tensor, at::Tens
 // dL/ds of one direction, a number a row: weight exp(s - shift / tau) + constant in its columns, `positive` at p(i).
 struct SlopeRows {
   std::vector<double> weight, shift, constant, positive;
-  double largest = 0;  // of what arrives at a row, the unit that slopes are carried in
+  double largest = 0;  // gradient of a row, the unit that slopes are carried in
 
   explicit SlopeRows(int64_t n) : weight(n, 0.0), shift(n, 0.0), constant(n, 0.0), positive(n, 0.0) {}
 

@@ -7,6 +7,7 @@
 #include <optional>
 #include <vector>
 
+#include "common/excluded_columns.h"
 #include "common/simd.h"
 #include "ops/info_nce/cpu/panels.h"
 #include "ops/info_nce/cpu/tile.h"
@@ -89,6 +90,10 @@ class PairSimilarities {
       positives_.emplace(in.positive_key, in.normalize ? &scale.positive : nullptr,
                          typename Panels<T>::Layout{panel, false, scale.broken});
     }
+    if (in.query_ids) {
+      excluded_ = {in.query_ids->const_data_ptr<int64_t>(), in.query.size(0), in.key_ids->const_data_ptr<int64_t>(),
+                   in.columns().size(0), /*none=*/std::nullopt};
+    }
     scratch_ = at::empty({at::get_num_threads(), queries_.panel(), kMaxPanel}, in.query.options().dtype(scale.dtype));
   }
 
@@ -105,9 +110,7 @@ class PairSimilarities {
     multiply(queries_.panel(), panel, in_.query.size(1), queries_.rows(i), keys_.transposed(j), {to, panel}, false);
     const Tile<T> tile{to, panel, queries_.size(i), keys_.size(j), static_cast<T>(scale_.inv_tau * kLog2E)};
     if (!in_.negative_keys) exclude_positives(tile, r, c);
-    if (in_.query_ids) {
-      exclude_equal(tile, in_.query_ids->const_data_ptr<int64_t>() + r, in_.key_ids->const_data_ptr<int64_t>() + c);
-    }
+    excluded_.exclude(tile, r, c);
     return tile;
   }
 
@@ -152,6 +155,7 @@ class PairSimilarities {
   Panels<T> queries_, keys_;
   std::optional<Panels<T>> positives_;
   PairSchedule schedule_;
+  ExcludedColumns excluded_;
   at::Tensor scratch_;  // [threads, query panel, kMaxPanel]
 };
 

@@ -11,16 +11,6 @@ template <typename T>
 constexpr T kExcluded = -std::numeric_limits<T>::infinity();
 
 template <typename T>
-LTOOD_INLINE void exclude(Tile<T> tile, const int64_t* row_ids, const int64_t* __restrict col_ids) {
-  for (int64_t r = 0; r < tile.rows; ++r) {
-    T* __restrict v = tile.values + r * tile.stride;
-    const int64_t id = row_ids[r];
-#pragma omp simd
-    for (int64_t c = 0; c < tile.cols; ++c) v[c] = col_ids[c] == id ? kExcluded<T> : v[c];
-  }
-}
-
-template <typename T>
 LTOOD_INLINE void logits(Tile<T> tile, LogitSums row, LogitSums col) {
   for (int64_t r = 0; r < tile.rows; ++r) {
     const T* __restrict v = tile.values + r * tile.stride;
@@ -90,13 +80,6 @@ LTOOD_INLINE void add(T* __restrict out, const T* __restrict row, T weight, int6
 }
 
 }  // namespace
-
-LTOOD_CLONES void exclude_equal(Tile<float> tile, const int64_t* row_ids, const int64_t* col_ids) {
-  exclude(tile, row_ids, col_ids);
-}
-LTOOD_CLONES void exclude_equal(Tile<double> tile, const int64_t* row_ids, const int64_t* col_ids) {
-  exclude(tile, row_ids, col_ids);
-}
 
 LTOOD_CLONES void add_logits(Tile<float> tile, LogitSums row, LogitSums col) { logits(tile, row, col); }
 LTOOD_CLONES void add_logits(Tile<double> tile, LogitSums row, LogitSums col) { logits(tile, row, col); }

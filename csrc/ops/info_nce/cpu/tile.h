@@ -8,10 +8,6 @@
 
 namespace ltood {
 
-// -inf where a row and a column have one id: such a pair is left out of every sum.
-void exclude_equal(Tile<float> tile, const int64_t* row_ids, const int64_t* col_ids);
-void exclude_equal(Tile<double> tile, const int64_t* row_ids, const int64_t* col_ids);
-
 // Adds the sum of v_rc over the entries that are not -inf, and their number, of rows and (unless null) of columns.
 struct LogitSums {
   double *sum, *count;

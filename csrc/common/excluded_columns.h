@@ -1,11 +1,11 @@
-// Columns that leave the denominators of some rows, as the diagonal does: the positives of decoupled losses, the sole
-// positives of rows of a process group.
+// Columns that leave the denominators of some rows, as the diagonal does: positives of decoupled losses, sole positives
+// of rows of a process group, keys that carry the id of a query. Torch-free.
 #pragma once
 
 #include <algorithm>
 #include <cstdint>
 #include <limits>
-#include <unordered_map>
+#include <optional>
 #include <vector>
 
 #include "common/segments.h"
@@ -24,14 +24,14 @@ class ExcludedColumns {
     }
   }
 
-  // Of every row the columns of its id, unless it is -1. x_ids [n], y_ids [m].
-  ExcludedColumns(const int64_t* x_ids, int64_t n, const int64_t* y_ids, int64_t m)
+  // Of every row the columns of its id, unless it is `none`. x_ids [n], y_ids [m].
+  ExcludedColumns(const int64_t* x_ids, int64_t n, const int64_t* y_ids, int64_t m, std::optional<int64_t> none)
       : columns_(segment_rows(y_ids, m)), segment_(n, -1) {
-    std::unordered_map<int64_t, int64_t> segment_of;
-    for (int64_t g = 0; g < columns_.count(); ++g) segment_of[y_ids[columns_.order[columns_.offsets[g]]]] = g;
+    std::vector<int64_t> ids;  // of the segments, ascending
+    for (int64_t g = 0; g < columns_.count(); ++g) ids.push_back(y_ids[columns_.order[columns_.offsets[g]]]);
     for (int64_t i = 0; i < n; ++i) {
-      const auto found = segment_of.find(x_ids[i]);
-      if (x_ids[i] >= 0 && found != segment_of.end()) segment_[i] = found->second;
+      const auto found = std::lower_bound(ids.begin(), ids.end(), x_ids[i]);
+      if (x_ids[i] != none && found < ids.end() && *found == x_ids[i]) segment_[i] = found - ids.begin();
     }
   }
 
