@@ -3,8 +3,8 @@
 Measured on the CPU, gloo over the loopback interface, a thread a rank: time, bytes and memory of nt_xent forward and
 backward with 1, 2 and 4 ranks. Bytes are those that the kernel counts as written by a process, to its sockets.
 Modelled for 8 to 1,024 GPUs, none of which has been measured: a step is its products at an assumed rate and its
-exchange over assumed links, one after the other. The same formulas with this machine's rates stand beside what was
-measured. nt_xent alone: the losses of stage 2 divide their rows among the ranks in the same way, and cost what the
+exchange over assumed links, one after the other. The same formulas with this machine's rates are shown next to the
+measurements. nt_xent alone: the losses of stage 2 divide their rows among the ranks in the same way, and cost what the
 docstring of guided_contrastive says.
 """
 

@@ -25,7 +25,7 @@ def on_config(config):
 
 
 def on_files(files, config):
-    """Pages outside docs/, and the examples, shown with their code."""
+    """Adds the pages that lie outside docs/."""
     for source, page in PAGES.items():
         text = (ROOT / source).read_text(encoding="utf-8")
         files.append(File.generated(config, page, content=text))

@@ -157,7 +157,7 @@ IMPLEMENTATIONS = (
     Implementation(
         "ours",
         {**_each(OURS, _ours), "clip": _our_clip},
-        "ltood_fast, backend='auto', as it is; clip is info_nce(symmetric=True), on CUDA its reference",
+        "ltood_fast, backend='auto'; clip is info_nce(symmetric=True), on CUDA its reference",
         kind="ours",
         package="ltood_fast",
     ),

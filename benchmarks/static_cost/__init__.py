@@ -25,5 +25,5 @@ def add_parser(commands: argparse._SubParsersAction) -> None:
     )
     parser.set_defaults(function=run)
     parser.add_argument(
-        "--output", type=Path, default=report.OUTPUT, help="the JSON; the table is written beside it as .md"
+        "--output", type=Path, default=report.OUTPUT, help="the JSON; the table gets the same name with .md"
     )

@@ -31,7 +31,7 @@ def read(path: Path = OUTPUT) -> dict[str, Any]:
 
 
 def write(path: Path, result: dict[str, Any]) -> None:
-    """The JSON, a kernel a line, and the tables beside it."""
+    """The JSON, a kernel a line, and the tables in a file of the same name."""
     kernels = result["kernels"]
     lines = [
         json.dumps(key)
