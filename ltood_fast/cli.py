@@ -21,11 +21,6 @@ from ._signals import Terminated, sigterm_raises
 
 USER_ERRORS = (ValueError, TypeError, RuntimeError, OSError, ImportError)
 EXIT_ERROR, EXIT_INTERRUPTED, EXIT_TERMINATED = 2, 130, 143
-# The modules of the packages that the extra [train] installs.
-TRAIN_MODULES = (
-    "faiss", "jinja2", "kornia", "lightning_fabric", "matplotlib",
-    "sklearn", "tensorboard", "torchvision", "tqdm", "yaml",
-)  # fmt: skip
 
 RESUME = (
     "go on with the run in --run-dir; keys of stages that have not begun may change, and a stage may get more epochs, "
@@ -53,7 +48,7 @@ def presets_and_recipes() -> str:
 
 
 class Parser(argparse.ArgumentParser):
-    """Argument errors in our one form; no abbreviations, or `--data` would pass for `--data.id`; no option twice."""
+    """Argument errors in one form; no abbreviations, or `--data` would pass for `--data.id`; no option twice."""
 
     def __init__(self, **options: Any):
         super().__init__(**options, allow_abbrev=False)
@@ -268,8 +263,11 @@ def own_images(args: argparse.Namespace, overrides: dict[str, Any]) -> tuple[str
 
     saved, own = args.run_dir / "config.yaml", f"folder:{args.images.absolute()}"
     if args.resume and saved.is_file():
-        if (before := config_values(str(saved)).get("data.id")) != own:
-            raise ValueError(f"argument --images must be the folder of the run in {args.run_dir}, {before}, got {own}")
+        before, pool = config_values(str(saved)), args.ood and f"folder:{args.ood.absolute()}"
+        for option, key, given in (("--images", "data.id", own), ("--ood", "data.ood", pool)):
+            if given is not None and before.get(key) != given:
+                wanted = f"the folder of the run in {args.run_dir}, {before.get(key) or 'none'}"
+                raise ValueError(f"argument {option} must be {wanted}, got {given}")
         return args.config, overrides
     if args.config is not None:
         overrides = {**config_values(args.config), **overrides}
@@ -522,8 +520,12 @@ def exit_code(stop: KeyboardInterrupt) -> int:
 def sentence(error: Exception, argv: Sequence[str]) -> str:
     """One line for any error. An error that no check has put into words says with which command it came."""
     missing = (error.name or "").partition(".")[0] if isinstance(error, ModuleNotFoundError) else ""
-    if missing in TRAIN_MODULES:
-        return f"{missing} is not installed; it comes with the extra [train]: `pip install 'ltood_fast[train]'`"
+    if missing not in ("", "torch"):  # without torch the list cannot be imported
+        from .doctor import EXTRAS
+
+        if missing in EXTRAS:
+            extra = EXTRAS[missing][1]
+            return f"{missing} is not installed; it comes with the extra [{extra}]: `pip install 'ltood_fast[{extra}]'`"
     if isinstance(error, USER_ERRORS):
         return one_line(error)
     command = shlex.join(["ltood", *argv])

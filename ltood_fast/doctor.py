@@ -18,6 +18,9 @@ EXTRAS = {
     "tensorboard": ("tensorboard", "train", "run.loggers tensorboard"),
     "yaml": ("pyyaml", "train", "configurations"),
     "tqdm": ("tqdm", "train", "progress bars"),
+    "pytorch_lightning": ("pytorch-lightning", "loggers", "run.loggers wandb, mlflow"),
+    "wandb": ("wandb", "loggers", "run.loggers wandb"),
+    "mlflow": ("mlflow", "loggers", "run.loggers mlflow"),
     "timm": ("timm", "models", "model.encoder timm:NAME"),
     "safetensors": ("safetensors", "export", "ltood export --format safetensors"),
     "onnx": ("onnx", "export", "ltood export --format onnx"),
@@ -29,7 +32,7 @@ TOLERANCE = 1e-4  # of the gradient in float32, the one that the tests use
 
 @dataclass(frozen=True)
 class Examination:
-    """What was found, line by line, and what to do about it."""
+    """The findings, line by line, and advice."""
 
     lines: list[str]
     advice: list[str]

@@ -34,16 +34,15 @@ def _normalized(images: Tensor) -> Tensor:
 
 
 class EvalTransform(nn.Module):
-    """uint8 [B, C, H, W] -> float [B, C, size, size] as evaluation sees it: the middle; size None: all of it."""
+    """uint8 [B, C, H, W] -> float [B, C, size, size] as evaluation sees it: the middle."""
 
-    def __init__(self, size: int | None = None):
+    def __init__(self, size: int):
         super().__init__()
         self.size = size
 
     def forward(self, images: Tensor) -> Tensor:
-        if self.size is not None:
-            top, left = ((side - self.size) // 2 for side in images.shape[-2:])
-            images = images[..., top : top + self.size, left : left + self.size]
+        top, left = ((side - self.size) // 2 for side in images.shape[-2:])
+        images = images[..., top : top + self.size, left : left + self.size]
         return _normalized(_scaled(images))
 
 
@@ -147,12 +146,8 @@ def make_augment(config: AugmentConfig, image_size: int) -> nn.Module:
     return Augment(config, image_size)
 
 
-def make_eval_transform(image_size: int | None = None) -> nn.Module:
-    """The transform of evaluation: the middle of `image_size` pixels, scaled and normalised, nothing random.
-
-    Args:
-        image_size: of the middle; None: the images have the size that the network is to see.
-    """
+def make_eval_transform(image_size: int) -> nn.Module:
+    """The transform of evaluation: the middle of `image_size` pixels, scaled and normalised, nothing random."""
     return EvalTransform(image_size)
 
 

@@ -18,8 +18,6 @@ from .sources import POOLS, image_files, labels_by_class_folder, open_set, read_
 if TYPE_CHECKING:
     from ..train.config import DataConfig
 
-LEAST_IMAGES = 4  # two to train on and two to test
-
 
 def load_data(config: DataConfig) -> DataBundle:
     """The sets that `config` names.
@@ -141,11 +139,15 @@ def _drawn(config: DataConfig, folder: Path) -> tuple[ImageSet, ImageSet, ImageS
     """Training, probe and test images of a folder without a test part. Where it tells fewer than two classes apart, the
     three have no labels, and the probe set is the training set."""
     whole = _open(config, f"folder:{folder}")
-    if len(whole) < LEAST_IMAGES:
-        raise DataError(f"data: folder must hold at least {LEAST_IMAGES} images, got {len(whole)} in {folder}")
     if len(whole.class_names) < 2:
         whole = whole.without_labels()
     is_test = draw_test(whole.labels, config.test_fraction, config.seed)
+    parts = int((~is_test).sum()), int(is_test.sum())
+    if min(parts) < 2:
+        raise DataError(
+            f"data: {folder} must leave two images to train on and two to test with data.test_fraction "
+            f"{config.test_fraction}, got {parts[0]} and {parts[1]}"
+        )
     train, test = (whole.subset(rows.nonzero().flatten()) for rows in (~is_test, is_test))
     if not whole.class_names:
         return _long_tail(config, train), train, test

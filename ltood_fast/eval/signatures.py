@@ -201,8 +201,8 @@ def _neighbor_purity(name: str, results: RunResults) -> Signature:
         name,
         purity < LOW_PURITY or (few is not None and few < LOW_PURITY_FEW),
         f"{sentence} (epoch {lines[-1]['epoch']}).",
-        "Wrong neighbours pull tails into heads: weight them by density (stage1.neighbor_weighting density) or lower "
-        "stage1.neighbor_weight.",
+        "Wrong neighbours may pull tails into heads: weight them by density (stage1.neighbor_weighting density) or "
+        "lower stage1.neighbor_weight.",
     )
 
 

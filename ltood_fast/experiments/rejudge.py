@@ -10,10 +10,12 @@ from __future__ import annotations
 
 import json
 import sys
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from ..cli import Parser, some_path
 from ..eval.results import MEASURES
 from ..eval.scores import unpack_right
 from .command import SCHEMA, SCHEMA_VERSION, find_experiment, page_of, summarise, write_files
@@ -39,7 +41,7 @@ def stored_outcomes(data: dict[str, Any]) -> Outcomes:
             answers = Answers(images["counts"], images["groups"], right)
         measures = {measure.key: run.get(measure.key) for measure in MEASURES}
         stage = {"name": run["stage"], "right": run.get("right")}
-        report = {"stages": [stage], "scheme": data.get("scheme", "rank")}
+        report = {"stages": [stage], "scheme": "rank"}
         by_run[run["variant"], run["seed"]] = Outcome(
             run["variant"], run["seed"], run["stage"], measures, run["per_class"], run["seconds"], [], report, answers
         )
@@ -47,7 +49,7 @@ def stored_outcomes(data: dict[str, Any]) -> Outcomes:
 
 
 def rejudge(path: Path) -> Summary:
-    """Writes the files beside a results.json anew.
+    """Rewrites table.md, picture.png and the verdict of a results.json.
 
     Raises:
         ExperimentError: the file is none of an experiment.
@@ -98,10 +100,11 @@ def overview(found: dict[str, Summary]) -> str:
     ]  # fmt: skip
     note = (
         f"{RULE} Differences in points; a lower std is the better one. At first: by two standard errors, without a "
-        "correction. Over seeds alone, an interval speaks of these 10,000 test images. These runs do not say which "
-        "test images they got right, so that the test images' part is the bound for unpaired answers, wider "
-        "than the truth. None of the experiments had a positive control."
+        "correction. Over seeds alone, an interval speaks of the test images at hand. Where runs do not say which test "
+        "images they got right, the test images' part is the bound for unpaired answers, wider than the truth."
     )
+    if not any(summary.values["control"]["n"] for summary in found.values()):
+        note += " None of the experiments had a positive control."
     return to_markdown(Table("Committed differences, judged again", header, lines, note)) + "\n"
 
 
@@ -118,12 +121,22 @@ def _key(one: dict[str, Any]) -> str:
     return f"{one['better']} {one['worse']} {one['measure']}"
 
 
-def main(folder: str) -> None:
-    found = {path.parent.name: rejudge(path) for path in sorted(Path(folder).glob("*/results.json"))}
+def main(argv: Sequence[str] | None = None) -> int:
+    parser = Parser(prog="python -m ltood_fast.experiments.rejudge", description=__doc__.splitlines()[0])
+    parser.add_argument("folder", type=some_path, help="with the results.json of an experiment in each subfolder")
+    try:
+        folder = parser.parse_args(argv).folder
+        found = {path.parent.name: rejudge(path) for path in sorted(folder.glob("*/results.json"))}
+        if not found:
+            raise ExperimentError(f"rejudge: folder must hold results.json files in subfolders, got none in {folder}")
+    except (ExperimentError, ValueError, OSError) as error:
+        print(f"ltood: error: {error}", file=sys.stderr)
+        return 2
     for name, summary in found.items():
         print(f"{name}: {summary.verdict.sentence}")
-    (Path(folder) / "rejudged.md").write_text(overview(found), encoding="utf-8")
+    (folder / "rejudged.md").write_text(overview(found), encoding="utf-8")
+    return 0
 
 
 if __name__ == "__main__":
-    main(*sys.argv[1:])
+    sys.exit(main())

@@ -10,7 +10,6 @@ every run of a seed is done, `<output>/pairing_seed<k>.json` holds its numbers. 
 
 from __future__ import annotations
 
-import argparse
 import json
 import sys
 import tempfile
@@ -21,7 +20,7 @@ from pathlib import Path
 from typing import Any
 
 from .. import _files
-from ..cli import parse_overrides
+from ..cli import Parser, parse_overrides, parse_seeds, positive, some_path, whole_number
 from ..eval.results import to_json
 from ..train.config import Config, load_config
 from .command import SCHEMA, Findings, numbers_of, summarise
@@ -34,6 +33,7 @@ from .spec import ExperimentError, Setting, Variant
 EPOCHS = {"simclr": 150, "stage1": 100, "stage2": 40}  # where the time allows them
 STUDENT_COST = 1.35  # of an image of stage 2 against one of SimCLR: the guide's forward pass; a prediction
 EVALUATION = 1.1  # share of all else that embedding, sampling and evaluation add; a prediction
+SEED_KEYS = {"experiment", "preset", "overrides", "test_images", "variants", "seeds", "runs", "gpu", "cpu"}
 RESAMPLINGS = 4  # choices of OOD images in a branch, as 100 epochs and T = 25
 
 
@@ -52,7 +52,8 @@ class Plan:
     @property
     def overrides(self) -> dict[str, str]:
         found = {f"{stage}.epochs": str(epochs) for stage, epochs in self.epochs.items()}
-        return found | {"stage1.resample_every": str(max(1, -(-self.epochs["stage1"] // RESAMPLINGS)))}
+        every = max(1, -(-self.epochs["stage1"] // RESAMPLINGS))
+        return found | {"stage1.resample_every": str(every), "stage1.warmup_epochs": "0"}
 
     def __str__(self) -> str:
         lines = [f"rate: {self.rate:,.0f} images/s (measured); epochs: {self.epochs}, {100 * self.share:.0f} % of "
@@ -103,7 +104,10 @@ def load_plan(setting: Setting, seconds: float, measure: float) -> Plan:
     """That of the output folder, made where there is none: all parts and seeds train the same."""
     path = setting.output / "plan.json"
     if path.is_file():
-        return Plan(**json.loads(path.read_text(encoding="utf-8")))
+        try:
+            return Plan(**json.loads(path.read_text(encoding="utf-8")))
+        except (ValueError, TypeError) as error:
+            raise ExperimentError(f"timed: {path} must be a plan of this command, got another file ({error})") from None
     config = load_config(setting.preset, {**setting.overrides, "stages": "simclr"})
     rate, n_id = measure_rate(config, measure)
     listed = PAIRING.with_control(variants(setting))
@@ -152,11 +156,9 @@ def merge(paths: Sequence[Path], folder: Path) -> str:
     """
     if not paths:
         raise ExperimentError("timed: merge must name at least one file, got none")
-    files = [json.loads(Path(path).read_text(encoding="utf-8")) for path in paths]
+    files = [_read_seed(path) for path in paths]
     first, seeds = files[0], []
     for path, data in zip(paths, files, strict=True):
-        if data.get("schema") != SCHEMA:
-            raise ExperimentError(f"timed: {path} must be a file of {SCHEMA}, got {data.get('schema')!r}")
         for key in ("experiment", "preset", "overrides", "test_images"):
             if data[key] != first[key]:
                 raise ExperimentError(f"timed: all files must have one {key}, got another in {path}")
@@ -172,22 +174,35 @@ def merge(paths: Sequence[Path], folder: Path) -> str:
     return rejudge(folder / "results.json").verdict.sentence
 
 
+def _read_seed(path: Path) -> dict[str, Any]:
+    try:
+        data = json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise ExperimentError(f"timed: {path} must be JSON of a seed, got another file ({error})") from None
+    schema = data.get("schema") if isinstance(data, dict) else type(data).__name__
+    if schema != SCHEMA or not data.keys() >= SEED_KEYS:
+        raise ExperimentError(f"timed: {path} must be a file of {SCHEMA} with all keys of a seed, got {schema!r}")
+    return data
+
+
 def _ways(data: dict[str, Any]) -> dict[str, Any]:
     return {name: {k: v for k, v in saved.items() if k != "measures"} for name, saved in data["variants"].items()}
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(prog="python -m ltood_fast.experiments.timed", description=__doc__.splitlines()[0])
-    parser.add_argument("--output", type=Path, required=True)
+    parser = Parser(prog="python -m ltood_fast.experiments.timed", description=__doc__.splitlines()[0])
+    parser.add_argument("--output", type=some_path, required=True)
     parser.add_argument("--config", default="cifar10_lt", help="preset or YAML file (cifar10_lt)")
-    parser.add_argument("--seeds", type=lambda text: tuple(int(s) for s in text.split(",")), default="0")
-    parser.add_argument("--seconds", type=float, default=1800, help="for a seed (1800)")
-    parser.add_argument("--part", type=float, default=540, help="seconds of this call (540)")
-    parser.add_argument("--measure", type=float, default=20, help="seconds of the measurement (20)")
-    parser.add_argument("--jobs", type=int, default=1, help="runs at a time (1)")
-    parser.add_argument("--merge", type=Path, nargs="+", help="files of single seeds, to be judged together")
-    args, rest = parser.parse_known_args(argv)
+    parser.add_argument("--seeds", type=parse_seeds, default="0", help="commas between them (0)")
+    parser.add_argument("--seconds", type=positive, default=1800, help="for a seed (1800)")
+    parser.add_argument("--part", type=positive, default=540, help="seconds of this call (540)")
+    parser.add_argument("--measure", type=positive, default=20, help="seconds of the measurement (20)")
+    parser.add_argument("--jobs", type=whole_number(1), default=1, help="runs at a time (1)")
+    parser.add_argument("--merge", type=some_path, nargs="+", help="files of single seeds, to be judged together")
     try:
+        args, rest = parser.parse_known_args(argv)
+        if args.output.exists() and not args.output.is_dir():
+            raise ValueError(f"timed: --output must be a folder, got the file {args.output}")
         if args.merge:
             print(merge(args.merge, args.output))
             return 0

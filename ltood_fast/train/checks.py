@@ -47,6 +47,8 @@ def check_run(session: Session) -> None:
     for stage in session.config.stages:
         if starts.get(stage):
             first_state(stage, session)
+    if session.config.stage1.neighbors == "oracle" and not session.data.train.class_names:
+        raise ValueError("train: stage1.neighbors must be another than oracle where no image has a label, got oracle")
     if session.config.stage1.pairing == "cross" and session.ranks > 1:
         raise ValueError(f"train: stage1.pairing must be same on several ranks, got cross on {session.ranks}")
     on_first_rank(lambda: _check_evaluation(session))

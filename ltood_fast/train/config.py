@@ -234,7 +234,7 @@ class EvalConfig:
 class RunConfig:
     device: str = _choice("auto", "cpu", "cuda")  # auto: the GPU where there is one
     # of the network; the losses are float32. auto: bf16-mixed where the device computes it in hardware, else 32-true,
-    # as a processor without bf16 instructions takes 11 times as long for bf16-mixed
+    # as a processor without bf16 instructions is much slower with bf16-mixed
     precision: str = _choice("32-true", "bf16-mixed", "auto")
     threads: int = _number(0, 0, 1024)  # of the CPU; 0: torch's own choice
     checkpoint_every: int = _number(1, 1)  # epochs
@@ -360,7 +360,9 @@ def _check_together(config: Config) -> None:
     b = config.base
     require(b.temperature_low <= b.temperature_high, "base.temperature_low",
             f"at most base.temperature_high = {b.temperature_high}", b.temperature_low)  # fmt: skip
-    a = config.augment
+    d, a = config.data, config.augment
+    require(d.decode_size == 0 or d.decode_size >= d.image_size, "data.decode_size",
+            f"0 or at least data.image_size = {d.image_size}", d.decode_size)  # fmt: skip
     encoder, init = config.model.encoder, config.model.init
     require(init != "timm" or encoder.startswith("timm:"), "model.init", "a file for an encoder that is not timm:NAME",
             init)  # fmt: skip

@@ -60,7 +60,9 @@ def export_network(checkpoint: Path, kind: str, output: Path) -> Path:
             gives other features.
         ImportError: a format needs a package that is not installed.
     """
-    if output.exists() and not (output / "preprocessing.json").is_file():
+    names = {path.name for path in output.iterdir()} if output.is_dir() else set()
+    exported = "preprocessing.json" in names and names <= {*FILES.values(), "preprocessing.json", "README.md"}
+    if output.exists() and not exported:
         raise ExportError(f"export: output must be a new folder or that of an earlier export, got {output}")
     if not output.absolute().parent.is_dir():
         raise ExportError(f"export: output must be in an existing folder, got {output}")
@@ -77,7 +79,8 @@ def export_network(checkpoint: Path, kind: str, output: Path) -> Path:
         WRITERS[kind](model.encoder, images, written / FILES[kind])
         code = loading_code(config.model, kind, size)
         card = model_card(state, config, kind, code, size)
-        (written / "preprocessing.json").write_text(json.dumps(preprocessing(size), indent=1) + "\n")
+        resized = config.data.decode_size or config.data.image_size
+        (written / "preprocessing.json").write_text(json.dumps(preprocessing(size, resized), indent=1) + "\n")
         (written / "README.md").write_text(card, encoding="utf-8")
         _check_loads(code, written, images, model.encoder, kind)
         if output.exists():
@@ -111,13 +114,13 @@ def _weights(encoder: nn.Module) -> dict[str, Tensor]:
 WRITERS = {"torch": _write_torch, "safetensors": _write_safetensors, "onnx": _write_onnx}
 
 
-def preprocessing(size: tuple[int, int, int]) -> dict[str, Any]:
-    """How a file becomes the network's input, as `data.decode` and `data.augment` do it."""
+def preprocessing(size: tuple[int, int, int], resized: int) -> dict[str, Any]:
+    """How a file becomes the network's input, as `data.decode` and `data.augment` do it; resized: the shorter side."""
     channels, side, _ = size
     return {
         "color": "RGB" if channels == 3 else "grey",
-        "resize": "shorter side to image_size, bicubic with antialiasing",
-        "crop": "centre",
+        "resize": f"shorter side to {resized}, bicubic with antialiasing",
+        "crop": "centre, to image_size",
         "image_size": side,
         "range": [0, 1],
         "mean": [MEAN] * channels,
@@ -175,6 +178,7 @@ def model_card(state: dict[str, Any], config: Config, kind: str, code: str, size
     """README.md of an exported network."""
     import jinja2
 
+    resized = config.data.decode_size or config.data.image_size
     template = Path(__file__).with_name("model_card.md.jinja").read_text(encoding="utf-8")
     environment = jinja2.Environment(undefined=jinja2.StrictUndefined, trim_blocks=True, keep_trailing_newline=True)
     return environment.from_string(template).render(
@@ -187,6 +191,8 @@ def model_card(state: dict[str, Any], config: Config, kind: str, code: str, size
         seed=config.seed,
         channels=size[0],
         side=size[1],
+        resized=resized,
+        margin=(resized - size[1]) // 2,
         tolerance=TOLERANCE[kind],
         code=code,
         mean=MEAN,

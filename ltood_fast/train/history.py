@@ -134,9 +134,16 @@ class History:
     def close(self) -> None:
         if self.writes:
             for name, logger in self.loggers.items():
-                logger.finalize("success")
-                if name == "wandb":  # it would take the next stage for the same run, and drop its first epochs
-                    logger.experiment.finish()
+                try:
+                    logger.finalize("success")
+                    if name == "wandb":  # it would take the next stage for the same run, and drop its first epochs
+                        logger.experiment.finish()
+                except Exception as error:  # each package has errors of its own
+                    warnings.warn(
+                        f"train: run.loggers {name} could not be closed ({_reason(error)}); history.jsonl has all "
+                        "values",
+                        stacklevel=2,
+                    )
 
 
 def read_history(path: Path) -> list[dict[str, Any]]:

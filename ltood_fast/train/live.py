@@ -1,4 +1,4 @@
-"""report.html while a run trains: losses, speed, re-samplings and the time left, until the final report replaces it."""
+"""report.html while a run trains: losses, speed and the time left, until the final report replaces it."""
 
 from __future__ import annotations
 

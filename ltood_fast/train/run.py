@@ -159,7 +159,8 @@ def saved_progress(run_dir: Path) -> str:
 
 
 # The keys that `ltood embed` reads: of the images, not of the network.
-EMBED_KEYS = ("data.root", "data.cache_dir", "data.workers", "data.image_size", "data.ood_size", "data.seed")
+EMBED_KEYS = ("data.root", "data.cache_dir", "data.workers", "data.image_size", "data.decode_size", "data.ood_size",
+              "data.seed")  # fmt: skip
 
 
 class EmbeddedSet(NamedTuple):

@@ -54,13 +54,11 @@ def test_a_picture_names_its_source():
 def test_the_forest_counts_what_is_decided(decision, count, monkeypatch):
     said = []
     monkeypatch.setattr(experiments_picture, "headline", lambda figure, finding, setting: said.append(finding))
-    difference = {"better": "a", "worse": "b", "measure": "overall", "mean": 0.01, "standard_error": 0.001, "n": 3}
+    difference = {"better": "a", "worse": "b", "measure": "overall", "mean": 0.01, "low": 0.0, "high": 0.02, "n": 3}
     experiments_picture.draw({"some": {"comparisons": [{**difference, "decision": decision}]}})
     assert said[0].startswith(count)
 
 
 def test_bars_are_the_intervals_of_the_verdict():
-    difference = {"mean": 0.01, "standard_error": 0.002}
-    assert experiments_picture._bar(difference) == [[pytest.approx(0.4)], [pytest.approx(0.4)]]
-    asymmetric = {**difference, "low": -0.01, "high": 0.02}
-    assert experiments_picture._bar(asymmetric) == [[pytest.approx(2.0)], [pytest.approx(1.0)]]
+    difference = {"mean": 0.01, "low": -0.01, "high": 0.02}
+    assert experiments_picture._bar(difference) == [[pytest.approx(2.0)], [pytest.approx(1.0)]]

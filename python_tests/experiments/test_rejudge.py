@@ -42,11 +42,17 @@ def test_what_was_decided_at_first_stays_known(written):
     data["runs"] = [run for run in data["runs"] if not run["variant"].startswith("control")]
     path.write_text(json.dumps(data))
     for _ in range(2):
-        main(str(written.parent))
+        assert main([str(written.parent)]) == 0
         table = (written.parent / "rejudged.md").read_text()
         row = next(line for line in table.splitlines() if "tailness − random | overall" in line)
         assert row.endswith("| refuted | held |")
         assert "concludes nothing, as its positive control" in (written / "table.md").read_text()
+
+
+@pytest.mark.parametrize("argv", [[], ["nowhere"]])
+def test_a_wrong_folder_is_one_sentence(argv, capsys):
+    assert main(argv) == 2
+    assert capsys.readouterr().err.startswith("ltood: error: ")
 
 
 def test_another_file_is_refused(tmp_path):

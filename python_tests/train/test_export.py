@@ -45,9 +45,11 @@ def code_of(folder):
     return re.findall(r"```python\n(.*?)```", (folder / "README.md").read_text(), re.DOTALL)
 
 
-@pytest.mark.parametrize("encoder", ["resnet18", "torchvision:mobilenet_v3_small", "tiny_conv"])
-def test_the_card_loads_the_network_elsewhere(encoder, checkpoint, tmp_path):
-    path, model = checkpoint(encoder)
+@pytest.mark.parametrize(
+    ("encoder", "resized"), [("resnet18", 32), ("torchvision:mobilenet_v3_small", 32), ("tiny_conv", 38)]
+)
+def test_the_card_loads_the_network_elsewhere(encoder, resized, checkpoint, tmp_path):
+    path, model = checkpoint(encoder, **{"data.decode_size": str(resized)})
     folder = export_network(path, "torch", tmp_path / "network")
     picture = tmp_path / "a.png"
     pixels = np.random.default_rng(0).integers(0, 256, (40, 50, 3), np.uint8)
@@ -56,7 +58,7 @@ def test_the_card_loads_the_network_elsewhere(encoder, checkpoint, tmp_path):
     assert ("ltood_fast" in load) == (encoder == "tiny_conv")
     script = f"{load}\n{prepare}\nprint(features(prepare({str(picture)!r}))[0].tolist())"
     done = subprocess.run([sys.executable, "-c", script], cwd=folder, capture_output=True, text=True, check=True)
-    images = make_eval_transform(32)(torch.from_numpy(decode_file(picture, 32).copy())[None])
+    images = make_eval_transform(32)(torch.from_numpy(decode_file(picture, resized).copy())[None])
     with torch.no_grad():
         torch.testing.assert_close(torch.tensor(json.loads(done.stdout)), model.embed(images)[0], rtol=1e-4, atol=1e-5)
 
@@ -114,6 +116,9 @@ def test_an_export_replaces_nothing_but_an_export(checkpoint, tmp_path, capsys):
     assert "export: output must be in an existing folder" in capsys.readouterr().err
     assert main([*argv, str(tmp_path / "network")]) == 0
     assert main([*argv, str(tmp_path / "network")]) == 0
+    (tmp_path / "network" / "notes.txt").write_text("mine")
+    assert main([*argv, str(tmp_path / "network")]) == 2
+    assert (tmp_path / "network" / "notes.txt").read_text() == "mine"
     assert main(["export", "--run-dir", str(tmp_path / "photos"), "--output", str(tmp_path / "x")]) == 2
     assert "export: run-dir must hold a trained stage, got none" in capsys.readouterr().err
 

@@ -78,7 +78,7 @@ def test_loggers_of_other_packages_get_the_values(name, kind, tmp_path, monkeypa
 def test_a_logger_that_fails_ends_no_run(tmp_path, monkeypatch):
     from lightning_fabric.loggers import CSVLogger
 
-    def gone(self, values, step):
+    def gone(self, *_, **__):
         raise ConnectionError("server is gone\nmore")
 
     monkeypatch.setattr(CSVLogger, "log_metrics", gone)
@@ -88,6 +88,17 @@ def test_a_logger_that_fails_ends_no_run(tmp_path, monkeypatch):
         train(session(tmp_path, run__loggers="csv", simclr__epochs=2), "simclr")
     assert len([warning for warning in said if "run.loggers" in str(warning.message)]) == 1
     assert len(read_history(tmp_path / "simclr" / "history.jsonl")) == 2
+
+
+def test_a_logger_that_does_not_close_ends_no_run(tmp_path, monkeypatch):
+    from lightning_fabric.loggers import CSVLogger
+
+    def gone(self, status):
+        raise ConnectionError("server is gone")
+
+    monkeypatch.setattr(CSVLogger, "finalize", gone)
+    with pytest.warns(UserWarning, match="run.loggers csv could not be closed .server is gone.; history.jsonl has"):
+        train(session(tmp_path, run__loggers="csv", simclr__epochs=1), "simclr")
 
 
 def test_a_logger_that_does_not_open_is_named(tmp_path, monkeypatch):

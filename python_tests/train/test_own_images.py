@@ -72,6 +72,9 @@ def test_from_two_folders_to_the_files_at_the_end(photos, tmp_path, capsys):
     capsys.readouterr()
     assert main(["train", "--images", str(pool), "--run-dir", str(run), "--resume"]) == 2
     assert "argument --images must be the folder of the run in " in capsys.readouterr().err
+    argv = ["train", "--images", str(images), "--ood", str(images), "--run-dir", str(run), "--resume"]
+    assert main(argv) == 2
+    assert "argument --ood must be the folder of the run in " in capsys.readouterr().err
 
 
 def test_images_without_classes_get_pages_to_look_at(photos, tmp_path, capsys):
@@ -111,7 +114,10 @@ def test_loose_images_beside_classes_are_trained_on_only(photos):
 def test_too_few_images_are_refused(photos, tmp_path, capsys):
     images = photos("mine", 3)
     assert main(["train", "--images", str(images), "--run-dir", str(tmp_path / "run"), *SHORT]) == 2
-    assert "data: folder must hold at least 4 images, got 3" in capsys.readouterr().err
+    assert (
+        "must leave two images to train on and two to test with data.test_fraction 0.2, got 2 and 1"
+        in capsys.readouterr().err
+    )
     assert not (tmp_path / "run").exists()
 
 
