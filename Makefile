@@ -1,4 +1,4 @@
-# make demo | test | faults | ptx-test | lint | format | fuzz | sanitize | sanitize-fuzz | isa-test | wheel | bench | rivals | conformance | gpu-check | clean
+# make demo | test | docs | faults | ptx-test | lint | format | fuzz | sanitize | sanitize-fuzz | isa-test | wheel | bench | rivals | conformance | gpu-check | clean
 # TORCH picks another torch:    make test TORCH="torch torchvision"
 # PYTHON, VENV pick the interpreter and the environment; VENV= (empty) uses PYTHON as it is and installs nothing.
 PYTHON ?= python3
@@ -22,7 +22,7 @@ CXX_FILES := $(shell find csrc -name '*.h' -o -name '*.cpp' -o -name '*.cu' -o -
 TEST_CXX_FILES := $(shell find python_tests benchmarks -name '*.h' -o -name '*.cpp' -o -name '*.cu' -o -name '*.cuh')
 SOURCES := $(CXX_FILES) csrc/sources.txt setup.py pyproject.toml
 
-.PHONY: demo test faults ptx-test lint format fuzz sanitize sanitize-build sanitize-fuzz isa-test isa-avx2 isa-baseline wheel gpu-check gpu-1 gpu-2 gpu-3 gpu-4 gpu-5 gpu-6 gpu-bench gpu-autotune gpu-method bench rivals conformance clean
+.PHONY: demo test docs faults ptx-test lint format fuzz sanitize sanitize-build sanitize-fuzz isa-test isa-avx2 isa-baseline wheel gpu-check gpu-1 gpu-2 gpu-3 gpu-4 gpu-5 gpu-6 gpu-bench gpu-autotune gpu-method bench rivals conformance clean
 
 demo: $(READY)
 	$(PY) -m ltood_fast train --config demo --run-dir $(RUN_DIR) $(DEMO_ARGS)
@@ -32,7 +32,6 @@ test: $(READY)
 	$(PY) -m pytest -n $(TEST_JOBS) --dist loadfile --cov --cov-report=term $(PYTEST_ARGS)
 
 # The site, into build/site: a broken link or a page outside the navigation is an error.
-.PHONY: docs
 docs: $(READY)
 	NO_MKDOCS_2_WARNING=1 $(PY) -m mkdocs build --strict --site-dir build/site
 

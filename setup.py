@@ -193,7 +193,7 @@ def binding() -> dict[str, object]:
     return {"version": f"{VERSION}+torch{release}{kernels}", "install_requires": [f"torch=={release}.*", "numpy"]}
 
 
-# The command is installed beside ltood_fast, as a package of its own: to import a part of ltood_fast imports torch.
+# The command is a package of its own, next to ltood_fast, because importing a part of ltood_fast imports torch.
 PACKAGES = [*setuptools.find_packages(include=["ltood_fast*"], exclude=["ltood_fast.command"]), "ltood_command"]
 
 setuptools.setup(

@@ -10,7 +10,6 @@ import argparse
 import itertools
 import os
 import re
-import shutil
 import subprocess
 import tempfile
 from concurrent.futures import ThreadPoolExecutor
@@ -19,6 +18,8 @@ from functools import partial
 from pathlib import Path
 
 import torch
+
+from .static_cost import toolchain
 
 ROOT = Path(__file__).resolve().parent.parent
 TABLE = ROOT / "csrc/cuda/tile_sizes_sm90.h"
@@ -224,15 +225,10 @@ def tune_share(nvcc: str, folder: Path, jobs: int, text: str) -> str:
     return share_line([[case for cases in of_share.values() for case in cases] for of_share in timed])
 
 
-def find_nvcc() -> str | None:
-    home = os.environ.get("CUDA_HOME", "/usr/local/cuda")
-    return shutil.which("nvcc", path=os.path.join(home, "bin")) or shutil.which("nvcc")
-
-
 def _run(arguments: argparse.Namespace) -> int:
     if not torch.cuda.is_available() or torch.cuda.get_device_capability() != (9, 0):
         raise ValueError("needs a CUDA device of compute capability 9.0, and there is none here")
-    nvcc = find_nvcc()
+    nvcc = toolchain.nvcc()
     if nvcc is None:
         raise ValueError("needs nvcc, which is neither in CUDA_HOME nor on PATH")
     with tempfile.TemporaryDirectory() as folder:

@@ -47,7 +47,7 @@ class Outcome:
     name: str
     line: str
     status: int
-    """Of the process; 124 and 137: it ran past its limit."""
+    """Exit status; 124 and 137: it ran past its limit."""
     seconds: float
     tail: str = field(repr=False)
 
@@ -90,6 +90,8 @@ def _execute(command: Command, results: Path) -> Outcome:
     line = command.line.format(python=shlex.quote(sys.executable), results=shlex.quote(str(results)))
     environment = dict(os.environ, PYTHONPATH=f"{ROOT}:{ROOT / 'python_tests'}", LTOOD_CUDA="1")
     environment.setdefault("MAX_JOBS", str(os.cpu_count() or 1))
+    toolkit = Path(environment.get("CUDA_HOME", "/usr/local/cuda")) / "bin"  # where setup.py looks for nvcc, too
+    environment["PATH"] = f"{environment.get('PATH', '')}:{toolkit}"
     if command.path:
         environment["LTOOD_CUDA_PATH"] = command.path
     bounded = ["timeout", "-k", str(KILL_AFTER), str(command.seconds), "bash", "-c", line]

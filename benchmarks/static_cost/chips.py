@@ -17,7 +17,7 @@ class Chip:
     multiprocessors: int
     peak_flops: float
     mma_clocks: float
-    """Of mma.m16n8k16 on a quarter's tensor core, as it is issued."""
+    """Clocks of mma.m16n8k16 on a quarter's tensor core."""
     l2_bytes: float = 24.0
     """A clock and multiprocessor, sustained: assumed."""
 
@@ -41,5 +41,5 @@ def clocks(counts: Counter[str]) -> dict[str, float]:
 
 
 def wgmma_clocks(columns: int, count: int = 1) -> float:
-    """Of m64nNk16 on a whole multiprocessor: 1,024 multiply-adds a column, 2,048 a clock."""
+    """Clocks of m64nNk16 on a whole multiprocessor: 1,024 multiply-adds a column, 2,048 a clock."""
     return count * columns / 2

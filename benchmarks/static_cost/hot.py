@@ -47,7 +47,7 @@ class Hot:
     """Instructions of a warp by pipe."""
 
     steps: tuple[Counter[str], ...]
-    """Of the loops over k_tiles, the most frequent first: one pass each."""
+    """The loops over k_tiles, the most frequent first: one pass each."""
     tile: Counter[str]
     """One pass of the loop over tiles, without the loops over k_tiles."""
     exponentials: int

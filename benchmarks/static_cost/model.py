@@ -44,7 +44,7 @@ class Turns:
     bytes: float = 0
     handover: float = HANDOVER
     count: int = 0
-    """Of products."""
+    """Number of products."""
 
     @classmethod
     def of(cls, hot: Hot, products: float, count: int, bytes_: float, handover: float = HANDOVER) -> Turns:

@@ -1,4 +1,4 @@
-"""What the launchers compile to, and what the model makes of it, as JSON and as Markdown tables."""
+"""Compiles the launchers and writes the counts and the model's predictions as JSON and Markdown."""
 
 from __future__ import annotations
 

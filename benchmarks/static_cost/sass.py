@@ -100,11 +100,16 @@ class Function:
         return done[::-1]
 
     @cached_property
-    def dominators(self) -> dict[int, set[int]]:
+    def predecessors(self) -> dict[int, list[int]]:
         before: dict[int, list[int]] = {b: [] for b in self.order}
         for b in self.order:
             for s in self.successors[b]:
                 before[s].append(b)
+        return before
+
+    @cached_property
+    def dominators(self) -> dict[int, set[int]]:
+        before = self.predecessors
         result = {b: set(self.order) for b in self.order}
         result[0] = {0}
         changed = True
@@ -118,10 +123,7 @@ class Function:
     @cached_property
     def loops(self) -> dict[int, set[int]]:
         """Header -> blocks of the natural loops; those of one header are one loop."""
-        before: dict[int, list[int]] = {b: [] for b in self.order}
-        for b in self.order:
-            for s in self.successors[b]:
-                before[s].append(b)
+        before = self.predecessors
         result: dict[int, set[int]] = {}
         for b in self.order:
             for header in (s for s in self.successors[b] if s in self.dominators[b]):

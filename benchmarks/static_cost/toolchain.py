@@ -14,14 +14,14 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parents[2]
 LAUNCHERS = tuple(sorted(str(path.relative_to(ROOT)) for path in (ROOT / "csrc").glob("**/*.cu")))
 FLAGS = ("-O3", "-std=c++17", "-lineinfo", "--expt-relaxed-constexpr")
-# What ptxas says where it does not run wgmma as it is written: it waits after every product (C7508, C7510, C7514,
+# ptxas's codes for wgmma that it does not run as written: it waits after every product (C7508, C7510, C7514,
 # C7515, C7518, C7520) or ignores setmaxnreg. C7519 alone is fine: it adds the fence that the first product needs.
 FAULTS = ("C7508", "C7510", "C7514", "C7515", "C7518", "C7520")
 
 
 @dataclass(frozen=True)
 class Resources:
-    """What ptxas says about a kernel."""
+    """Registers and local memory of a kernel, by ptxas."""
 
     registers: int
     local_bytes: int

@@ -17,14 +17,14 @@ class ExcludedColumns {
  public:
   ExcludedColumns() = default;  // none
 
-  // Of every row the rows of its segment.
+  // For every row, the rows of its segment.
   ExcludedColumns(const RowSegments& segments, int64_t n) : columns_(segments), segment_(n) {
     for (int64_t g = 0; g < segments.count(); ++g) {
       for (int64_t at = segments.offsets[g]; at < segments.offsets[g + 1]; ++at) segment_[segments.order[at]] = g;
     }
   }
 
-  // Of every row the columns of its id, unless it is `none`. x_ids [n], y_ids [m].
+  // For every row, the columns of its id, unless it is `none`. x_ids [n], y_ids [m].
   ExcludedColumns(const int64_t* x_ids, int64_t n, const int64_t* y_ids, int64_t m, std::optional<int64_t> none)
       : columns_(segment_rows(y_ids, m)), segment_(n, -1) {
     std::vector<int64_t> ids;  // of the segments, ascending

@@ -46,7 +46,7 @@ double log_sum_exp(double sum, T largest, double inv_tau) {
   return std::log(sum) + (std::isinf(largest) ? 0.0 : double(largest) * inv_tau);
 }
 
-// What weight_by_softmax and its online form take of rows (or columns), weights in units of `unit`.
+// Weights and log-sum-exp of rows (or columns) for weight_by_softmax and its online form, in units of `unit`.
 template <typename T>
 struct SoftmaxFactors {
   std::vector<T> weight, lse2;

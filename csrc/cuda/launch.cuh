@@ -62,7 +62,7 @@ inline bool use_sm90() {
 #endif
 }
 
-// An error that we return is not left behind for whoever asks for the last one next.
+// Clears the runtime's last error: a later cudaGetLastError does not report an error that was returned already.
 inline cudaError_t returned(cudaError_t error) {
   if (error) (void)cudaGetLastError();
   return error;
@@ -75,7 +75,7 @@ inline cudaError_t allow_shared(const void* kernel, int shared) {
 }
 
 // kernel<<<grid, block, shared>>>(params) on the stream; returns the status of this launch alone, where
-// cudaGetLastError would also return an earlier error of somebody else. It waits for nothing and is safe while a CUDA
+// cudaGetLastError would also report the error of an earlier call. It waits for nothing and is safe while a CUDA
 // graph is captured.
 template <typename Params>
 cudaError_t launch(void (*kernel)(Params), dim3 grid, int block, int shared, const Params& params, void* stream) {

@@ -26,7 +26,7 @@ constexpr int64_t kNoKey = LLONG_MIN;  // beyond the first and the last position
 #endif
 constexpr int positions_of(int64_t count) { return count <= LTOOD_FEW_POSITIONS ? 16 : 128; }
 
-// What the block's threads share of its positions.
+// The block's positions, shared by its threads.
 template <int kPositions>
 struct Positions {
   int64_t keys[kPositions + 2];  // with the position before and the one behind

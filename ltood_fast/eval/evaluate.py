@@ -35,7 +35,7 @@ class EvalProtocol:
     seed: int = 0
     """Seed of the SGD probe and of k-means."""
     probe_batch: int = 128
-    """Of the SGD probe."""
+    """Batch size of the SGD probe."""
     epochwise: EpochwiseProbe | None = None
     """How the SGD probe sees images anew each epoch and which epoch counts; None: the features of the probe set."""
 

@@ -84,7 +84,7 @@ class StageResult:
     knn: GroupReport | None = None
     """Weighted kNN, in groups."""
     right: dict[str, list[str]] | None = None
-    """Of ``probe`` and ``knn``: which test images of each class are right, see `scores.pack_right`. Paired over two
+    """The test images of each class that ``probe`` and ``knn`` have right, see `scores.pack_right`. Paired over two
     runs it says how much of a difference in accuracy is chance of the test images."""
     few_shot: GroupReport | None = None
     """Linear probe that learnt from a few images a class, in groups."""

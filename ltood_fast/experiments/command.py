@@ -73,7 +73,7 @@ def run_experiment(name: str, setting: Setting, *, train: bool = True) -> str:
 
 
 def summarise(experiment: Experiment, setting: Setting, outcomes: Outcomes, listed: list[Variant]) -> Summary:
-    """What an experiment found of the variants of its table, its verdict bound to the positive control."""
+    """The findings on the variants of a table; the verdict is bound to the positive control."""
     summary = experiment.summarise(setting, Outcomes(listed, outcomes.by_run))
     if isinstance(experiment.control, str):
         return replace(summary, values={**summary.values, "control": experiment.control})
@@ -180,7 +180,7 @@ def _test_images(outcomes: Outcomes) -> dict[str, Any] | None:
 
 
 def _packed(outcome: Outcome) -> dict[str, Any] | None:
-    """What a report says of the test images, from which a difference can be judged again."""
+    """The test images as a report holds them, from which a difference can be judged again."""
     stage = next(s for s in outcome.report["stages"] if s["name"] == outcome.stage)
     return stage.get("right")
 
@@ -191,6 +191,6 @@ def _spread(outcomes: Outcomes, variant: Variant, measure: str) -> dict[str, Any
 
 
 def without_folders(overrides: dict[str, str]) -> dict[str, str]:
-    """Without the roots, and files by their names: where they lie on a machine is nobody else's business."""
+    """Without the roots, and files by their names: where they lie on a machine is private."""
     kept = {key: value for key, value in overrides.items() if key not in FOLDERS}
     return {key: Path(value).name if Path(value).is_absolute() else value for key, value in kept.items()}

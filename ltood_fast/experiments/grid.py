@@ -1,6 +1,6 @@
 """The grid: every variant at every seed as an ordinary `ltood train` run in a folder and a process of its own.
 
-`<output>/runs/<variant>/seed<k>/` is the run, `seed<k>.log` beside it what it printed. A run is done when its
+`<output>/runs/<variant>/seed<k>/` is the run, `seed<k>.log` next to it is its output. A run is done when its
 report.json is there, of the same configuration; experiments that share an output folder share its runs. A lock that the
 training process inherits keeps a second grid, or one that was killed and started again, from training a run twice.
 """

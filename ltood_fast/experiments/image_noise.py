@@ -26,7 +26,7 @@ SOURCES = {"overall": "probe", **dict.fromkeys((*GROUPS, "std"), "probe"), "knn"
 
 @dataclass(frozen=True)
 class Answers:
-    """What a run answered on the test set."""
+    """The answers of a run on the test set."""
 
     test_counts: list[int]
     """Test images of each class."""
@@ -45,7 +45,7 @@ Pair = tuple[tuple[Answers, Mapping[str, float | None]], tuple[Answers, Mapping[
 
 
 def standard_error(pairs: Sequence[Pair], measure: str) -> tuple[float, bool]:
-    """Of the mean difference, from the test images; whether it is from paired answers, or the bound for unpaired ones.
+    """Variance of the mean difference, from the test images; whether it is from paired answers, or the bound for unpaired ones.
 
     0 and False of a measure that is no sum over test images.
     """
@@ -59,7 +59,7 @@ def standard_error(pairs: Sequence[Pair], measure: str) -> tuple[float, bool]:
 
 
 def _shares(measures: Mapping[str, float | None], measure: str) -> dict[str, float]:
-    """What a measure changes by with the accuracy of each group; of one that is itself an accuracy, itself."""
+    """The change of a measure with the accuracy of each group; an accuracy changes with itself."""
     if measure != "std":
         return {measure: 1.0}
     known = {group: measures[group] for group in GROUPS if measures[group] is not None}
@@ -101,7 +101,7 @@ def _paired(pairs: Sequence[Pair], measure: str, source: str) -> float:
 
 
 def _unpaired(runs: Sequence[tuple[Answers, Mapping[str, float | None]]], measure: str) -> float:
-    """Of the mean over the seeds of one way: as if all of them got the same images right."""
+    """Variance of the mean over the seeds of one way, as if all of them got the same images right."""
     answers = runs[0][0]
     known = [measures for _, measures in runs if measures[measure] is not None]
     if not known:

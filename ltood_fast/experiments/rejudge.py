@@ -63,7 +63,7 @@ def rejudge(path: Path) -> Summary:
     control = () if isinstance(experiment.control, str) else experiment.control.variants
     listed = [v for v in outcomes.variants if v.name not in {c.name for c in control} - _compared(data)]
     summary = summarise(experiment, setting, outcomes, listed)
-    # What other tables show came from the runs themselves, which are not here.
+    # Other tables come from the runs themselves, which are not here.
     kept = [Table(**table) for table in data.get("tables", ())]
     summary = replace(summary, tables=[*(t for t in summary.tables if t.title not in {k.title for k in kept}), *kept])
     found = {key: summary.values[key] for key in ("comparisons", "control")}

@@ -90,7 +90,7 @@ class Summary:
     draw: Callable[[], Figure]
     verdict: Verdict
     values: dict[str, Any] = field(default_factory=dict)
-    """Numbers beside those of the runs, for results.json."""
+    """Numbers in addition to those of the runs, for results.json."""
 
 
 @dataclass(frozen=True)

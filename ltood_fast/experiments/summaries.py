@@ -32,7 +32,7 @@ def summary_of(
     draw: Callable[[list[Judged]], Figure] = forest_figure,
     values: dict[str, Any] | None = None,
 ) -> Summary:
-    """Accuracies with a verdict from the deciding differences; the others are shown beside them.
+    """Accuracies with a verdict from the deciding differences; the others are shown as well.
 
     Args:
         tables, values: what else was found.

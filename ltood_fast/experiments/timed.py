@@ -39,13 +39,13 @@ RESAMPLINGS = 4  # choices of OOD images in a branch, as 100 epochs and T = 25
 
 @dataclass(frozen=True)
 class Plan:
-    """What is trained for each seed, and how long that takes at the measured rate."""
+    """The training of each seed, and how long it takes at the measured rate."""
 
     rate: float
     """Images a second, two views each, of SimCLR."""
     epochs: dict[str, int]
     share: float
-    """Of `EPOCHS`, as the time allows."""
+    """Share of `EPOCHS` that the time allows."""
     seconds: dict[str, float]
     """Predicted, by variant."""
 

@@ -492,7 +492,7 @@ def is_binding(key: str) -> bool:
 
 
 POOL_KEYS = ("data.ood", "data.ood_root", "data.ood_list", "data.ood_size")
-# Of the guide's clusters too.
+# These keys shape the guide's clusters too.
 CLUSTER_KEYS = ("stage1.refine_steps", "stage1.refine_lr", "stage1.refine_batch", "stage1.refine_nu")
 
 

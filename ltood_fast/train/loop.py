@@ -47,8 +47,8 @@ def learning_rate(config: OptimConfig, length: float, progress: float, unit: flo
 
     A function of the progress in epochs (a fraction within an epoch), as epochs grow longer once OOD images join, or in
     steps, of which a warm-up epoch has `unit`; so the number of finished epochs is the whole state of the schedule. A
-    stage that is given more epochs, finished or
-    not, goes on at the rate that the longer schedule has after its finished epochs: above the rate that it ended with.
+    stage that is given more epochs, finished or not, goes on at the rate that the longer schedule has after its finished
+    epochs: above the rate that it ended with.
     """
     warmup = min(config.warmup_epochs * unit, length)
     if progress < warmup:
@@ -260,7 +260,7 @@ class Stage:
         return list(order[: sum(sizes)].split(sizes))
 
     def sizes(self, images: int) -> list[int]:
-        """Of the batches of an epoch.
+        """Sizes of the batches of an epoch.
 
         With optim.last_batch keep, the rest is one more where every rank gets the same number of images of it, two at
         least, also of its last micro-batch, and every row has neighbours enough.

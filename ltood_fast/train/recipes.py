@@ -3,8 +3,8 @@
 `ltood train --recipe NAME --config PRESET`: the preset says how large (network, epochs, batch, budget, T), the recipe
 which method, and `--section.key value` stands over both. Figures are the papers': [paper] arXiv 2506.12698, SDCLR
 [Jiang 2021, Self-Damaging Contrastive Learning], COLT [Bai 2023, On the Effectiveness of Out-of-Distribution Data in
-Self-Supervised Long-Tail Learning], the latter two as their published code has them. They share with the defaults
-of the configuration: budget 10,000, from epoch 100 on every 25, tau 0.2.
+Self-Supervised Long-Tail Learning], the latter two as their published code has them. The defaults of the
+configuration hold the figures that all share: budget 10,000, from epoch 100 on every 25, tau 0.2.
 """
 
 from __future__ import annotations
@@ -63,7 +63,7 @@ RECIPES: dict[str, Recipe] = {
     # weights of the latter for CIFAR-10 (none), CIFAR-100 and ImageNet-100.
     "colt": Recipe("OOD images by COLT's momentum score, its figures for CIFAR-10", {**_COLT, "stage1.alpha": 0.0}),
     "colt-cifar100": Recipe("COLT with its figures for CIFAR-100", {**_COLT, "stage1.alpha": 0.2}),
-    # (the interval of 25 epochs is that of CIFAR in COLT's script, of which ImageNet-100 has no other)
+    # COLT's script has one interval, the 25 epochs of CIFAR, for ImageNet-100 too.
     "colt-imagenet100": Recipe("COLT with its figures for ImageNet-100", {**_COLT, "stage1.alpha": 0.01}),
     "random-ood": Recipe(
         "stage 1 with OOD images drawn at random, the baseline of the sampling [paper]",

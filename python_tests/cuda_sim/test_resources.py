@@ -1,4 +1,4 @@
-"""What ptxas makes of the kernels: registers, local memory, wgmma in flight, and its order in the machine code."""
+"""The kernels as ptxas compiles them: registers, local memory, wgmma in flight, and its order in the machine code."""
 
 import subprocess
 from functools import cache

@@ -310,6 +310,6 @@ print((resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) / 1024)
 
 @pytest.mark.parametrize(("n", "q", "most"), [(8192, 0, 40), (256, 524288, 16)])
 def test_memory_stays_linear(n, q, most):
-    """Of 8,192 × 8,192 similarities, 256 MiB, and of a queue of 64 MiB, nothing is kept."""
+    """Neither 8,192 × 8,192 similarities, 256 MiB, nor a copy of a queue of 64 MiB is kept."""
     run = subprocess.run([sys.executable, "-c", MEMORY.format(n=n, q=q)], capture_output=True, text=True, check=True)
     assert float(run.stdout) < most

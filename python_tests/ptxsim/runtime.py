@@ -146,7 +146,7 @@ class Device:
 
     @property
     def last_error(self) -> int:
-        """What cudaGetLastError would return."""
+        """The value that cudaGetLastError would return."""
         return self.library.host.ptxsim_last_error()
 
     @property

@@ -101,7 +101,7 @@ def test_one_class_folder_tells_nothing_apart(photos):
     assert data.train.labels.unique().tolist() == [-1]
 
 
-def test_loose_images_beside_classes_are_trained_on_only(photos):
+def test_loose_images_outside_class_folders_are_trained_on_only(photos):
     photos("mine", 5)
     photos("mine/a", 5)
     images = photos("mine/b", 5)

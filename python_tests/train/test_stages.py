@@ -83,7 +83,7 @@ def test_warmup_is_nt_xent_on_id_alone_and_then_both_losses(make_session, tmp_pa
 
 @pytest.mark.parametrize("strategy", ["none", "random"])
 def test_the_oracles_neighbors_are_all_right(strategy, make_session, tmp_path):
-    """Of the row's own class by the labels, OOD rows among themselves; the losses are the method's."""
+    """Neighbours of the row's own class by the labels, OOD rows among themselves; the losses are the method's."""
     train(make_session(stage1__neighbors="oracle", stage1__ood_strategy=strategy), "stage1")
     for line in read_history(tmp_path / "stage1" / "history.jsonl")[1:]:
         assert line["neighbor_purity"] == 1.0
@@ -377,7 +377,7 @@ def test_a_guide_of_another_network_is_one_sentence(make_session, tmp_path):
 
 @pytest.mark.parametrize("strategy", ["tailness", "random"])
 def test_distinct_ood_images_are_counted(strategy, make_session, tmp_path):
-    """Of all choices so far, each image once; a resumed run goes on counting."""
+    """The images of all choices so far, each once; a resumed run goes on counting."""
     options = {"stage1__ood_strategy": strategy, "stage1__epochs": 6, "stage1__warmup_epochs": 1}
     train(make_session(**options), "stage1", epochs=4)
     train(make_session(**options), "stage1")
@@ -408,7 +408,7 @@ def test_a_branch_starts_from_another_runs_weights(make_session, tmp_path):
 
 @pytest.fixture
 def weighed(monkeypatch):
-    """Of every call of stage1_loss: the weights, the domains, the pairing and the rows of the bank."""
+    """The arguments of every call of stage1_loss: the weights, the domains, the pairing and the rows of the bank."""
     import ltood_fast
 
     calls, real = [], ltood_fast.stage1_loss

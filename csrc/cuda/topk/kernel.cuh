@@ -21,7 +21,6 @@ using mainloop_sm80::kBlockM;
 using mainloop_sm80::kBlockN;
 using mainloop_sm80::kThreads;
 
-constexpr int kMaxSplits = 256;
 constexpr int kCombineWarps = 4;
 constexpr int kPendingBytes = kBlockM * kPending * static_cast<int>(sizeof(Key));
 
@@ -61,7 +60,7 @@ __global__ void __launch_bounds__(32 * kCombineWarps) combine_kernel(TopkKernelP
   const auto entry = [&](int k_split, int at) {
     return k_split < params.k_splits && at < p.k ? params.keys[(size_t(k_split) * p.x.rows + row) * p.k + at] : kNoKey;
   };
-  constexpr int kLists = kMaxSplits / 32;
+  constexpr int kLists = cuda::kMaxColumnSplits / 32;
   int taken[kLists] = {};
   Key head[kLists];
 #pragma unroll

@@ -7,8 +7,6 @@ namespace {
 
 using knn::TopkKernelParams;
 
-static_assert(cuda::kMaxColumnSplits <= knn::kMaxSplits, "combine_kernel has a place for every range");
-
 // Columns are split so that two blocks a multiprocessor (one of the Hopper kernel's) find work: 16,384 rows are 128
 // blocks, which a device of 132 takes three times each.
 TopkKernelParams plan(const TopkParams& p, const cuda::DeviceLimits& limits) {

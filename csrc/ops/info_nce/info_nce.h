@@ -3,8 +3,9 @@
 //   s_ij = <u_i, k_j> / tau over the columns: the rows of positive_key, or those of negative_keys where they are given
 //   p(i) = i or target_i, the positive of row i among positive_key; columns with the id of row i are left out
 //   rest_i = log sum exp(s_ij) over the columns of row i without p(i)
-//   lse_i = log(exp(rest_i) + exp(s_ip)), loss_i = lse_i - s_ip = log(1 + exp(rest_i - s_ip)); decoupled: lse_i =
-//   rest_i label smoothing e: (1 - e) loss_i + e (lse_i - mean of s_ij over the columns and p(i))
+//   lse_i = log(exp(rest_i) + exp(s_ip)), loss_i = lse_i - s_ip = log(1 + exp(rest_i - s_ip))
+//   decoupled        lse_i = rest_i
+//   label smoothing  (1 - e) loss_i + e (lse_i - mean of s_ij over the columns and p(i))
 // `symmetric` adds the same for the keys as rows, over the queries as columns.
 #pragma once
 
@@ -55,7 +56,7 @@ inline InfoNceInputs info_nce_inputs(const Arguments& arguments) {
   return in;
 }
 
-// What the forward saves of a direction: rest_i = largest_i / tau + log_sum_i over the columns of row i without p(i).
+// Saved by the forward for each direction: rest_i = largest_i / tau + log_sum_i over the columns of row i without p(i).
 // The count of those columns is 0 without label smoothing.
 enum InfoNceStat : int64_t { kLargestStat, kLogSumStat, kCountStat, kStats };
 

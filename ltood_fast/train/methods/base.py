@@ -47,7 +47,7 @@ class Method(Protocol):
         """How many images an epoch shows, of one that is yet to come as well."""
 
     def facts(self) -> dict[str, int]:
-        """Of the epoch that has ended, for the log."""
+        """Numbers of the ended epoch, for the log."""
 
     def state_dict(self) -> dict[str, Any]: ...
 

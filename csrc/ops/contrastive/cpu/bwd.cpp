@@ -61,9 +61,9 @@ LossGradients row_gradients(const BackwardInputs& in, int64_t n) {
   for (int64_t i = 0; i < n; ++i) {
     if (std::isinf(lse[i]) && lse[i] < 0) rows.lse[i] = 0;  // no other row: nothing to repel
     rows.largest = std::max(rows.largest, std::abs(rows.lse[i]));
+    rows.undefined |= rows.lse[i] != 0 && is_undefined(lse[i]);
   }
   if (rows.largest == 0) rows.largest = 1;
-  for (int64_t i = 0; i < n; ++i) rows.undefined |= rows.lse[i] != 0 && is_undefined(lse[i]);
   return rows;
 }
 

@@ -252,6 +252,7 @@ __device__ float sole_attraction(const ContrastiveBackward& p, int row, int part
   const int members[] = {row, partner};
   for (const int i : members) {
     const double log_share = s - p.rows.lse[i], g = positive_grad[i], w = p.rows.lse_grad[i];
+    if (w == 0 && g == 0) continue;  // 0 of a softmax without a value
     attraction -= g * expm1(log_share) + (w - g) * exp(log_share);
   }
   return static_cast<float>(attraction);

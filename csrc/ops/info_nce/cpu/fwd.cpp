@@ -36,7 +36,7 @@ struct SideSums {
 
   LogitSums logit_sums(int64_t at) { return {logits.data() + at, count.data() + at}; }
 
-  // Of all slots: (largest v, log sum exp(s - largest / tau)), a largest of 0 where the shift is fixed.
+  // Over all slots: (largest v, log sum exp(s - largest / tau)), a largest of 0 where the shift is fixed.
   std::pair<double, double> log_sum(int64_t i, double inv_tau) const {
     const auto shift_of = [](T m) { return std::isinf(m) ? T(0) : m; };  // as add_exp_sums_online shifts
     T top = largest[i];

@@ -11,7 +11,8 @@
 // registers D = 128: 64 of S, 64 of the output, 32 of G, which is A of the second product and never leaves them
 // cost      2 N² D multiply-adds for D <= 256 (times 3 for float32), S again for every further 256 features; N²
 //           exponentials; from L2 32 KiB a tile of 128 × 128 at D = 128, 16 bytes a clock and SM
-// limiter   tensor cores: a tile of D = 128 takes 2,048 clocks of them, 1,024 of ex2. A warpgroup's turn is the
+// limiter   by benchmarks/results/static_cost.md, a prediction: tensor cores, of which a tile of D = 128 takes 2,048
+//           clocks. A warpgroup's turn is the
 //           output's product of one tile and S of the next; its exponentials run under the other's turn. Not yet
 //           verified on hardware.
 //

@@ -9,8 +9,10 @@
 //           columns pass and reduces them once a row tile; of a column it has 32 elements a tile: two shuffles end it
 // cost      N² D / 2 multiply-adds (times 3 for float32), N² / 2 exponentials; from L2 16 KiB a k_tile of 128 columns,
 //           for 256 rows: 16 bytes a clock and SM at D = 128 if the tensor cores never wait
-// limiter   at D = 128 a wide tile takes 2,048 clocks of tensor cores and 2,048 of ex2: the warpgroups take turns,
-//           one's products under the other's exponentials. Not yet verified on hardware.
+// limiter   by benchmarks/results/static_cost.md, a prediction: at D = 128 a wide tile takes 2,048 clocks of tensor
+// cores
+//           and 2,048 of ex2, modelled 2,516: the warpgroups take turns, one's products under the other's exponentials.
+//           Not yet verified on hardware.
 #pragma once
 
 #include "cuda/primitives/math.cuh"

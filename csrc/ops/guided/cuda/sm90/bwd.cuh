@@ -7,7 +7,7 @@
 //   FLOP       2 (D + Dg) ceil(D / 128) + 2 D a pair
 //   limiter    by benchmarks/results/static_cost.md, a prediction, at D = Dg = 128: issue slots (2,263 clocks a tile of
 //              both warpgroups for distillation, special functions 2,048, products 1,536; modelled 2,440). A turn is
-//              the output's product of one tile and S and C of the next
+//              the output's product of one tile and S and C of the next. Not yet verified on hardware
 #pragma once
 
 #include "ops/guided/cuda/bwd.cuh"

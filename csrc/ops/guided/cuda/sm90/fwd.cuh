@@ -5,11 +5,12 @@
 //              the guide; the rows of both stay in shared memory, columns pass in stages of 64 × 128 features
 //   shared     D = Dg = 128: 64 KiB of rows, 6 stages of 16 KiB; D + Dg <= 512
 //   FLOP       2 (D + Dg) a pair, N² pairs for distillation, about N² / K for the negatives alone
-//   bytes      from L2 a tile's columns, 32 KiB at D = Dg = 128: 21 bytes a clock and multiprocessor at the rate below
+//   bytes      from L2 a tile's columns, 32 KiB at D = Dg = 128: 15 bytes a clock and multiprocessor at the
+//              modelled 2,160 clocks, 22 at 1,472
 //   limiter    by benchmarks/results/static_cost.md, a prediction, at D = Dg = 128: issue slots for distillation (1,999
 //              clocks a tile of both warpgroups, products 1,024, special functions 1,152; modelled 2,160), L2 for the
 //              negatives alone (1,365; modelled 1,472). The warpgroups take turns, one's products under the other's
-//              sums
+//              sums. Not yet verified on hardware
 #pragma once
 
 #include "ops/guided/cuda/fwd.cuh"
