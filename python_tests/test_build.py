@@ -122,7 +122,7 @@ def test_windows_is_refused_in_one_sentence():
 
 
 def test_the_instruction_set_is_one_that_the_processor_has():
-    """The instruction set of the loops with clones; a build for an older processor, or by another compiler, may have fewer."""
+    """A build for an older processor, or by another compiler, may have fewer clones than the processor could run."""
     isa = ltood_fast.build_info()["cpu_isa"]
     needs = {"avx512": " avx512f ", "avx2": " avx2 ", "baseline": ""}
     assert needs[isa] in Path("/proc/cpuinfo").read_text()

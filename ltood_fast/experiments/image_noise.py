@@ -45,7 +45,9 @@ Pair = tuple[tuple[Answers, Mapping[str, float | None]], tuple[Answers, Mapping[
 
 
 def standard_error(pairs: Sequence[Pair], measure: str) -> tuple[float, bool]:
-    """Variance of the mean difference, from the test images; whether it is from paired answers, or the bound for unpaired ones.
+    """Standard error of the mean difference that the test images cause; and whether it is from paired answers.
+
+    Without answers to pair, it is the bound for unpaired ones.
 
     0 and False of a measure that is no sum over test images.
     """

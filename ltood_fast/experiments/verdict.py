@@ -34,14 +34,14 @@ class Estimate:
 
     @property
     def df(self) -> float:
-        """Degrees of freedom of the total error, by Satterthwaite: its part from the test images has none of the n - 1."""
+        """Degrees of freedom of the total error, by Satterthwaite: the test images' part takes none of the n - 1."""
         if not self.error:
             return math.inf
         return (self.n - 1) * (self.total_error / self.error) ** 4
 
     def half_width(self, alpha: float = ALPHA) -> float | None:
-        """Half the interval that holds the mean in 1 - alpha of the cases: that of the seeds alone, t(n - 1), or that of
-        seeds and test images, whichever is wider."""
+        """Half the interval that holds the mean in 1 - alpha of the cases: that of the seeds alone, t(n - 1), or that
+        of seeds and test images, whichever is wider."""
         if self.error is None:
             return None
         return max(

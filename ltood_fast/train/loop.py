@@ -47,8 +47,8 @@ def learning_rate(config: OptimConfig, length: float, progress: float, unit: flo
 
     A function of the progress in epochs (a fraction within an epoch), as epochs grow longer once OOD images join, or in
     steps, of which a warm-up epoch has `unit`; so the number of finished epochs is the whole state of the schedule. A
-    stage that is given more epochs, finished or not, goes on at the rate that the longer schedule has after its finished
-    epochs: above the rate that it ended with.
+    stage that is given more epochs, finished or not, goes on at the rate that the longer schedule has after its
+    finished epochs: above the rate that it ended with.
     """
     warmup = min(config.warmup_epochs * unit, length)
     if progress < warmup:
