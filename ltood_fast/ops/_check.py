@@ -87,7 +87,7 @@ def same_width(op: str, argument: str, y: Tensor, x_argument: str, x: Tensor, *,
 
 def same_device(op: str, argument: str, y: Tensor, x_argument: str, x: Tensor) -> None:
     if y.device != x.device:
-        require(False, op, argument, f"on {x.device} as {x_argument} is", y.device)
+        require(False, op, argument, f"on {x.device}, the device of {x_argument}", y.device)
 
 
 def integer_tensor(op: str, argument: str, x: Tensor, like: Tensor, *, mask: bool = False) -> None:

@@ -87,6 +87,7 @@ def cluster_kl(
     """
     nu = _check_inputs("cluster_kl", z, centroids, nu, normalize)
     _check.choice("cluster_kl", "reduction", reduction, _check.REDUCTIONS)
+    _check.flag("cluster_kl", "return_q", return_q)
     if not use_kernel("cluster_kl", backend, z, centroids):
         return reference.cluster_kl(z, centroids, nu=nu, normalize=normalize, reduction=reduction, return_q=return_q)
     rows, _, _, _, q, _ = _run_kernel(z, centroids, nu, normalize, return_q=return_q)

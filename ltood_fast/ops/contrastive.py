@@ -185,6 +185,7 @@ def nt_xent(
     with GroupContext(op, group, reduction, exchange) as context:
         temperature = check_common(op, z, temperature, reduction, normalize)
         check.flag(op, "decoupled", decoupled)
+        check.flag(op, "return_lse", return_lse)
         kernel = _kernel(op, backend, context, z, decoupled=decoupled)
         check_views(op, z, instance_ids, kernel and not context.many)
     options = {"instance_ids": instance_ids, "decoupled": decoupled, "normalize": normalize}
@@ -263,6 +264,7 @@ def supcon(
         temperature = check_common(op, z, temperature, reduction, normalize)
         check.integers(op, "labels", labels, z.shape[0], z, mask=True)
         check.flag(op, "decoupled", decoupled)
+        check.flag(op, "return_lse", return_lse)
         kernel = _kernel(op, backend, context, z, decoupled=decoupled)
     options = {"decoupled": decoupled, "normalize": normalize}
     if kernel or context.many:
@@ -354,6 +356,8 @@ def psd_loss(
         temperature = check_common(op, z, temperature, reduction, normalize)
         neighbor_weight = _check_neighbors(op, z, k, neighbor_weight, domain, bank, instance_ids, context)
         check_pairing(op, pairing, context)
+        check.flag(op, "return_lse", return_lse)
+        check.flag(op, "return_neighbors", return_neighbors)
         kernel = _kernel(op, backend, context, z, bank and bank.z)
         check_views(op, z, instance_ids, kernel and not context.many)
     options = {
@@ -439,6 +443,7 @@ def domain_loss(
         temperature = check_common(op, z, 1.0 if kind == "bce" else temperature, reduction, normalize)
         check.integers(op, "domain", domain, z.shape[0], z, mask=True)
         check.choice(op, "kind", kind, DOMAIN_KINDS)
+        check.flag(op, "return_lse", return_lse)
         if kind == "bce":
             _check_head(z, domain, weight, bias, return_lse, backend)
         for name, value in (("weight", weight), ("bias", bias)):
@@ -568,6 +573,8 @@ def stage1_loss(
         alpha = check.nonnegative_number(op, "alpha", alpha)
         neighbor_weight = _check_neighbors(op, z, k, neighbor_weight, own_domain, bank, instance_ids, context)
         check_pairing(op, pairing, context)
+        check.flag(op, "return_lse", return_lse)
+        check.flag(op, "return_neighbors", return_neighbors)
         kernel = _kernel(op, backend, context, z, bank and bank.z)
         check_views(op, z, instance_ids, kernel and not context.many)
     options = {

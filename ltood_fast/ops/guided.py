@@ -129,6 +129,7 @@ def guided_contrastive(
         temperature = _check_pair(op, z, guide, temperature, reduction, normalize)
         gamma = _check_selection(op, Batch(z, guide, clusters, instance_ids, pos_idx), far, k, gamma, context)
         check.flag(op, "weighted", weighted)
+        check.flag(op, "return_lse", return_lse)
         kernel = use_kernel(op, backend, z, guide)
         check_views(op, z, instance_ids, kernel and not context.many)
     options = {"k": k if pos_idx is None else 0, "weighted": weighted, "gamma": gamma, "normalize": normalize}
@@ -222,6 +223,7 @@ def relational_distill(
     with GroupContext(op, group, reduction, exchange) as context:
         temperature = _check_pair(op, z, guide, temperature, reduction, normalize)
         teacher_temperature = check_teacher(op, teacher_temperature)
+        check.flag(op, "return_lse", return_lse)
         kernel = use_kernel(op, backend, z, guide)
     options = {"normalize": normalize, "teacher_temperature": teacher_temperature}
     batch = batch_of(Batch(z, guide), None, context, kernel, {"temperature": temperature, **options})
@@ -354,6 +356,7 @@ def stage2_loss(
         temperature = _check_pair(op, z, guide, temperature, reduction, normalize)
         gamma = _check_selection(op, Batch(z, guide, clusters, instance_ids, pos_idx), far, k, gamma, context)
         check.flag(op, "weighted", weighted)
+        check.flag(op, "return_lse", return_lse)
         distill = replace(
             distill, teacher_temperature=check_teacher(op, distill.teacher_temperature, "distill.teacher_temperature")
         )

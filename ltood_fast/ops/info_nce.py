@@ -170,6 +170,7 @@ def info_nce(
         temperature = check_common(op, query, temperature, reduction, normalize, "query")
         _check_keys(op, query, *keys)
         check.flag(op, "symmetric", symmetric)
+        check.flag(op, "return_lse", return_lse)
         _check_pairs(op, query, keys, target, symmetric)
         _check_exclude(op, exclude, query, positive_key if negative_keys is None else negative_keys)
         options = Options(temperature, *check_options(op, label_smoothing, denominator), normalize)

@@ -171,7 +171,7 @@ GOOD = torch.zeros(4, 3)
         ({"z": GOOD[:0]}, ValueError, "z must be non-empty, got shape (0, 3)"),
         ({"centroids": GOOD[:, :2]}, ValueError, "centroids must be 3 wide as z is, got shape (4, 2)"),
         ({"centroids": GOOD[:0]}, ValueError, "centroids must be non-empty, got shape (0, 3)"),
-        ({"centroids": GOOD.to("meta")}, ValueError, "centroids must be on cpu as z is, got meta"),
+        ({"centroids": GOOD.to("meta")}, ValueError, "centroids must be on cpu, the device of z, got meta"),
         ({"nu": 0.0}, ValueError, "nu must be positive and finite, got 0.0"),
         ({"nu": "1"}, TypeError, "nu must be a number, got str"),
         ({"backend": "gpu"}, ValueError, "backend must be one of auto, reference, cpu, cuda, got 'gpu'"),

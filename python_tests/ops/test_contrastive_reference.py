@@ -359,7 +359,7 @@ BAD = {
     "tau elsewhere": (
         lambda: ltood_fast.nt_xent(z32(), torch.tensor(0.5, device="meta")),
         ValueError,
-        "temperature must be on cpu as z is, got meta",
+        "temperature must be on cpu, the device of z, got meta",
     ),
     "reduction": (lambda: ltood_fast.nt_xent(z32(), reduction="avg"), ValueError, "reduction must be one of mean, sum"),
     "backend": (lambda: ltood_fast.nt_xent(z32(), backend="gpu"), ValueError, "backend must be one of auto, reference"),
@@ -376,7 +376,7 @@ BAD = {
     "ids elsewhere": (
         lambda: ltood_fast.nt_xent(z32(), instance_ids=ids64.to("meta")),
         ValueError,
-        "instance_ids must be on cpu as the embeddings is, got meta",
+        "instance_ids must be on cpu, the device of the embeddings, got meta",
     ),
     "labels missing": (lambda: ltood_fast.supcon(z32(), None), TypeError, "labels must be an integer or bool tensor"),
     "k zero": (lambda: ltood_fast.psd_loss(z32(), k=0), ValueError, r"psd_loss: k must be in \[1, 7\], got 0"),

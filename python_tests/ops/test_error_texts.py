@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import re
 import time
 import warnings
@@ -13,6 +14,7 @@ import torch
 import ltood_fast as lt
 from ltood_fast.ops import _shards
 from ltood_fast.ops import cluster_kl as cluster_kl_module
+from python_tests.ops import one_call_each as each
 
 N, D = 8, 4
 
@@ -54,6 +56,23 @@ def test_two_views_as_two_arguments_of_a_loss(op, z):
 def test_two_views_as_two_arguments_of_a_module(module, argument, integer, z):
     with refused(TypeError, f"{argument} must be {integer} tensor, got torch.float32 of shape (8, 4); {VIEWS}"):
         module()(z, torch.randn(N, D))
+
+
+FLAGS = [
+    (op, argument)
+    for op in each.OPS
+    for argument, parameter in inspect.signature(getattr(lt, op)).parameters.items()
+    if isinstance(parameter.default, bool)
+]
+
+
+@pytest.mark.parametrize(("op", "argument"), FLAGS)
+def test_a_flag_that_is_no_bool(op, argument):
+    """1 and "no" are true: a result of another shape would surprise far from here."""
+    z, others = torch.randn(N, each.D), each.OPS[op].others(N, torch.device("cpu"))
+    for value in (1, "no"):
+        with refused(TypeError, f"{op}: {argument} must be True or False, got {type(value).__name__}"):
+            each.OPS[op].function(z, *others, **{argument: value})
 
 
 def test_labels_in_place_of_the_temperature(z, labels):

@@ -315,7 +315,7 @@ BAD_SELECTION = [
     ({"z": torch.ones(6, 0)}, ValueError, r"z must be non-empty, got shape \(6, 0\)"),
     ({"z": torch.ones(6, 3, dtype=torch.int32)}, TypeError, "z must be float64, float32, bfloat16 or float16"),
     ({"guide": torch.ones(5, 2)}, ValueError, r"guide must be of 6 rows as z is, got shape \(5, 2\)"),
-    ({"guide": torch.ones(6, 2, device="meta")}, ValueError, "guide must be on cpu as z is, got meta"),
+    ({"guide": torch.ones(6, 2, device="meta")}, ValueError, "guide must be on cpu, the device of z, got meta"),
     ({"clusters": torch.zeros(5).long()}, ValueError, r"clusters must be of shape \[6\], got shape \(5,\)"),
     ({"clusters": torch.zeros(6)}, TypeError, "clusters must be an integer tensor, got torch.float32"),
     ({"clusters": torch.tensor([0, 1, 0, 1, 0, 2])}, ValueError, r"clusters must be in \[0, 2\), got \[0, 2\]"),
